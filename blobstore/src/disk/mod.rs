@@ -1,0 +1,68 @@
+//! The seam between the store and the file system.
+
+mod real;
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use tree::{Fingerprint, ReadAt, UnixTime};
+
+pub use real::RealDisk;
+
+/// What a file is opened for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Reading; the file must be there.
+    Read,
+    /// Reading and writing; the file must be there.
+    Write,
+    /// Reading and writing; the file is made if it is not there. Never truncates.
+    Create,
+}
+
+/// A file system, real or simulated. Paths are absolute.
+pub trait Disk: Send + Sync {
+    /// Opens one of the store's own files.
+    fn open(&self, path: &Path, access: Access) -> io::Result<Box<dyn DiskFile>>;
+
+    /// Opens the regular file at `relative` below `root`, following no symbolic link on the way down.
+    fn open_beneath(&self, root: &Path, relative: &Path, access: Access) -> io::Result<Box<dyn DiskFile>>;
+
+    /// Makes a directory and those above it. It is no error if it is there.
+    fn create_dirs(&self, dir: &Path) -> io::Result<()>;
+
+    /// The paths of all files, at any depth, below `dir`.
+    fn files_below(&self, dir: &Path) -> io::Result<Vec<PathBuf>>;
+
+    /// Renames a file, replacing what is at `to`. Durable after [`sync_dir`](Self::sync_dir) of both directories.
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+
+    /// Deletes a file. It is no error if it is not there.
+    fn remove(&self, path: &Path) -> io::Result<()>;
+
+    /// Makes the entries of `dir` durable.
+    fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+
+    /// Makes everything durable that was written so far to the file system that `dir` is on.
+    fn sync_file_system(&self, dir: &Path) -> io::Result<()>;
+}
+
+/// An open file.
+pub trait DiskFile: ReadAt + Send {
+    /// Writes all of `bytes` from `offset` on.
+    fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
+
+    /// Makes the file `bytes` long, with zeros, which take no room, where it grows.
+    fn set_len(&self, bytes: u64) -> io::Result<()>;
+
+    /// Makes the file's bytes, length and times durable.
+    fn sync(&self) -> io::Result<()>;
+
+    /// What the file is like now.
+    fn fingerprint(&self) -> io::Result<Fingerprint>;
+
+    /// Sets the modification time.
+    fn set_mtime(&self, mtime: UnixTime) -> io::Result<()>;
+}

@@ -1,0 +1,54 @@
+use std::{io, path::PathBuf};
+
+use tree::BlobId;
+
+/// Why the store could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The database failed.
+    #[error("{action} in the store's database")]
+    Database {
+        /// What was being done.
+        action: &'static str,
+        /// What redb said.
+        #[source]
+        source: Box<redb::Error>,
+    },
+    /// A file, the store's or a user's, failed.
+    #[error("{action} {path:?}")]
+    File {
+        /// What was being done.
+        action: &'static str,
+        /// To which file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A user's file is no longer the one that was indexed; it is left alone.
+    #[error("{path:?} was changed since it was indexed")]
+    Modified {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A piece of another blob, or beyond the blob's end, came where one of this blob was expected.
+    #[error("a piece that does not belong to blob {blob}")]
+    ForeignPiece {
+        /// The blob that was expected.
+        blob: BlobId,
+    },
+    /// The bytes of an outboard made anew name another blob.
+    #[error("the bytes of {path:?} are no longer blob {blob}")]
+    NotTheBlob {
+        /// The file.
+        path: PathBuf,
+        /// What it was indexed as.
+        blob: BlobId,
+    },
+}
+
+impl StoreError {
+    /// Wraps an I/O error with what was being done to which path.
+    pub(crate) fn file(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        move |source| Self::File { action, path: path.into(), source }
+    }
+}

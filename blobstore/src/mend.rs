@@ -1,0 +1,165 @@
+use redb::ReadableTable;
+use tracing::{info, warn};
+use tree::{Drift, Fingerprint, Geometry, Query, RangeSet, Verified};
+
+use crate::{
+    Access, DiskFile, FileRef, RootId, Sink, Store, StoreError,
+    rows::{FILES, FileRow, MENDING, decode, encode},
+};
+
+/// A user's file whose damaged chunk groups are being written over with proven ones.
+///
+/// Before the first write the file's fingerprint is put aside, durably: writing moves the file's mtime, and a
+/// crash before it is put back must not make the file count as edited. [`finish`](Self::finish) puts it back;
+/// after a crash the next [`Store::open`] does.
+pub struct Mending {
+    store: Store,
+    file: FileRef,
+    row: FileRow,
+    data: Box<dyn DiskFile>,
+    mended: RangeSet,
+}
+
+impl Store {
+    /// Opens `file` for mending the chunk groups that its row has under quarantine. Nothing else in it will be
+    /// written. Fails if it is not linked, cannot be written, or is no longer the file that was indexed.
+    pub fn mend(&self, file: &FileRef) -> Result<Mending, StoreError> {
+        let path = self.absolute(file);
+        let Some(row) = self.file(file)? else { return Err(StoreError::Modified { path }) };
+        let open = self.inner.disk.open_beneath(&self.root_dir(file.root), file.relative(), Access::Write);
+        let data = open.map_err(StoreError::file("open for writing", &path))?;
+        let now = data.fingerprint().map_err(StoreError::file("stat", &path))?;
+        if row.fingerprint.drift(&now) == Drift::Edited {
+            return Err(StoreError::Modified { path });
+        }
+        self.write("begin to mend a file", |txn| {
+            txn.open_table(MENDING)?.insert((file.root.0, &file.path[..]), &encode(&now)?[..])?;
+            Ok(())
+        })?;
+        Ok(Mending { store: self.clone(), file: file.clone(), row, data, mended: RangeSet::new() })
+    }
+
+    /// Ends every mending that a crash cut off: gives the file its mtime back, and lifts no quarantine.
+    pub(crate) fn finish_mending(&self) -> Result<(), StoreError> {
+        let interrupted: Vec<(FileRef, Fingerprint)> = self.read_rows("look for interrupted mending", |txn| {
+            let rows = txn.open_table(MENDING)?;
+            rows.iter()?
+                .map(|row| {
+                    let (key, before) = row?;
+                    let (root, path) = key.value();
+                    Ok((FileRef { root: RootId(root), path: path.to_owned() }, decode(before.value())?))
+                })
+                .collect()
+        })?;
+        for (file, before) in interrupted {
+            let Some(row) = self.file(&file)? else {
+                self.end_mending(&file, None)?;
+                continue;
+            };
+            let path = self.absolute(&file);
+            match self.restore_after_crash(&file, &row, before) {
+                Ok(Some(now)) => {
+                    info!(?path, "interrupted mending: mtime restored, damage as before");
+                    self.end_mending(&file, Some((now, &RangeSet::new())))?;
+                }
+                Ok(None) => {
+                    warn!(?path, "interrupted mending: the file was changed since, and is left alone");
+                    self.end_mending(&file, None)?;
+                }
+                // Perhaps a disk that is not mounted yet: the next start tries again.
+                Err(error) => warn!(?path, %error, "interrupted mending: the file cannot be read"),
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts the mtime back if the file is the one that was being mended, and nobody has written to it since:
+    /// all of it but what was under quarantine must prove.
+    fn restore_after_crash(
+        &self,
+        file: &FileRef,
+        row: &FileRow,
+        before: Fingerprint,
+    ) -> std::io::Result<Option<Fingerprint>> {
+        let data = self.inner.disk.open_beneath(&self.root_dir(file.root), file.relative(), Access::Write)?;
+        let now = data.fingerprint()?;
+        if (now.inode, now.size) != (before.inode, before.size) {
+            return Ok(None);
+        }
+        let Ok(outboard) = self.outboard(row.blob, before.size) else { return Ok(None) };
+        let sound = RangeSet::from(Geometry::new(before.size).all()).difference(&row.damaged);
+        let mut prover = tree::Prover::new(row.blob, before.size, &*data, &outboard, &Query::groups(&sound));
+        if prover.any(|item| item.is_err()) {
+            return Ok(None);
+        }
+        data.set_mtime(before.mtime)?;
+        data.sync()?;
+        Ok(Some(data.fingerprint()?))
+    }
+
+    /// Forgets that `file` is being mended; with `outcome`, its new fingerprint and what was mended, records these.
+    fn end_mending(&self, file: &FileRef, outcome: Option<(Fingerprint, &RangeSet)>) -> Result<(), StoreError> {
+        let key = (file.root.0, &file.path[..]);
+        self.write("end mending a file", |txn| {
+            txn.open_table(MENDING)?.remove(key)?;
+            let mut files = txn.open_table(FILES)?;
+            let row = files.get(key)?.map(|row| decode::<FileRow>(row.value())).transpose()?;
+            if let Some((mut row, (fingerprint, mended))) = row.zip(outcome) {
+                row.fingerprint = fingerprint;
+                row.damaged = row.damaged.difference(mended);
+                files.insert(key, &encode(&row)?[..])?;
+            }
+            Ok(())
+        })
+    }
+}
+
+impl Mending {
+    /// The chunk groups that are still to be mended.
+    pub fn damaged(&self) -> RangeSet {
+        self.row.damaged.difference(&self.mended)
+    }
+
+    /// The file's size in bytes.
+    pub fn size(&self) -> u64 {
+        self.row.fingerprint.size
+    }
+
+    /// Syncs what was written, puts the mtime back, and lifts the quarantine from what was mended. Returns the
+    /// file's new fingerprint and the bytes that were mended. Durable on return.
+    pub fn finish(self) -> Result<(Fingerprint, RangeSet), StoreError> {
+        let path = self.store.absolute(&self.file);
+        let restore = || {
+            self.data.sync()?;
+            self.data.set_mtime(self.row.fingerprint.mtime)?;
+            self.data.sync()?;
+            self.data.fingerprint()
+        };
+        let now = restore().map_err(StoreError::file("sync", path))?;
+        self.store.end_mending(&self.file, Some((now, &self.mended)))?;
+        Ok((now, self.mended))
+    }
+}
+
+impl Sink for Mending {
+    /// Writes a piece if it is a whole chunk group under quarantine, and passes over all else.
+    fn write(&mut self, piece: Verified) -> Result<(), StoreError> {
+        let Verified::Data(data) = piece else { return Ok(()) };
+        let (blob, range) = (self.row.blob, data.range());
+        if data.blob() != blob {
+            return Err(StoreError::ForeignPiece { blob });
+        }
+        if !self.row.damaged.contains(range) || Geometry::new(self.size()).round_out(range) != range {
+            return Ok(());
+        }
+        let write = self.data.write_all_at(data.bytes(), data.offset());
+        write.map_err(StoreError::file("write", self.store.absolute(&self.file)))?;
+        self.mended.insert(range);
+        Ok(())
+    }
+
+    /// Syncs what was written.
+    fn commit(&mut self) -> Result<(), StoreError> {
+        self.data.sync().map_err(StoreError::file("sync", self.store.absolute(&self.file)))
+    }
+}

@@ -1,0 +1,443 @@
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet},
+    ops::Bound,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError, RwLock},
+};
+
+use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable, WriteTransaction};
+use tree::{BlobId, ByteRange, Fingerprint, Geometry, Hashed, RangeSet};
+
+use crate::{
+    Access, Disk, FileRef, Presence, RootId, StoreError,
+    place::own_file,
+    rows::{
+        CACHED, CachedRow, FILES, FORMAT, FileRow, HOLDERS, INLINE_OUTBOARD_BYTES, MENDING, META, OUTBOARDS, ROOTS,
+        decode, encode,
+    },
+};
+
+/// All bytes on this machine that the daemon knows.
+///
+/// Cheap to clone; the clones are one store. Safe to use from several threads.
+#[derive(Clone)]
+pub struct Store {
+    pub(crate) inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    pub(crate) disk: Arc<dyn Disk>,
+    db: Arc<Database>,
+    outboards: PathBuf,
+    cache: PathBuf,
+    roots: RwLock<BTreeMap<u32, PathBuf>>,
+    /// Held while outboard files come and go with their rows.
+    linking: Mutex<()>,
+}
+
+/// A user's file that was hashed and is to be linked in place.
+#[derive(Debug, Clone)]
+pub struct NewFile {
+    /// The path below the root, `/`-separated.
+    pub path: Vec<u8>,
+    /// The file's fingerprint, the same before and after it was hashed.
+    pub fingerprint: Fingerprint,
+    /// Its id and outboard.
+    pub hashed: Hashed,
+}
+
+impl Store {
+    /// Opens the store whose rows are in `db`, with its outboards below `outboards` and its cache below `cache`,
+    /// and makes it if it is not there. Finishes or undoes what a crash left half done.
+    pub fn open(disk: Arc<dyn Disk>, db: Arc<Database>, outboards: &Path, cache: &Path) -> Result<Self, StoreError> {
+        for dir in [outboards, cache] {
+            disk.create_dirs(dir).map_err(StoreError::file("create", dir))?;
+        }
+        let inner = Inner {
+            disk,
+            db,
+            outboards: outboards.to_owned(),
+            cache: cache.to_owned(),
+            roots: RwLock::default(),
+            linking: Mutex::default(),
+        };
+        let store = Self { inner: Arc::new(inner) };
+        let roots = store.write("open the store", |txn| {
+            let mut meta = txn.open_table(META)?;
+            let format = meta.get("format")?.map_or(FORMAT, |format| format.value());
+            if format != FORMAT {
+                return Err(redb::Error::Corrupted(format!("store format {format}, this program knows {FORMAT}")));
+            }
+            meta.insert("format", FORMAT)?;
+            for table in [FILES, MENDING] {
+                txn.open_table(table)?;
+            }
+            for table in [OUTBOARDS, CACHED] {
+                txn.open_table(table)?;
+            }
+            txn.open_table(HOLDERS)?;
+            let mut roots = BTreeMap::new();
+            for row in txn.open_table(ROOTS)?.iter()? {
+                let (root, dir) = row?;
+                roots.insert(root.value(), PathBuf::from(std::ffi::OsStr::from_bytes(dir.value())));
+            }
+            Ok(roots)
+        })?;
+        *store.inner.roots.write().unwrap_or_else(PoisonError::into_inner) = roots;
+        store.remove_orphans()?;
+        store.finish_mending()?;
+        Ok(store)
+    }
+
+    /// The root that stands for the directory `dir`, an absolute path; a new one if there is none.
+    pub fn add_root(&self, dir: &Path) -> Result<RootId, StoreError> {
+        let mut roots = self.inner.roots.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some((&root, _)) = roots.iter().find(|(_, known)| *known == dir) {
+            return Ok(RootId(root));
+        }
+        let root = roots.last_key_value().map_or(0, |(last, _)| last + 1);
+        self.write("add a root", |txn| {
+            txn.open_table(ROOTS)?.insert(root, dir.as_os_str().as_bytes())?;
+            Ok(())
+        })?;
+        roots.insert(root, dir.to_owned());
+        Ok(RootId(root))
+    }
+
+    /// Forgets everything below `root`. The files stay as they are.
+    ///
+    /// The root's number is not given to another directory while the store is open.
+    pub fn remove_root(&self, root: RootId) -> Result<(), StoreError> {
+        let paths = self.files(root)?;
+        self.unlink(root, &paths.iter().map(|(path, _)| &path[..]).collect::<Vec<_>>())?;
+        self.write("remove a root", |txn| {
+            txn.open_table(ROOTS)?.remove(root.0)?;
+            Ok(())
+        })
+    }
+
+    /// The directory of `root`.
+    pub(crate) fn root_dir(&self, root: RootId) -> PathBuf {
+        let roots = self.inner.roots.read().unwrap_or_else(PoisonError::into_inner);
+        roots.get(&root.0).cloned().unwrap_or_default()
+    }
+
+    /// The absolute path of a file in place.
+    pub(crate) fn absolute(&self, file: &FileRef) -> PathBuf {
+        self.root_dir(file.root).join(file.relative())
+    }
+
+    /// Links `files` below `root` in place. When this returns, their bytes, outboards and rows are durable.
+    ///
+    /// A path that was linked before is linked anew.
+    pub fn link(&self, root: RootId, files: &[NewFile]) -> Result<(), StoreError> {
+        let _linking = self.inner.linking.lock().unwrap_or_else(PoisonError::into_inner);
+        self.write_outboard_files(files.iter().map(|file| (&file.hashed, file.fingerprint.size)))?;
+        let dir = self.root_dir(root);
+        self.inner.disk.sync_file_system(&dir).map_err(StoreError::file("sync the file system of", dir))?;
+        let unused = self.write("link files", |txn| {
+            let mut unused = BTreeSet::new();
+            for file in files {
+                let row = FileRow { blob: file.hashed.id, fingerprint: file.fingerprint, damaged: RangeSet::new() };
+                let old = txn
+                    .open_table(FILES)?
+                    .insert((root.0, &file.path[..]), &encode(&row)?[..])?
+                    .map(|old| decode::<FileRow>(old.value()))
+                    .transpose()?;
+                let mut holders = txn.open_table(HOLDERS)?;
+                if let Some(old) = old {
+                    holders.remove((old.blob.as_bytes(), root.0, &file.path[..]))?;
+                    unused.insert((old.blob, old.fingerprint.size));
+                }
+                holders.insert((row.blob.as_bytes(), root.0, &file.path[..]), ())?;
+                if is_inline(file.fingerprint.size) {
+                    txn.open_table(OUTBOARDS)?.insert(row.blob.as_bytes(), &file.hashed.outboard[..])?;
+                }
+            }
+            forget_unheld(txn, unused)
+        })?;
+        self.remove_outboard_files(&unused)
+    }
+
+    /// Forgets the files at `paths` below `root`; paths that are not linked are passed over.
+    pub fn unlink(&self, root: RootId, paths: &[&[u8]]) -> Result<(), StoreError> {
+        let _linking = self.inner.linking.lock().unwrap_or_else(PoisonError::into_inner);
+        let unused = self.write("unlink files", |txn| {
+            let mut unused = BTreeSet::new();
+            for &path in paths {
+                let old = txn
+                    .open_table(FILES)?
+                    .remove((root.0, path))?
+                    .map(|old| decode::<FileRow>(old.value()))
+                    .transpose()?;
+                if let Some(old) = old {
+                    txn.open_table(HOLDERS)?.remove((old.blob.as_bytes(), root.0, path))?;
+                    unused.insert((old.blob, old.fingerprint.size));
+                }
+            }
+            forget_unheld(txn, unused)
+        })?;
+        self.remove_outboard_files(&unused)
+    }
+
+    /// What is known of the file in place `file`.
+    pub fn file(&self, file: &FileRef) -> Result<Option<FileRow>, StoreError> {
+        self.read_rows("look up a file", |txn| {
+            let row = txn.open_table(FILES)?.get((file.root.0, &file.path[..]))?;
+            row.map(|row| decode(row.value())).transpose()
+        })
+    }
+
+    /// All files linked below `root`, by path.
+    pub fn files(&self, root: RootId) -> Result<Vec<(Vec<u8>, FileRow)>, StoreError> {
+        self.read_rows("list files", |txn| {
+            let table = txn.open_table(FILES)?;
+            let rows = table.range((root.0, &[][..])..)?;
+            rows.map(|row| {
+                let (key, row) = row?;
+                Ok((key.value().0, key.value().1.to_owned(), decode(row.value())?))
+            })
+            .take_while(|row| row.as_ref().map_or(true, |(of, ..)| *of == root.0))
+            .map(|row| row.map(|(_, path, row)| (path, row)))
+            .collect()
+        })
+    }
+
+    /// Up to `max` files that have `blob` in place.
+    pub fn holders(&self, blob: BlobId, max: usize) -> Result<Vec<FileRef>, StoreError> {
+        self.read_rows("look up a blob", |txn| holders(&txn.open_table(HOLDERS)?, blob, max))
+    }
+
+    /// All cached blobs, whole or in part.
+    pub fn cached(&self) -> Result<Vec<BlobId>, StoreError> {
+        self.read_rows("list the cache", |txn| {
+            txn.open_table(CACHED)?.iter()?.map(|row| Ok(BlobId::from_bytes(*row?.0.value()))).collect()
+        })
+    }
+
+    /// How much of `blob` is here and, so far as is known, sound.
+    pub fn presence(&self, blob: BlobId) -> Result<Presence, StoreError> {
+        let in_place = self.holders(blob, MAX_PLACES)?;
+        let mut here = RangeSet::new();
+        for file in &in_place {
+            let Some(row) = self.file(file)? else { continue };
+            if row.damaged.is_empty() {
+                return Ok(Presence::InPlace);
+            }
+            here = here.union(&RangeSet::from(Geometry::new(row.fingerprint.size).all()).difference(&row.damaged));
+        }
+        let Some(cached) = self.cached_row(blob)? else {
+            return Ok(if here.is_empty() { Presence::None } else { Presence::Partial(here) });
+        };
+        if cached.proven.contains(Geometry::new(cached.size).all()) {
+            return Ok(Presence::Cached);
+        }
+        Ok(Presence::Partial(here.union(&cached.proven)))
+    }
+
+    /// Sets what `change` makes of a file's row, if the file is still linked as `blob`. Durable on return.
+    pub(crate) fn update_file(
+        &self,
+        file: &FileRef,
+        blob: BlobId,
+        change: impl Fn(&mut FileRow),
+    ) -> Result<(), StoreError> {
+        self.write("update a file", |txn| {
+            let mut files = txn.open_table(FILES)?;
+            let key = (file.root.0, &file.path[..]);
+            let row = files.get(key)?.map(|row| decode::<FileRow>(row.value())).transpose()?;
+            if let Some(mut row) = row.filter(|row| row.blob == blob) {
+                change(&mut row);
+                files.insert(key, &encode(&row)?[..])?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Takes note that a file whose bytes are the same has a new fingerprint.
+    pub fn refresh(&self, file: &FileRef, blob: BlobId, fingerprint: Fingerprint) -> Result<(), StoreError> {
+        self.update_file(file, blob, |row| row.fingerprint = fingerprint)
+    }
+
+    /// Puts `range` of a file under quarantine. Durable on return.
+    pub fn quarantine(&self, file: &FileRef, blob: BlobId, range: ByteRange) -> Result<(), StoreError> {
+        self.update_file(file, blob, |row| {
+            row.damaged.insert(Geometry::new(row.fingerprint.size).round_out(range));
+        })
+    }
+
+    pub(crate) fn cached_row(&self, blob: BlobId) -> Result<Option<CachedRow>, StoreError> {
+        self.read_rows("look up a cached blob", |txn| {
+            txn.open_table(CACHED)?.get(blob.as_bytes())?.map(|row| decode(row.value())).transpose()
+        })
+    }
+
+    pub(crate) fn inline_outboard(&self, blob: BlobId) -> Result<Vec<u8>, StoreError> {
+        self.read_rows("look up an outboard", |txn| {
+            Ok(txn.open_table(OUTBOARDS)?.get(blob.as_bytes())?.map_or(Vec::new(), |row| row.value().to_owned()))
+        })
+    }
+
+    pub(crate) fn outboard_file(&self, blob: BlobId) -> PathBuf {
+        own_file(&self.inner.outboards, blob, "obao4")
+    }
+
+    pub(crate) fn cache_file(&self, blob: BlobId) -> PathBuf {
+        own_file(&self.inner.cache, blob, "data")
+    }
+
+    pub(crate) fn cache_outboard_file(&self, blob: BlobId) -> PathBuf {
+        own_file(&self.inner.cache, blob, "obao4")
+    }
+
+    /// Replaces the outboard of a blob that is in place, in its row or its file. Durable on return.
+    pub(crate) fn replace_outboard(&self, hashed: &Hashed, size: u64) -> Result<(), StoreError> {
+        let _linking = self.inner.linking.lock().unwrap_or_else(PoisonError::into_inner);
+        self.write_outboard_files([(hashed, size)])?;
+        if !is_inline(size) {
+            return Ok(());
+        }
+        self.write("replace an outboard", |txn| {
+            txn.open_table(OUTBOARDS)?.insert(hashed.id.as_bytes(), &hashed.outboard[..])?;
+            Ok(())
+        })
+    }
+
+    /// Writes the outboards that are too long for a row beside the database, each first under another name.
+    fn write_outboard_files<'a>(
+        &self,
+        outboards: impl IntoIterator<Item = (&'a Hashed, u64)>,
+    ) -> Result<(), StoreError> {
+        let disk = &self.inner.disk;
+        let mut dirs = HashSet::new();
+        for (hashed, size) in outboards {
+            if Geometry::new(size).outboard_bytes() <= INLINE_OUTBOARD_BYTES {
+                continue;
+            }
+            let path = self.outboard_file(hashed.id);
+            let staged = path.with_extension("new");
+            let dir = path.parent().unwrap_or(&self.inner.outboards).to_owned();
+            let written = disk.create_dirs(&dir).and_then(|()| {
+                disk.remove(&staged)?;
+                let file = disk.open(&staged, Access::Create)?;
+                file.write_all_at(&hashed.outboard, 0)?;
+                file.sync()?;
+                disk.rename(&staged, &path)
+            });
+            written.map_err(StoreError::file("write", &path))?;
+            dirs.insert(dir);
+        }
+        if dirs.is_empty() {
+            return Ok(());
+        }
+        dirs.insert(self.inner.outboards.clone());
+        dirs.iter().try_for_each(|dir| disk.sync_dir(dir).map_err(StoreError::file("sync", dir)))
+    }
+
+    fn remove_outboard_files(&self, blobs: &[BlobId]) -> Result<(), StoreError> {
+        blobs.iter().try_for_each(|&blob| {
+            let path = self.outboard_file(blob);
+            self.inner.disk.remove(&path).map_err(StoreError::file("remove", path))
+        })
+    }
+
+    /// Deletes own files that no row names: what a crash between a file and its row left behind.
+    fn remove_orphans(&self) -> Result<(), StoreError> {
+        let cached: HashSet<PathBuf> = self
+            .cached()?
+            .into_iter()
+            .flat_map(|blob| [self.cache_file(blob), self.cache_outboard_file(blob)])
+            .collect();
+        for (dir, extensions) in
+            [(&self.inner.cache, &["data", "obao4"][..]), (&self.inner.outboards, &["obao4", "new"])]
+        {
+            let files = self.inner.disk.files_below(dir).map_err(StoreError::file("list", dir))?;
+            for path in files {
+                let stem = path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse().ok());
+                let ours = extensions.iter().any(|&known| path.extension().is_some_and(|extension| extension == known));
+                let (Some(blob), true) = (stem, ours) else { continue };
+                let held = if *dir == self.inner.cache {
+                    cached.contains(&path)
+                } else {
+                    path == self.outboard_file(blob) && !self.holders(blob, 1)?.is_empty()
+                };
+                if !held {
+                    self.inner.disk.remove(&path).map_err(StoreError::file("remove", path))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Runs `body` in a write transaction and commits it, durable on return.
+    pub(crate) fn write<T>(
+        &self,
+        action: &'static str,
+        body: impl FnOnce(&WriteTransaction) -> Result<T, redb::Error>,
+    ) -> Result<T, StoreError> {
+        let run = || -> Result<T, redb::Error> {
+            let mut txn = self.inner.db.begin_write()?;
+            txn.set_quick_repair(true);
+            let result = body(&txn)?;
+            txn.commit()?;
+            Ok(result)
+        };
+        run().map_err(|source| StoreError::Database { action, source: Box::new(source) })
+    }
+
+    /// Runs `body` on one unchanging view of the rows.
+    pub(crate) fn read_rows<T>(
+        &self,
+        action: &'static str,
+        body: impl FnOnce(&ReadTransaction) -> Result<T, redb::Error>,
+    ) -> Result<T, StoreError> {
+        let run = || body(&self.inner.db.begin_read()?);
+        run().map_err(|source| StoreError::Database { action, source: Box::new(source) })
+    }
+}
+
+/// Whether the outboard of a blob of `size` bytes is kept in a row.
+pub(crate) fn is_inline(size: u64) -> bool {
+    (1..=INLINE_OUTBOARD_BYTES).contains(&Geometry::new(size).outboard_bytes())
+}
+
+fn holders(
+    table: &impl ReadableTable<(&'static [u8; 32], u32, &'static [u8]), ()>,
+    blob: BlobId,
+    max: usize,
+) -> Result<Vec<FileRef>, redb::Error> {
+    let from = (blob.as_bytes(), 0, &[][..]);
+    let rows = table.range::<(&[u8; 32], u32, &[u8])>((Bound::Included(from), Bound::Unbounded))?;
+    let mut found = Vec::new();
+    for row in rows.take(max) {
+        let (key, ()) = row.map(|(key, value)| (key, value.value()))?;
+        let (of, root, path) = key.value();
+        if of != blob.as_bytes() {
+            break;
+        }
+        found.push(FileRef { root: RootId(root), path: path.to_owned() });
+    }
+    Ok(found)
+}
+
+/// Drops the inline outboards of those blobs that no file holds any more; returns the ids of those whose
+/// outboard is a file, which the caller deletes once this is committed.
+fn forget_unheld(txn: &WriteTransaction, blobs: BTreeSet<(BlobId, u64)>) -> Result<Vec<BlobId>, redb::Error> {
+    let table = txn.open_table(HOLDERS)?;
+    let mut files = Vec::new();
+    for (blob, size) in blobs {
+        if !holders(&table, blob, 1)?.is_empty() {
+            continue;
+        }
+        if is_inline(size) {
+            txn.open_table(OUTBOARDS)?.remove(blob.as_bytes())?;
+        } else if Geometry::new(size).outboard_bytes() > 0 {
+            files.push(blob);
+        }
+    }
+    Ok(files)
+}
+
+/// In how many places a blob is looked for; a licence text may be in thousands.
+pub(crate) const MAX_PLACES: usize = 8;

@@ -1,0 +1,122 @@
+use std::io;
+
+use tree::{BlobId, Drift, Geometry, ProveError, Query, RangeSet};
+
+use crate::{FileRef, Store, StoreError};
+
+/// What verifying a blob in one place found. Ranges are in bytes, whole chunk groups.
+#[derive(Debug)]
+pub enum Verdict {
+    /// Every byte proves, and so does the outboard.
+    Sound,
+    /// Some bytes, or some pairs of the outboard, do not prove.
+    Damaged {
+        /// The bytes that do not prove.
+        data: RangeSet,
+        /// The bytes above which the outboard is wrong; empty where it is sound.
+        outboard: RangeSet,
+        /// The first error of reading, if some bytes could not be read at all.
+        unreadable: Option<io::Error>,
+    },
+    /// The file was edited or replaced since it was indexed; nothing is said of its bytes.
+    Modified,
+    /// The file is not there.
+    Missing,
+    /// The file cannot be opened or looked at.
+    Unreadable(io::Error),
+}
+
+impl Store {
+    /// Reads all of a file in place and judges it. Records exactly what is damaged now as its quarantine.
+    ///
+    /// `progress` hears how many more bytes have been judged. `None` if the file is not linked.
+    pub fn verify_file(&self, file: &FileRef, progress: &(dyn Fn(u64) + Sync)) -> Result<Option<Verdict>, StoreError> {
+        let Some(row) = self.file(file)? else { return Ok(None) };
+        let (root, size) = (self.root_dir(file.root), row.fingerprint.size);
+        let data = match self.inner.disk.open_beneath(&root, file.relative(), crate::Access::Read) {
+            Ok(data) => data,
+            Err(error) => return Ok(Some(if is_gone(&error) { Verdict::Missing } else { Verdict::Unreadable(error) })),
+        };
+        let fingerprint = || data.fingerprint().map_err(StoreError::file("stat", self.absolute(file)));
+        if row.fingerprint.drift(&fingerprint()?) == Drift::Edited {
+            return Ok(Some(Verdict::Modified));
+        }
+        let outboard = self.outboard(row.blob, size)?;
+        let found = tree::find_damage(row.blob, size, &data, &outboard, progress);
+        let now = fingerprint()?;
+        if row.fingerprint.drift(&now) == Drift::Edited {
+            return Ok(Some(Verdict::Modified));
+        }
+        if found.data != row.damaged || (found.data.is_empty() && row.fingerprint != now) {
+            self.update_file(file, row.blob, |row| {
+                row.damaged = found.data.clone();
+                if found.data.is_empty() {
+                    row.fingerprint = now;
+                }
+            })?;
+        }
+        Ok(Some(if found.is_none() {
+            Verdict::Sound
+        } else {
+            Verdict::Damaged { data: found.data, outboard: found.outboard, unreadable: found.unreadable }
+        }))
+    }
+
+    /// Reads all that the cache claims to have of `blob` and judges it; forgets what is damaged.
+    ///
+    /// `None` if the blob is not cached.
+    pub fn verify_cached(&self, blob: BlobId, progress: &(dyn Fn(u64) + Sync)) -> Result<Option<Verdict>, StoreError> {
+        let Some(row) = self.cached_row(blob)? else { return Ok(None) };
+        let Some(source) = self.sources(blob)?.into_iter().next_back().filter(|source| source.is_cached()) else {
+            self.forget_cached(blob, &row.proven)?;
+            return Ok(Some(Verdict::Missing));
+        };
+        let (mut data, mut outboard, mut unreadable) = (RangeSet::new(), RangeSet::new(), None);
+        for item in source.prover(&Query::groups(&row.proven)) {
+            match item {
+                Ok(tree::Verified::Data(piece)) => progress(piece.range().len()),
+                Ok(tree::Verified::Node(_)) => {}
+                Err(error) => {
+                    let damaged =
+                        RangeSet::from(Geometry::new(row.size).round_out(error.range())).intersection(&row.proven);
+                    progress(damaged.total_bytes());
+                    match error {
+                        ProveError::Outboard { .. } => outboard.extend(damaged.iter()),
+                        ProveError::Data { .. } => data.extend(damaged.iter()),
+                        ProveError::Read { source, .. } => {
+                            data.extend(damaged.iter());
+                            unreadable = unreadable.or(Some(source));
+                        }
+                    }
+                }
+            }
+        }
+        let damaged = data.union(&outboard);
+        if damaged.is_empty() {
+            return Ok(Some(Verdict::Sound));
+        }
+        self.forget_cached(blob, &damaged)?;
+        Ok(Some(Verdict::Damaged { data, outboard, unreadable }))
+    }
+
+    /// Makes the outboard of a file in place anew from its bytes, which must still be the blob. Durable on return.
+    pub fn rebuild_outboard(&self, file: &FileRef) -> Result<(), StoreError> {
+        let path = self.absolute(file);
+        let Some(row) = self.file(file)? else { return Err(StoreError::Modified { path }) };
+        let hashed = self
+            .open_in_place(file, &row)
+            .and_then(|data| tree::hash(&data, row.fingerprint.size))
+            .map_err(StoreError::file("hash", &path))?;
+        if hashed.id != row.blob {
+            return Err(StoreError::NotTheBlob { path, blob: row.blob });
+        }
+        self.replace_outboard(&hashed, row.fingerprint.size)
+    }
+}
+
+/// Whether the path leads nowhere: nothing there, or a directory or link where the path goes on or ends.
+fn is_gone(error: &io::Error) -> bool {
+    use io::ErrorKind::{InvalidInput, NotADirectory, NotFound};
+    matches!(error.kind(), NotFound | NotADirectory | InvalidInput)
+        || error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error())
+}
