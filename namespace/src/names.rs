@@ -1,0 +1,196 @@
+use std::{
+    borrow::Borrow,
+    ffi::OsStr,
+    fmt,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
+
+use serde::{Deserialize, Serialize};
+
+/// The name of an arena: 1 to 255 bytes of UTF-8 without `/`, `:` and control characters, not `.` or `..`, and
+/// not starting with `-`.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct ArenaName(String);
+
+/// A path inside an arena: bytes, `/`-separated, relative. 1 to 4,096 bytes in all and 1 to 255 a component, none
+/// of them `.` or `..`, no NUL. Every other byte is allowed. Ordered by bytes.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "Vec<u8>", into = "Vec<u8>")]
+pub struct RelPath(Vec<u8>);
+
+/// Why a name is none.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NameError {
+    /// Not an arena's name.
+    #[error(
+        "{0:?} cannot be the name of an arena: 1 to 255 bytes without '/', ':' or control characters, not starting with '-'"
+    )]
+    Arena(String),
+    /// Not a path inside an arena.
+    #[error("{0:?} cannot be a path in an arena: {1}")]
+    Path(String, &'static str),
+}
+
+impl ArenaName {
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl TryFrom<String> for ArenaName {
+    type Error = NameError;
+
+    fn try_from(name: String) -> Result<Self, NameError> {
+        let bad = |c: char| c == '/' || c == ':' || c.is_control();
+        if name.is_empty()
+            || name.len() > 255
+            || name == "."
+            || name == ".."
+            || name.starts_with('-')
+            || name.contains(bad)
+        {
+            return Err(NameError::Arena(name.chars().take(80).collect()));
+        }
+        Ok(Self(name))
+    }
+}
+
+impl FromStr for ArenaName {
+    type Err = NameError;
+
+    fn from_str(name: &str) -> Result<Self, NameError> {
+        name.to_owned().try_into()
+    }
+}
+
+impl From<ArenaName> for String {
+    fn from(name: ArenaName) -> Self {
+        name.0
+    }
+}
+
+impl fmt::Display for ArenaName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for ArenaName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.0, f)
+    }
+}
+
+impl RelPath {
+    /// The bytes.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// The path as the system takes it.
+    pub fn as_path(&self) -> &Path {
+        Path::new(OsStr::from_bytes(&self.0))
+    }
+
+    /// This path with `name`, one component, behind it.
+    pub fn join(&self, name: &[u8]) -> Result<Self, NameError> {
+        [&self.0, name].join(&b'/').try_into()
+    }
+
+    /// Whether this path is `dir` or below it.
+    pub fn is_within(&self, dir: &RelPath) -> bool {
+        self.0.strip_prefix(&dir.0[..]).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
+    }
+}
+
+impl TryFrom<Vec<u8>> for RelPath {
+    type Error = NameError;
+
+    fn try_from(path: Vec<u8>) -> Result<Self, NameError> {
+        let bad = |component: &[u8]| matches!(component, b"" | b"." | b"..");
+        let error = if path.is_empty() || path.split(|&b| b == b'/').any(bad) {
+            "it has an empty, '.' or '..' component"
+        } else if path.len() > 4096 || path.split(|&b| b == b'/').any(|component| component.len() > 255) {
+            "it is too long"
+        } else if path.contains(&0) {
+            "it has a NUL"
+        } else {
+            return Ok(Self(path));
+        };
+        Err(NameError::Path(String::from_utf8_lossy(&path).chars().take(80).collect(), error))
+    }
+}
+
+impl TryFrom<&str> for RelPath {
+    type Error = NameError;
+
+    fn try_from(path: &str) -> Result<Self, NameError> {
+        path.as_bytes().to_owned().try_into()
+    }
+}
+
+impl From<RelPath> for Vec<u8> {
+    fn from(path: RelPath) -> Self {
+        path.0
+    }
+}
+
+impl From<&RelPath> for PathBuf {
+    fn from(path: &RelPath) -> Self {
+        path.as_path().to_owned()
+    }
+}
+
+impl Borrow<[u8]> for RelPath {
+    fn borrow(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Display for RelPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&String::from_utf8_lossy(&self.0))
+    }
+}
+
+impl fmt::Debug for RelPath {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self.as_path(), f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths() {
+        let long = "x".repeat(255);
+        for good in ["a", "a/b", "a:b", ".a", "...", "a\nb", "\u{fffd}", &long, &format!("{long}/{long}")] {
+            assert!(RelPath::try_from(good).is_ok(), "{good:?}");
+        }
+        assert!(RelPath::try_from(b"\xff/\x80".to_vec()).is_ok());
+        for bad in
+            ["", "/", "/a", "a/", "a//b", ".", "..", "a/../b", "./a", "a\0", &"x".repeat(256), &"x/".repeat(3000)]
+        {
+            assert!(RelPath::try_from(bad).is_err(), "{bad:?}");
+        }
+        let dir = RelPath::try_from("a/b").unwrap();
+        let within = |path| RelPath::try_from(path).unwrap().is_within(&dir);
+        assert!(within("a/b") && within("a/b/c") && !within("a/bc") && !within("a"));
+    }
+
+    #[test]
+    fn arenas() {
+        for good in ["photos", "a b", "ä", "a.b"] {
+            assert!(good.parse::<ArenaName>().is_ok(), "{good:?}");
+        }
+        for bad in ["", ".", "..", "a/b", "a:b", "-a", "a\n", &"x".repeat(256)] {
+            assert!(bad.parse::<ArenaName>().is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,105 @@
+//! Catalogs over streams: the one who wants to hear sends its cursor, the other sends batches for as long as the
+//! connection lasts. Order and bounds: spec/wire.md, "Catalog streams".
+
+use std::{sync::Arc, time::Duration};
+
+use namespace::{ApplyError, Batch, Cursor, Namespace, PeerId};
+use tokio::{task::spawn_blocking, time::sleep};
+use tracing::{debug, error, warn};
+
+use crate::{
+    endpoint::{Close, GREETING_LIMIT, Inner},
+    frame::{FRAME_BYTES_MAX, FrameError, GREETING_BYTES_MAX, StreamKind, read_frame, within, write_frame},
+};
+
+/// Hears the peer's catalog until the connection ends.
+pub(crate) async fn listen(inner: Arc<Inner>, connection: quinn::Connection, peer: PeerId) {
+    while connection.close_reason().is_none() {
+        match hear(&inner, &connection, peer).await {
+            Ok(()) => {}
+            Err(HearError::Apply(ApplyError::Namespace(error))) => {
+                error!(%peer, %error, "its catalog cannot be kept");
+            }
+            Err(HearError::Apply(error)) => {
+                warn!(%peer, %error, "disconnected");
+                return connection.close(Close::Misbehaved.code(), b"invalid catalog");
+            }
+            Err(HearError::Frame(error)) => debug!(%peer, %error, "its catalog stream ended"),
+        }
+        tokio::select! {
+            _ = connection.closed() => return,
+            () = sleep(RETRY) => {}
+        }
+    }
+}
+
+enum HearError {
+    Frame(FrameError),
+    Apply(ApplyError),
+}
+
+async fn hear(inner: &Arc<Inner>, connection: &quinn::Connection, peer: PeerId) -> Result<(), HearError> {
+    let namespace = &inner.namespace;
+    let cursor = blocking(namespace, move |namespace| namespace.cursor(peer).map_err(ApplyError::from)).await?;
+    let open = async {
+        let (mut send, recv) = connection.open_bi().await.map_err(|error| FrameError::Stream(error.into()))?;
+        send.write_all(&[StreamKind::Catalog as u8]).await.map_err(|error| FrameError::Stream(error.into()))?;
+        write_frame(&mut send, &cursor).await?;
+        // The stream stays open: its end tells the other that nobody listens any more.
+        Ok((send, recv))
+    };
+    let (_send, mut recv) = within(GREETING_LIMIT, open).await.map_err(HearError::Frame)?;
+    loop {
+        let batch: Batch = read_frame(&mut recv, FRAME_BYTES_MAX).await.map_err(HearError::Frame)?;
+        debug!(%peer, rows = batch.statements.len(), restart = batch.restart, seq = batch.upto.seq, head = batch.head, "heard");
+        blocking(namespace, move |namespace| namespace.apply(peer, &batch)).await?;
+    }
+}
+
+/// Tells our catalog, from the cursor that comes first, until the stream or the connection ends.
+pub(crate) async fn tell(
+    inner: &Arc<Inner>,
+    mut send: quinn::SendStream,
+    mut recv: quinn::RecvStream,
+) -> Result<(), FrameError> {
+    let mut cursor: Cursor = within(GREETING_LIMIT, read_frame(&mut recv, GREETING_BYTES_MAX)).await?;
+    let mut head = inner.namespace.head();
+    let mut first = true;
+    loop {
+        let seen = *head.borrow_and_update();
+        let batch =
+            blocking(&inner.namespace, move |namespace| namespace.batch(cursor, BATCH_BYTES).map_err(ApplyError::from));
+        let batch = match batch.await {
+            Ok(batch) => batch,
+            Err(HearError::Frame(error)) => return Err(error),
+            Err(HearError::Apply(error)) => {
+                error!(%error, "our catalog cannot be read");
+                return Ok(());
+            }
+        };
+        // The first batch is sent even if it says nothing: it tells as of when that is so.
+        if std::mem::take(&mut first) || batch.upto != cursor {
+            write_frame(&mut send, &batch).await?;
+        }
+        cursor = batch.upto;
+        if cursor.seq >= seen {
+            tokio::select! {
+                changed = head.changed() => if changed.is_err() { return Ok(()) },
+                _ = send.stopped() => return Ok(()),
+            }
+        }
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    namespace: &Namespace,
+    work: impl FnOnce(&Namespace) -> Result<T, ApplyError> + Send + 'static,
+) -> Result<T, HearError> {
+    let namespace = namespace.clone();
+    let done = spawn_blocking(move || work(&namespace)).await;
+    done.unwrap_or(Err(ApplyError::PeerMisbehaved("taking it in failed"))).map_err(HearError::Apply)
+}
+
+/// A row has at most 9 KB, so that a batch stays well within a frame.
+const BATCH_BYTES: usize = 256 << 10;
+const RETRY: Duration = Duration::from_secs(5);

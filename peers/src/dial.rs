@@ -1,0 +1,168 @@
+use std::{
+    io,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use namespace::PeerId;
+use tokio::{
+    net::lookup_host,
+    sync::Notify,
+    time::{sleep, timeout},
+};
+use tracing::{debug, info};
+
+use crate::{
+    Peer,
+    backoff::Backoff,
+    connection::{live, say_hello},
+    endpoint::Inner,
+    tls::ALPN,
+};
+
+/// The task that keeps a peer connected.
+pub(crate) struct Dialler {
+    pub(crate) last_error: Option<String>,
+    /// How often dialling has failed.
+    failures: u64,
+    /// Wakes the task up to dial at once.
+    hurry: Arc<Notify>,
+}
+
+/// Has `peer` dialled at once, by the task that keeps it connected, which is started if there is none.
+pub(crate) fn start(inner: &Arc<Inner>, peer: PeerId) {
+    if *inner.closing.borrow() || inner.roster.get(peer).is_none() {
+        return;
+    }
+    let mut contacts = inner.contacts();
+    let contact = contacts.entry(peer).or_default();
+    match &contact.dialler {
+        Some(dialler) => dialler.hurry.notify_one(),
+        None => {
+            let hurry = Arc::new(Notify::new());
+            contact.dialler = Some(Dialler { last_error: None, failures: 0, hurry: hurry.clone() });
+            tokio::spawn(keep_connected(inner.clone(), peer, hurry));
+        }
+    }
+}
+
+/// The connection with `peer`. If there is none, it is dialled, and waited for until that fails or `limit` is over.
+pub(crate) async fn reach(inner: &Arc<Inner>, peer: PeerId, limit: Duration) -> Result<quinn::Connection, String> {
+    let failures = |inner: &Inner| {
+        let contacts = inner.contacts();
+        contacts.get(&peer).and_then(|contact| contact.dialler.as_ref()).map_or(0, |dialler| dialler.failures)
+    };
+    let before = failures(inner);
+    let mut moved = inner.moved.subscribe();
+    if live(inner, peer).is_none() {
+        start(inner, peer);
+    }
+    let wait = async {
+        loop {
+            if let Some(connection) = live(inner, peer) {
+                return Some(connection);
+            }
+            if failures(inner) > before || moved.changed().await.is_err() {
+                return None;
+            }
+        }
+    };
+    let connection = timeout(limit, wait).await.ok().flatten();
+    connection.ok_or_else(|| {
+        let contacts = inner.contacts();
+        let dialler = contacts.get(&peer).and_then(|contact| contact.dialler.as_ref());
+        let why = dialler.and_then(|dialler| dialler.last_error.clone());
+        why.unwrap_or_else(|| "not connected, and no address to dial it at answers".into())
+    })
+}
+
+/// Dials `peer` whenever it is not connected, until it is taken off the roster or we shut down.
+async fn keep_connected(inner: Arc<Inner>, peer: PeerId, hurry: Arc<Notify>) {
+    let mut backoff = Backoff::default();
+    let mut closing = inner.closing.subscribe();
+    let mut connected_at: Option<Instant> = None;
+    loop {
+        let Some(target) = inner.roster.get(peer).filter(|_| !*closing.borrow()) else {
+            if let Some(contact) = inner.contacts().get_mut(&peer) {
+                contact.dialler = None;
+            }
+            return;
+        };
+        let wait = if live(&inner, peer).is_some() {
+            connected_at.get_or_insert_with(Instant::now);
+            None
+        } else if target.addresses.is_empty() {
+            None
+        } else if connected_at.take().is_some_and(|at| at.elapsed() < STEADY) {
+            // It let go of us at once: dialling at once again would go round and round.
+            Some(backoff.after_failure(fastrand::f64()))
+        } else {
+            match dial(&inner, &target).await {
+                Ok(()) => continue,
+                Err(error) => {
+                    let wait = backoff.after_failure(fastrand::f64());
+                    failed(&inner, &target, &error, wait);
+                    Some(wait)
+                }
+            }
+        };
+        if connected_at.is_some_and(|at| at.elapsed() >= STEADY) {
+            backoff.reset();
+        }
+        tokio::select! {
+            () = hurry.notified() => {}
+            _ = closing.changed() => {}
+            () = sleep(wait.unwrap_or(IDLE)) => {}
+        }
+    }
+}
+
+/// Tries the peer's addresses in turn.
+async fn dial(inner: &Arc<Inner>, peer: &Peer) -> io::Result<()> {
+    let mut last = io::Error::new(io::ErrorKind::AddrNotAvailable, "no address to dial");
+    for address in &peer.addresses {
+        let named = |error: io::Error| io::Error::new(error.kind(), format!("{address}: {error}"));
+        let resolved = match timeout(DIAL_LIMIT, lookup_host(address)).await {
+            Ok(Ok(resolved)) => resolved,
+            Ok(Err(error)) => {
+                last = named(error);
+                continue;
+            }
+            Err(_) => {
+                last = named(io::ErrorKind::TimedOut.into());
+                continue;
+            }
+        };
+        for socket in resolved {
+            let attempt = async { say_hello(inner, inner.connect(peer.id, socket, ALPN).await?, peer.id).await };
+            match timeout(DIAL_LIMIT, attempt).await {
+                Ok(Ok(())) => return Ok(()),
+                Ok(Err(error)) => last = named(error),
+                Err(_) => last = named(io::Error::new(io::ErrorKind::TimedOut, "no answer")),
+            }
+        }
+    }
+    Err(last)
+}
+
+fn failed(inner: &Inner, peer: &Peer, error: &io::Error, wait: Duration) {
+    let mut contacts = inner.contacts();
+    if let Some(dialler) = contacts.get_mut(&peer.id).and_then(|contact| contact.dialler.as_mut()) {
+        let text = error.to_string();
+        if dialler.last_error.as_ref() == Some(&text) {
+            debug!(peer = peer.name, %error, wait_s = wait.as_secs(), "cannot be reached");
+        } else {
+            info!(peer = peer.name, %error, wait_s = wait.as_secs(), "cannot be reached");
+        }
+        dialler.last_error = Some(text);
+        dialler.failures += 1;
+    }
+    drop(contacts);
+    inner.moved.send_modify(|count| *count += 1);
+}
+
+const DIAL_LIMIT: Duration = Duration::from_secs(5);
+/// A connection that lasted less has failed.
+const STEADY: Duration = Duration::from_secs(5);
+/// How long to rest when there is nothing to do; whatever changes that wakes us up.
+const IDLE: Duration = Duration::from_secs(3600);

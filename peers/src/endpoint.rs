@@ -1,0 +1,341 @@
+use std::{
+    collections::HashMap,
+    io,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime},
+};
+
+use blobstore::Store;
+use namespace::{Namespace, PeerId};
+use quinn::{EndpointConfig, MtuDiscoveryConfig, ServerConfig, TokioRuntime, TransportConfig, VarInt};
+use tokio::sync::{Semaphore, watch};
+use tracing::{debug, warn};
+use tree::BlobId;
+
+use crate::{
+    Identity, Roster,
+    connection::{self, Live, PeerStatus},
+    dial::{self, Dialler},
+    hello::Hello,
+    iroh_wire, join, serve,
+    tls::{self, ALPN, JOIN_ALPN},
+};
+
+/// All other machines. Cheap to clone; the clones are one.
+///
+/// From [`start`](Self::start) to [`shutdown`](Self::shutdown) it listens, dials every peer that has an address
+/// and dials again when a connection is lost.
+#[derive(Clone)]
+pub struct Peers {
+    pub(crate) inner: Arc<Inner>,
+}
+
+/// With what [`Peers`] start.
+pub struct Options {
+    /// This machine's key.
+    pub identity: Identity,
+    /// What this machine calls itself: 1 to 64 bytes.
+    pub name: String,
+    /// Where to listen; `None` makes a deaf peer.
+    pub listen: Option<SocketAddr>,
+    /// Addresses to tell others besides those listened on.
+    pub advertise: Vec<String>,
+    /// If strangers may read blobs in iroh-blobs' protocol: which.
+    pub public: Option<PublicBlobs>,
+    /// The trusted peers.
+    pub roster: Roster,
+    /// The bytes here.
+    pub store: Store,
+    /// What is where.
+    pub namespace: Namespace,
+}
+
+/// Tells which blobs strangers may read.
+pub(crate) type PublicBlobs = Arc<dyn Fn(BlobId) -> bool + Send + Sync>;
+
+/// Why [`Peers`] could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The address cannot be listened on.
+    #[error("listen on {address}")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// TLS could not be set up.
+    #[error("set up TLS")]
+    Tls(#[source] rustls::Error),
+}
+
+pub(crate) struct Inner {
+    pub(crate) identity: Identity,
+    pub(crate) name: String,
+    pub(crate) roster: Roster,
+    pub(crate) store: Store,
+    pub(crate) namespace: Namespace,
+    pub(crate) public: Option<PublicBlobs>,
+    addresses: Vec<String>,
+    listener: Option<quinn::Endpoint>,
+    dialling: quinn::Endpoint,
+    transport: Arc<TransportConfig>,
+    peers: Mutex<HashMap<PeerId, Contact>>,
+    /// Moves whenever a contact does.
+    pub(crate) moved: watch::Sender<u64>,
+    pub(crate) closing: watch::Sender<bool>,
+}
+
+/// How things stand with one peer.
+#[derive(Default)]
+pub(crate) struct Contact {
+    pub(crate) live: Option<Live>,
+    pub(crate) dialler: Option<Dialler>,
+}
+
+impl Peers {
+    /// Starts listening and dialling. Needs a tokio runtime.
+    pub fn start(options: Options) -> Result<Self, StartError> {
+        let transport = Arc::new(transport());
+        let admits = {
+            let (roster, open) = (options.roster.clone(), options.public.is_some());
+            Arc::new(move |peer| open || roster.get(peer).is_some() || roster.has_invites(unix_now()))
+        };
+        let mut alpns = vec![ALPN, JOIN_ALPN];
+        alpns.extend(options.public.is_some().then_some(iroh_wire::ALPN));
+        let listener = match options.listen {
+            Some(address) => {
+                let tls = tls::server_config(&options.identity, &alpns, admits).map_err(StartError::Tls)?;
+                let mut config = ServerConfig::with_crypto(Arc::new(tls));
+                config.transport_config(transport.clone());
+                config.max_incoming(INCOMING_MAX);
+                Some(endpoint(address, Some(config)).map_err(|source| StartError::Listen { address, source })?)
+            }
+            None => None,
+        };
+        let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
+        let any4 = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
+        let dialling = endpoint(any, None).or_else(|_| endpoint(any4, None));
+        let dialling = dialling.map_err(|source| StartError::Listen { address: any4, source })?;
+        let mut addresses = options.advertise;
+        if let Some(Ok(address)) = listener.as_ref().map(quinn::Endpoint::local_addr) {
+            addresses.extend(reachable_at(address));
+        }
+        addresses.truncate(16);
+        let inner = Arc::new(Inner {
+            identity: options.identity,
+            name: options.name,
+            roster: options.roster,
+            store: options.store,
+            namespace: options.namespace,
+            public: options.public,
+            addresses,
+            listener,
+            dialling,
+            transport,
+            peers: Mutex::default(),
+            moved: watch::Sender::new(0),
+            closing: watch::Sender::new(false),
+        });
+        if let Some(listener) = inner.listener.clone() {
+            tokio::spawn(accept(inner.clone(), listener));
+        }
+        for peer in inner.roster.peers() {
+            dial::start(&inner, peer.id);
+        }
+        Ok(Self { inner })
+    }
+
+    /// This machine's id.
+    pub fn me(&self) -> PeerId {
+        self.inner.identity.peer()
+    }
+
+    /// The trusted peers.
+    pub fn roster(&self) -> &Roster {
+        &self.inner.roster
+    }
+
+    /// Where this machine can be dialled, each `HOST:PORT`; none if it is deaf.
+    pub fn addresses(&self) -> &[String] {
+        &self.inner.addresses
+    }
+
+    /// The address listened on, with the port that the system chose if none was asked for.
+    pub fn listens_on(&self) -> Option<SocketAddr> {
+        self.inner.listener.as_ref().and_then(|listener| listener.local_addr().ok())
+    }
+
+    /// How things stand with each trusted peer, by id.
+    pub fn status(&self) -> Vec<PeerStatus> {
+        connection::status(&self.inner)
+    }
+
+    /// Dials a peer that was added to the roster, or whose addresses changed, at once.
+    pub fn dial_now(&self, peer: PeerId) {
+        dial::start(&self.inner, peer);
+    }
+
+    /// Ends the connection with a peer that was taken off the roster.
+    pub fn disconnect(&self, peer: PeerId) {
+        connection::disconnect(&self.inner, peer);
+    }
+
+    /// Ends all connections, telling the others so. Takes at most 2 s.
+    pub async fn shutdown(&self) {
+        self.inner.closing.send_replace(true);
+        let endpoints = || self.inner.listener.iter().chain([&self.inner.dialling]);
+        endpoints().for_each(|endpoint| endpoint.close(Close::Leaving.code(), b"leaving"));
+        for endpoint in endpoints() {
+            let _ = tokio::time::timeout(Duration::from_secs(1), endpoint.wait_idle()).await;
+        }
+    }
+}
+
+impl Inner {
+    pub(crate) fn contacts(&self) -> MutexGuard<'_, HashMap<PeerId, Contact>> {
+        self.peers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn hello(&self) -> Hello {
+        Hello { name: self.name.clone(), addresses: self.addresses.clone() }
+    }
+
+    /// Dials `address`, where `peer` and nobody else must be met.
+    pub(crate) async fn connect(
+        &self,
+        peer: PeerId,
+        address: SocketAddr,
+        alpn: &[u8],
+    ) -> io::Result<quinn::Connection> {
+        let tls = tls::client_config(&self.identity, peer, alpn).map_err(io::Error::other)?;
+        let mut config = quinn::ClientConfig::new(Arc::new(tls));
+        config.transport_config(self.transport.clone());
+        let connecting = self.dialling.connect_with(config, address, SERVER_NAME).map_err(io::Error::other)?;
+        connecting.await.map_err(io::Error::other)
+    }
+}
+
+/// Takes connections in until the endpoint closes. Handshakes run beside this loop.
+async fn accept(inner: Arc<Inner>, listener: quinn::Endpoint) {
+    let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    while let Some(incoming) = listener.accept().await {
+        let from = incoming.remote_address();
+        if handshakes.available_permits() < HANDSHAKES_MAX / 2 && incoming.may_retry() {
+            // Under load, whoever connects must first show that packets reach it at the address it claims.
+            let _ = incoming.retry();
+            continue;
+        }
+        let Ok(permit) = handshakes.clone().try_acquire_owned() else {
+            incoming.refuse();
+            continue;
+        };
+        let inner = inner.clone();
+        tokio::spawn(async move {
+            let greeted = tokio::time::timeout(GREETING_LIMIT, greet(&inner, incoming)).await;
+            if greeted.is_err() {
+                debug!(%from, "refused: it took too long to say who it is");
+            }
+            drop(permit);
+        });
+    }
+}
+
+/// Finishes a handshake and hands the connection to whom it is for.
+async fn greet(inner: &Arc<Inner>, incoming: quinn::Incoming) {
+    let from = incoming.remote_address();
+    let connection = match incoming.accept() {
+        Ok(connecting) => match connecting.await {
+            Ok(connection) => connection,
+            Err(error) => return debug!(%from, %error, "refused: the handshake failed"),
+        },
+        Err(error) => return debug!(%from, %error, "refused"),
+    };
+    let data =
+        connection.handshake_data().and_then(|data| data.downcast::<quinn::crypto::rustls::HandshakeData>().ok());
+    let alpn = data.and_then(|data| data.protocol).unwrap_or_default();
+    let Some(peer) = tls::peer_of(&connection) else {
+        return connection.close(Close::UnknownPeer.code(), b"no key");
+    };
+    if alpn == JOIN_ALPN {
+        join::serve(inner, &connection, peer).await;
+    } else if alpn == iroh_wire::ALPN && inner.public.is_some() {
+        tokio::spawn(serve::serve_strangers(inner.clone(), connection));
+    } else if inner.roster.get(peer).is_none() {
+        warn!(%peer, %from, "refused: an unknown peer");
+        connection.close(Close::UnknownPeer.code(), b"unknown peer");
+    } else if let Err(error) = connection::answer_hello(inner, connection, peer).await {
+        debug!(%peer, %from, %error, "refused");
+    }
+}
+
+/// Why a connection is closed. Codes: spec/wire.md, "Close codes".
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Close {
+    Done = 0,
+    UnknownPeer = 1,
+    Duplicate = 2,
+    Leaving = 3,
+    Misbehaved = 4,
+}
+
+impl Close {
+    pub(crate) fn code(self) -> VarInt {
+        VarInt::from_u32(self as u32)
+    }
+}
+
+fn endpoint(address: SocketAddr, server: Option<ServerConfig>) -> io::Result<quinn::Endpoint> {
+    let socket = UdpSocket::bind(address)?;
+    let mut config = EndpointConfig::default();
+    config.max_udp_payload_size(UDP_PAYLOAD_BYTES_MAX).map_err(io::Error::other)?;
+    quinn::Endpoint::new(config, server, socket, Arc::new(TokioRuntime))
+}
+
+fn transport() -> TransportConfig {
+    let mut transport = TransportConfig::default();
+    let mut mtu = MtuDiscoveryConfig::default();
+    mtu.upper_bound(UDP_PAYLOAD_BYTES_MAX);
+    transport
+        .max_concurrent_bidi_streams(STREAMS_MAX.into())
+        .max_concurrent_uni_streams(0_u32.into())
+        .datagram_receive_buffer_size(None)
+        .stream_receive_window(STREAM_WINDOW_BYTES.into())
+        .receive_window(CONNECTION_WINDOW_BYTES.into())
+        .send_window(CONNECTION_WINDOW_BYTES.into())
+        .mtu_discovery_config(Some(mtu))
+        .keep_alive_interval(Some(Duration::from_secs(5)))
+        .max_idle_timeout(Some(VarInt::from_u32(IDLE_LIMIT_MS).into()));
+    transport
+}
+
+/// The addresses under which others may reach a socket that is bound to `bound`.
+fn reachable_at(bound: SocketAddr) -> Vec<String> {
+    if !bound.ip().is_unspecified() {
+        return vec![bound.to_string()];
+    }
+    let mut found: Vec<_> = if_addrs::get_if_addrs().unwrap_or_default().iter().map(if_addrs::Interface::ip).collect();
+    // Link-local addresses mean nothing without an interface, and loopback ones nothing elsewhere.
+    found.retain(|ip| match ip {
+        std::net::IpAddr::V4(ip) => !ip.is_link_local(),
+        std::net::IpAddr::V6(ip) => bound.is_ipv6() && !ip.is_unicast_link_local(),
+    });
+    found.sort_by_key(|ip| (ip.is_loopback(), ip.is_ipv4()));
+    found.into_iter().map(|ip| SocketAddr::new(ip, bound.port()).to_string()).collect()
+}
+
+pub(crate) fn unix_now() -> i64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs() as i64)
+}
+
+/// Sent by nobody and checked by nobody, but TLS wants a name.
+const SERVER_NAME: &str = "blobd.invalid";
+pub(crate) const GREETING_LIMIT: Duration = Duration::from_secs(10);
+const HANDSHAKES_MAX: usize = 64;
+const INCOMING_MAX: usize = 256;
+const STREAMS_MAX: u32 = 256;
+const STREAM_WINDOW_BYTES: u32 = 8 << 20;
+const CONNECTION_WINDOW_BYTES: u32 = 32 << 20;
+const UDP_PAYLOAD_BYTES_MAX: u16 = 6500;
+const IDLE_LIMIT_MS: u32 = 15_000;

@@ -1,0 +1,47 @@
+//! Other machines: who they are, how they are reached, what they have, and how their bytes get here.
+//!
+//! [`Peers`] holds one QUIC endpoint. Both sides of a connection prove an Ed25519 key (raw public keys, TLS 1.3);
+//! the key dialled must be the key met, and only peers in the [`Roster`] get past the handshake, but for one that
+//! brings a [`Ticket`], which may do that and nothing else. Over a connection each side tells the other its
+//! catalog, and serves ranges of blobs in iroh-blobs' form, proven before they are sent.
+//!
+//! What this crate must never know: what an arena looks like on disk, and where bytes are; bytes come from and go
+//! to `blobstore`, which takes none that are not proven.
+//!
+//! Frames, streams, bounds and error codes: spec/wire.md. Who may do what: spec/threats.md.
+
+mod backoff;
+mod catalog;
+mod connection;
+mod dial;
+mod endpoint;
+mod fetch;
+mod frame;
+mod hello;
+mod identity;
+mod iroh_wire;
+mod join;
+mod roster;
+mod serve;
+mod ticket;
+mod tls;
+
+pub use connection::PeerStatus;
+pub use endpoint::{Options, Peers, StartError};
+pub use identity::{Identity, IdentityError};
+pub use iroh_wire::{ALPN as IROH_ALPN, decode_request, encode_request};
+pub use join::JoinError;
+pub use roster::{Peer, Roster, RosterError};
+pub use ticket::{Ticket, TicketError};
+
+/// What strangers and peers can see of the wire, for tests that speak it on their own.
+pub mod wire {
+    pub use crate::{
+        frame::{FrameError, read_frame, write_frame},
+        hello::Hello,
+        tls::{ALPN, JOIN_ALPN, client_config, peer_of, server_config},
+    };
+
+    /// The first byte of a stream, which says what it is for.
+    pub use crate::frame::StreamKind;
+}

@@ -1,0 +1,278 @@
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, PoisonError, RwLock},
+};
+
+use namespace::PeerId;
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
+use ring::rand::{SecureRandom, SystemRandom};
+use serde::{Deserialize, Serialize};
+use tree::BlobId;
+
+use crate::hello::{are_addresses, is_name};
+
+/// The peers that this machine trusts, and the invitations that are out. Cheap to clone; the clones are one.
+#[derive(Clone)]
+pub struct Roster {
+    db: Arc<Database>,
+    peers: Arc<RwLock<BTreeMap<PeerId, Peer>>>,
+}
+
+/// A trusted peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    /// Its key.
+    pub id: PeerId,
+    /// What it is called here; no two peers are called the same.
+    pub name: String,
+    /// Where to dial it, each `HOST:PORT`; none if it only dials us.
+    pub addresses: Vec<String>,
+}
+
+/// Why the roster could not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum RosterError {
+    /// The database failed.
+    #[error("{action} in the roster's database")]
+    Database {
+        /// What was being done.
+        action: &'static str,
+        /// What redb said.
+        #[source]
+        source: Box<redb::Error>,
+    },
+    /// Not a name that a peer can have.
+    #[error("{0:?} cannot be the name of a peer: 1 to 64 bytes without '/', ':' or control characters")]
+    Name(String),
+    /// Another peer has that name.
+    #[error("another peer is called {0:?}")]
+    NameTaken(String),
+    /// Not `HOST:PORT`.
+    #[error("a peer has at most 16 addresses, each HOST:PORT")]
+    Addresses,
+    /// There are as many peers as there can be.
+    #[error("there are {PEERS_MAX} peers already")]
+    Full,
+    /// The system gives no randomness.
+    #[error("no randomness to be had for a secret")]
+    NoRandomness,
+}
+
+#[derive(Serialize, Deserialize)]
+struct PeerRow {
+    name: String,
+    addresses: Vec<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct InviteRow {
+    expires: i64,
+    used_by: Option<PeerId>,
+}
+
+impl Roster {
+    /// Opens the roster whose rows are in `db`, and makes it if it is not there.
+    pub fn open(db: Arc<Database>) -> Result<Self, RosterError> {
+        let roster = Self { db, peers: Arc::default() };
+        let peers = roster.write("open the roster", |txn| {
+            txn.open_table(INVITES)?;
+            let table = txn.open_table(PEERS)?;
+            let mut peers = BTreeMap::new();
+            for row in table.iter()? {
+                let (id, row) = row?;
+                let (id, PeerRow { name, addresses }) = (PeerId::from_bytes(*id.value()), decode(row.value())?);
+                peers.insert(id, Peer { id, name, addresses });
+            }
+            Ok(peers)
+        })?;
+        *roster.peers.write().unwrap_or_else(PoisonError::into_inner) = peers;
+        Ok(roster)
+    }
+
+    /// All peers, by id.
+    pub fn peers(&self) -> Vec<Peer> {
+        self.peers.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect()
+    }
+
+    /// The peer with this id.
+    pub fn get(&self, id: PeerId) -> Option<Peer> {
+        self.peers.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned()
+    }
+
+    /// The peer with this name.
+    pub fn by_name(&self, name: &str) -> Option<Peer> {
+        self.peers.read().unwrap_or_else(PoisonError::into_inner).values().find(|peer| peer.name == name).cloned()
+    }
+
+    /// Trusts `peer` from now on, or changes its name or addresses. Durable on return.
+    pub fn set(&self, peer: Peer) -> Result<(), RosterError> {
+        if !is_name(&peer.name) {
+            return Err(RosterError::Name(peer.name.chars().take(80).collect()));
+        }
+        if !are_addresses(&peer.addresses) {
+            return Err(RosterError::Addresses);
+        }
+        let mut peers = self.peers.write().unwrap_or_else(PoisonError::into_inner);
+        if peers.values().any(|other| other.name == peer.name && other.id != peer.id) {
+            return Err(RosterError::NameTaken(peer.name));
+        }
+        if peers.len() >= PEERS_MAX && !peers.contains_key(&peer.id) {
+            return Err(RosterError::Full);
+        }
+        let row = PeerRow { name: peer.name.clone(), addresses: peer.addresses.clone() };
+        self.write("add a peer", |txn| {
+            txn.open_table(PEERS)?.insert(peer.id.as_bytes(), &encode(&row)?[..])?;
+            Ok(())
+        })?;
+        peers.insert(peer.id, peer);
+        Ok(())
+    }
+
+    /// A name like `wanted` that no peer but `id`, and not this machine, which is called `own`, has.
+    pub fn free_name(&self, wanted: &str, id: PeerId, own: &str) -> String {
+        let peers = self.peers.read().unwrap_or_else(PoisonError::into_inner);
+        let taken = |name: &str| name == own || peers.values().any(|peer| peer.name == name && peer.id != id);
+        let base: String = wanted.chars().take(40).collect();
+        let numbered = (2..).map(|number| format!("{base}-{number}"));
+        std::iter::once(wanted.to_owned()).chain(numbered).find(|name| !taken(name)).unwrap_or(base)
+    }
+
+    /// Trusts a peer no more. Durable on return. Tells whether it was trusted before.
+    pub fn remove(&self, id: PeerId) -> Result<bool, RosterError> {
+        let mut peers = self.peers.write().unwrap_or_else(PoisonError::into_inner);
+        self.write("remove a peer", |txn| {
+            txn.open_table(PEERS)?.remove(id.as_bytes())?;
+            Ok(())
+        })?;
+        Ok(peers.remove(&id).is_some())
+    }
+
+    /// A new secret for a ticket, good for one peer until `expires`. It is kept only as its hash; those that
+    /// expired before `now` are forgotten. Times are seconds since 1970.
+    pub fn invite(&self, now: i64, expires: i64) -> Result<[u8; 16], RosterError> {
+        let mut secret = [0; 16];
+        SystemRandom::new().fill(&mut secret).map_err(|_| RosterError::NoRandomness)?;
+        self.write("make an invitation", |txn| {
+            let mut invites = txn.open_table(INVITES)?;
+            let mut stale = Vec::new();
+            for row in invites.iter()? {
+                let (key, row) = row?;
+                if decode::<InviteRow>(row.value())?.expires <= now {
+                    stale.push(*key.value());
+                }
+            }
+            for key in &stale {
+                invites.remove(key)?;
+            }
+            let row = InviteRow { expires, used_by: None };
+            invites.insert(BlobId::of(&secret).as_bytes(), &encode(&row)?[..])?;
+            Ok(())
+        })?;
+        Ok(secret)
+    }
+
+    /// Whether any invitation can still be used at `now`, seconds since 1970.
+    pub fn has_invites(&self, now: i64) -> bool {
+        let look = || -> Result<bool, redb::Error> {
+            let txn = self.db.begin_read()?;
+            for row in txn.open_table(INVITES)?.iter()? {
+                if decode::<InviteRow>(row?.1.value())?.expires > now {
+                    return Ok(true);
+                }
+            }
+            Ok(false)
+        };
+        look().unwrap_or(false)
+    }
+
+    /// Whether `secret` lets `peer` in at `now`; from then on, it lets in nobody else. Durable on return. The same
+    /// peer may use it again: its first answer may have been lost.
+    pub fn redeem(&self, secret: &[u8; 16], peer: PeerId, now: i64) -> Result<bool, RosterError> {
+        // The look-up is by hash, so its time says nothing about the secret.
+        let key = BlobId::of(secret);
+        self.write("use an invitation", |txn| {
+            let mut invites = txn.open_table(INVITES)?;
+            let row = invites.get(key.as_bytes())?.map(|row| decode::<InviteRow>(row.value())).transpose()?;
+            let Some(mut row) = row.filter(|row| row.expires > now && row.used_by.is_none_or(|by| by == peer)) else {
+                return Ok(false);
+            };
+            row.used_by = Some(peer);
+            invites.insert(key.as_bytes(), &encode(&row)?[..])?;
+            Ok(true)
+        })
+    }
+
+    fn write<T>(
+        &self,
+        action: &'static str,
+        body: impl FnOnce(&WriteTransaction) -> Result<T, redb::Error>,
+    ) -> Result<T, RosterError> {
+        let run = || -> Result<T, redb::Error> {
+            let txn = self.db.begin_write()?;
+            let result = body(&txn)?;
+            txn.commit()?;
+            Ok(result)
+        };
+        run().map_err(|source| RosterError::Database { action, source: Box::new(source) })
+    }
+}
+
+fn encode<T: Serialize>(row: &T) -> Result<Vec<u8>, redb::Error> {
+    postcard::to_stdvec(row).map_err(|error| redb::Error::Corrupted(format!("encode a row: {error}")))
+}
+
+fn decode<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, redb::Error> {
+    postcard::from_bytes(bytes).map_err(|error| redb::Error::Corrupted(format!("decode a row: {error}")))
+}
+
+/// Peer → [`PeerRow`].
+const PEERS: TableDefinition<&[u8; 32], &[u8]> = TableDefinition::new("peers.roster");
+/// BLAKE3 hash of a secret → [`InviteRow`].
+const INVITES: TableDefinition<&[u8; 32], &[u8]> = TableDefinition::new("peers.invites");
+
+const PEERS_MAX: usize = 1000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn a_roster() -> Roster {
+        let db = Database::builder().create_with_backend(redb::backends::InMemoryBackend::new()).unwrap();
+        Roster::open(Arc::new(db)).unwrap()
+    }
+
+    fn peer(id: u8, name: &str) -> Peer {
+        Peer { id: PeerId::from_bytes([id; 32]), name: name.into(), addresses: vec!["localhost:1".into()] }
+    }
+
+    #[test]
+    fn a_secret_lets_in_one_peer_until_it_expires() {
+        let roster = a_roster();
+        let (a, b) = (peer(1, "a").id, peer(2, "b").id);
+        let secret = roster.invite(100, 200).unwrap();
+        assert!(roster.has_invites(199) && !roster.has_invites(200));
+        assert!(!roster.redeem(&[0; 16], a, 150).unwrap());
+        assert!(!roster.redeem(&secret, a, 200).unwrap());
+        assert!(roster.redeem(&secret, a, 150).unwrap());
+        assert!(!roster.redeem(&secret, b, 150).unwrap());
+        assert!(roster.redeem(&secret, a, 150).unwrap());
+        roster.invite(300, 400).unwrap();
+        assert!(!roster.redeem(&secret, a, 150).unwrap(), "forgotten once it had expired");
+    }
+
+    #[test]
+    fn names_are_unique_and_rows_survive() {
+        let roster = a_roster();
+        roster.set(peer(1, "nas")).unwrap();
+        assert!(matches!(roster.set(peer(2, "nas")), Err(RosterError::NameTaken(_))));
+        assert!(matches!(roster.set(peer(2, "a/b")), Err(RosterError::Name(_))));
+        assert_eq!(roster.free_name("nas", peer(2, "").id, "laptop"), "nas-2");
+        assert_eq!(roster.free_name("nas", peer(1, "").id, "laptop"), "nas");
+        assert_eq!(roster.free_name("laptop", peer(2, "").id, "laptop"), "laptop-2");
+        roster.set(peer(1, "closet")).unwrap();
+        let again = Roster::open(roster.db.clone()).unwrap();
+        assert_eq!(again.peers(), [peer(1, "closet")]);
+        assert_eq!(again.by_name("closet"), Some(peer(1, "closet")));
+        assert!(again.remove(peer(1, "").id).unwrap() && !again.remove(peer(1, "").id).unwrap());
+    }
+}

@@ -1,0 +1,121 @@
+use std::{sync::Arc, time::Duration};
+
+use blobstore::Store;
+use bytes::Bytes;
+use tokio::{
+    sync::{Semaphore, mpsc},
+    task::spawn_blocking,
+    time::timeout,
+};
+use tracing::{debug, warn};
+use tree::{BlobId, Query, Verified};
+
+use crate::{
+    endpoint::{GREETING_LIMIT, Inner},
+    frame::{FrameError, within},
+    iroh_wire::{self, REQUEST_BYTES_MAX},
+};
+
+/// Serves a connection in iroh-blobs' own protocol: each stream is one request for a public blob.
+pub(crate) async fn serve_strangers(inner: Arc<Inner>, connection: quinn::Connection) {
+    let at_once = Arc::new(Semaphore::new(STRANGERS_STREAMS_MAX));
+    let from = connection.remote_address();
+    while let Ok((send, recv)) = connection.accept_bi().await {
+        let Ok(permit) = at_once.clone().acquire_owned().await else { return };
+        let inner = inner.clone();
+        tokio::spawn(async move {
+            let may_read = |blob| inner.public.as_ref().is_some_and(|public| public(blob));
+            if let Err(error) = serve_get(&inner, send, recv, &may_read).await {
+                debug!(%from, %error, "a stranger's request ended");
+            }
+            drop(permit);
+        });
+    }
+}
+
+/// Answers one request for ranges of a blob.
+///
+/// What is not here, is damaged here, or may not be read ends the answer early, and nothing else is said: the
+/// asker knows what it has got, for it proves every piece.
+pub(crate) async fn serve_get(
+    inner: &Arc<Inner>,
+    mut send: quinn::SendStream,
+    mut recv: quinn::RecvStream,
+    may_read: &(dyn Fn(BlobId) -> bool + Sync),
+) -> Result<(), FrameError> {
+    let request = within(GREETING_LIMIT, async {
+        recv.read_to_end(REQUEST_BYTES_MAX).await.map_err(|error| FrameError::Stream(std::io::Error::other(error)))
+    });
+    let Some((blob, query)) = iroh_wire::decode_request(&request.await?) else {
+        warn!("refused: a request that is not for ranges of one blob");
+        let _ = send.reset(UNSUPPORTED.into());
+        return Ok(());
+    };
+    if !may_read(blob) {
+        debug!(%blob, "refused: not to be read by this peer");
+        let _ = send.finish();
+        return Ok(());
+    }
+    let (pieces, mut ready) = mpsc::channel(BATCHES_AHEAD);
+    let store = inner.store.clone();
+    let reading = spawn_blocking(move || read(&store, blob, &query, &pieces));
+    while let Some(mut batch) = ready.recv().await {
+        let batch: &mut Vec<Bytes> = &mut batch;
+        match timeout(STALL_LIMIT, send.write_all_chunks(batch)).await {
+            Ok(sent) => sent.map_err(|error| FrameError::Stream(error.into()))?,
+            Err(_) => return Err(FrameError::Stalled(STALL_LIMIT)),
+        }
+    }
+    if let Ok(Err(error)) = reading.await {
+        warn!(%blob, %error, "cannot be read");
+    }
+    let _ = send.finish();
+    Ok(())
+}
+
+/// Reads and proves the answer, and hands it on in batches, until it is complete, something is missing, or nobody
+/// takes it any more.
+fn read(
+    store: &Store,
+    blob: BlobId,
+    query: &Query,
+    pieces: &mpsc::Sender<Vec<Bytes>>,
+) -> Result<(), blobstore::StoreError> {
+    let sources = store.sources(blob)?;
+    let has =
+        |source: &blobstore::Source| source.available().intersection(&query.resolve_bytes(source.size())).total_bytes();
+    let Some(source) = sources.iter().max_by_key(|source| has(source)) else {
+        debug!(%blob, "not here");
+        return Ok(());
+    };
+    let mut batch = vec![Bytes::copy_from_slice(&source.size().to_le_bytes())];
+    let mut bytes = 0;
+    for item in source.prover(query) {
+        match item {
+            Ok(Verified::Node(node)) => batch.push(Bytes::copy_from_slice(node.pair())),
+            Ok(Verified::Data(data)) => {
+                bytes += data.bytes().len();
+                batch.push(data.bytes().clone());
+            }
+            Err(error) => {
+                store.report(source, &error)?;
+                break;
+            }
+        }
+        if bytes >= BATCH_BYTES {
+            bytes = 0;
+            if pieces.blocking_send(std::mem::take(&mut batch)).is_err() {
+                return Ok(());
+            }
+        }
+    }
+    let _ = pieces.blocking_send(batch);
+    Ok(())
+}
+
+const BATCH_BYTES: usize = 256 << 10;
+const BATCHES_AHEAD: usize = 4;
+const STALL_LIMIT: Duration = Duration::from_secs(30);
+const STRANGERS_STREAMS_MAX: usize = 8;
+/// Stream reset code: the request is of a kind that is not served.
+const UNSUPPORTED: u32 = 1;
