@@ -105,7 +105,7 @@ mod tests {
         let text = a_ticket().to_string();
         assert_eq!(
             text,
-            "blobaedqobyha4dqobyha4dqobyha4dqobyha4dqobyha4dqobyha4dqoa3omfzqedrrheztembogixdcorxg4ydaes3giydamj2mrrdqorrdu5donzqgaydcmrtgq2tmnzyhfqwey3emvtibkww5yhxmdgnwy"
+            "blobaedqobyha4dqobyha4dqobyha4dqobyha4dqobyha4dqobyha4dqoa3omfzqedrrhezc4mbogixdcorxg4ydaes3giydamj2mrrdqor2gfotunzxgaydamjsgm2dknrxha4wcytdmrswnagqvtzq4rorc35q"
         );
         for text in [text.clone(), text.to_uppercase(), format!(" {text}\n")] {
             assert_eq!(text.parse(), Ok(a_ticket()));
