@@ -3,7 +3,7 @@ use std::io;
 use crate::{
     cv::{Cv, Pair, join, parent_cv, split, subtree_cv},
     geometry::{Geometry, PAIR_BYTES, Subtree},
-    hash::{TASK_GROUPS, with_bytes},
+    hash::{TASK_GROUPS, hash_subtree, with_bytes},
     id::BlobId,
     range::RangeSet,
     read_at::ReadAt,
@@ -39,9 +39,10 @@ impl Damage {
 /// outboard are damaged. Runs on rayon's threads; `progress` hears how many more bytes have been judged.
 ///
 /// Data is not blamed for its tree. Where a stored pair is wrong, the right one is sought among what the pair
-/// itself, the pairs below it and the data say; only where none of these fits, and therefore both the pair
-/// and something below it on the same side are damaged, all bytes below count as damaged, since nothing here
-/// can prove them.
+/// itself, the pair below each side and the data of each side say. Only where none of these fits, and therefore
+/// the pair and something below it on the same side are damaged, all bytes below count as damaged.
+///
+/// Reads sound data with a sound outboard once, and with a wrong one twice for each 16 GiB and its halves above.
 pub fn find_damage<D, O>(blob: BlobId, size: u64, data: &D, outboard: &O, progress: &(dyn Fn(u64) + Sync)) -> Damage
 where
     D: ReadAt + ?Sized,
@@ -60,63 +61,113 @@ struct Search<'a, D: ?Sized, O: ?Sized> {
 impl<D: ReadAt + ?Sized, O: ReadAt + ?Sized> Search<'_, D, O> {
     /// Judges a subtree that must have the hash `expected`, by its stored pairs down to what one task reads.
     fn descend(&self, subtree: Subtree, expected: Cv) -> Damage {
-        if subtree.groups() > TASK_GROUPS {
-            return self.split(subtree, expected, &|subtree, expected| self.descend(subtree, expected));
+        if subtree.groups() <= TASK_GROUPS {
+            let damage = self.judge(subtree, expected);
+            (self.progress)(subtree.bytes().len());
+            return damage;
         }
-        let damage = self.judge(subtree, expected);
-        (self.progress)(subtree.bytes().len());
-        damage
+        match self.stored_pair(subtree).filter(|pair| parent_cv(pair, subtree.is_root()) == expected) {
+            Some(pair) => self.both(subtree, &pair, &|subtree, expected| self.descend(subtree, expected)),
+            None => self.below_wrong_pair(subtree, expected, &|subtree, expected| self.descend(subtree, expected)),
+        }
     }
 
     /// Judges a subtree that one task can read: by its data first.
     fn judge(&self, subtree: Subtree, expected: Cv) -> Damage {
+        let judge = |subtree, expected| self.judge(subtree, expected);
         match self.data_cv(subtree) {
-            Ok(cv) if cv == expected => self.judge_pairs(subtree, expected),
+            Ok(cv) if cv == expected && self.pairs_prove(subtree, expected) => Damage::default(),
             outcome if subtree.groups() == 1 => {
                 Damage { data: subtree.bytes().into(), unreadable: outcome.err(), ..Damage::default() }
             }
-            _ => self.split(subtree, expected, &|subtree, expected| self.judge(subtree, expected)),
+            _ => match self.stored_pair(subtree).filter(|pair| parent_cv(pair, subtree.is_root()) == expected) {
+                Some(pair) => self.both(subtree, &pair, &judge),
+                None => self.below_wrong_pair(subtree, expected, &judge),
+            },
         }
     }
 
-    /// Judges the stored pairs of a subtree whose data is sound.
-    fn judge_pairs(&self, subtree: Subtree, expected: Cv) -> Damage {
+    /// Whether the stored pairs of a subtree prove, all the way down.
+    fn pairs_prove(&self, subtree: Subtree, expected: Cv) -> bool {
         if subtree.groups() == 1 {
-            return Damage::default();
+            return true;
         }
-        self.split(subtree, expected, &|subtree, expected| self.judge_pairs(subtree, expected))
-    }
-
-    /// Judges both sides, and the pair above them.
-    fn split(&self, subtree: Subtree, expected: Cv, judge: &(dyn Fn(Subtree, Cv) -> Damage + Sync)) -> Damage {
-        let stored = self.stored_pair(subtree);
-        let (outboard, below) = match self.right_pair(subtree, expected, stored) {
-            Some(pair) => {
-                let ((l, r), (left, right)) = (subtree.split(), split(&pair));
-                let (left, right) = rayon::join(|| judge(l, left), || judge(r, right));
-                (stored != Some(pair), left.merge(right))
-            }
-            None => (true, Damage { data: subtree.bytes().into(), ..Damage::default() }),
+        let Some(pair) = self.stored_pair(subtree).filter(|pair| parent_cv(pair, subtree.is_root()) == expected) else {
+            return false;
         };
-        let outboard = if outboard { subtree.bytes().into() } else { RangeSet::new() };
-        Damage { outboard, ..Damage::default() }.merge(below)
+        let ((l, r), (left, right)) = (subtree.split(), split(&pair));
+        self.pairs_prove(l, left) && self.pairs_prove(r, right)
     }
 
-    /// The pair that has the hash `expected`, from whatever source has it; the dearest source is asked last.
-    fn right_pair(&self, subtree: Subtree, expected: Cv, stored: Option<Pair>) -> Option<Pair> {
-        let (l, r) = subtree.split();
-        let (mut lefts, mut rights): (Vec<Cv>, Vec<Cv>) = stored.iter().map(split).unzip();
-        let sources: [&dyn Fn(Subtree) -> Option<Cv>; 3] =
-            [&|_| None, &|side| self.cv_from_pair_below(side), &|side| self.data_cv(side).ok()];
-        for source in sources {
-            lefts.extend(source(l));
-            rights.extend(source(r));
-            let pairs = lefts.iter().flat_map(|&left| rights.iter().map(move |&right| join(left, right)));
-            if let Some(pair) = pairs.into_iter().find(|pair| parent_cv(pair, subtree.is_root()) == expected) {
-                return Some(pair);
+    fn both(&self, subtree: Subtree, pair: &Pair, judge: &Judge<'_>) -> Damage {
+        let ((l, r), (left, right)) = (subtree.split(), split(pair));
+        let (left, right) = rayon::join(|| judge(l, left), || judge(r, right));
+        left.merge(right)
+    }
+
+    /// Judges a subtree whose stored top pair is wrong.
+    fn below_wrong_pair(&self, subtree: Subtree, expected: Cv, judge: &Judge<'_>) -> Damage {
+        if let Some(damage) = self.compare_with_data(subtree, expected) {
+            return damage;
+        }
+        let wrong_here = Damage { outboard: subtree.bytes().into(), ..Damage::default() };
+        match self.seek_pair(subtree, expected) {
+            Ok(pair) => wrong_here.merge(self.both(subtree, &pair, judge)),
+            Err(unreadable) => {
+                if subtree.groups() > TASK_GROUPS {
+                    (self.progress)(subtree.bytes().len());
+                }
+                wrong_here.merge(Damage { data: subtree.bytes().into(), unreadable, ..Damage::default() })
             }
         }
-        None
+    }
+
+    /// If the data of a subtree is sound, which of its stored pairs are not what the data says. `None` if it is not
+    /// sound, or so large that its pairs would take too much memory.
+    fn compare_with_data(&self, subtree: Subtree, expected: Cv) -> Option<Damage> {
+        if subtree.groups() > COMPARED_GROUPS_MAX {
+            return None;
+        }
+        let mut right = vec![0; ((subtree.groups() - 1) * PAIR_BYTES) as usize];
+        if hash_subtree(self.data, subtree, &mut right).ok()? != expected {
+            return None;
+        }
+        let mut outboard = RangeSet::new();
+        let mut pending = vec![(subtree, &right[..])];
+        while let Some((subtree, pairs)) = pending.pop() {
+            let Some((pair, below)) = pairs.split_first_chunk::<{ PAIR_BYTES as usize }>() else { continue };
+            if self.stored_pair(subtree) != Some(*pair) {
+                outboard.insert(subtree.bytes());
+            }
+            let (l, r) = subtree.split();
+            let (left, right) = below.split_at(((l.groups() - 1) * PAIR_BYTES) as usize);
+            pending.extend([(l, left), (r, right)]);
+        }
+        if subtree.groups() > TASK_GROUPS {
+            (self.progress)(subtree.bytes().len());
+        }
+        Some(Damage { outboard, ..Damage::default() })
+    }
+
+    /// The pair that has the hash `expected`, from whatever source has it; the dearest source is asked last. If none
+    /// has it, the error of reading the data, if there was one.
+    fn seek_pair(&self, subtree: Subtree, expected: Cv) -> Result<Pair, Option<io::Error>> {
+        let (l, r) = subtree.split();
+        let (mut lefts, mut rights): (Vec<Cv>, Vec<Cv>) = self.stored_pair(subtree).iter().map(split).unzip();
+        let fitting = |lefts: &[Cv], rights: &[Cv]| {
+            let mut pairs = lefts.iter().flat_map(|&left| rights.iter().map(move |&right| join(left, right)));
+            pairs.find(|pair| parent_cv(pair, subtree.is_root()) == expected)
+        };
+        let below = |side| self.stored_pair(side).map(|pair| parent_cv(&pair, false));
+        lefts.extend(below(l));
+        rights.extend(below(r));
+        if let Some(pair) = fitting(&lefts, &rights) {
+            return Ok(pair);
+        }
+        let (left, right) = rayon::join(|| self.data_cv(l), || self.data_cv(r));
+        lefts.extend(left.as_ref().ok());
+        rights.extend(right.as_ref().ok());
+        fitting(&lefts, &rights).ok_or(left.err().or(right.err()))
     }
 
     fn stored_pair(&self, subtree: Subtree) -> Option<Pair> {
@@ -124,10 +175,6 @@ impl<D: ReadAt + ?Sized, O: ReadAt + ?Sized> Search<'_, D, O> {
         let index = subtree.pair_index()?;
         self.outboard.read_exact_at(&mut pair, index * PAIR_BYTES).ok()?;
         Some(pair)
-    }
-
-    fn cv_from_pair_below(&self, subtree: Subtree) -> Option<Cv> {
-        Some(parent_cv(&self.stored_pair(subtree)?, subtree.is_root()))
     }
 
     fn data_cv(&self, subtree: Subtree) -> io::Result<Cv> {
@@ -139,3 +186,9 @@ impl<D: ReadAt + ?Sized, O: ReadAt + ?Sized> Search<'_, D, O> {
         Ok(parent_cv(&join(left?, right?), subtree.is_root()))
     }
 }
+
+/// Judges a subtree that must have a certain hash.
+type Judge<'a> = dyn Fn(Subtree, Cv) -> Damage + Sync + 'a;
+
+/// The pairs of 16 GiB of data take 64 MiB.
+const COMPARED_GROUPS_MAX: u64 = 1 << 20;

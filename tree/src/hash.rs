@@ -37,7 +37,7 @@ pub fn hash<R: ReadAt + ?Sized>(data: &R, size: u64) -> io::Result<Hashed> {
 }
 
 /// Hashes `subtree` of `data` and fills `pairs`, which has just room for its pairs.
-fn hash_subtree<R: ReadAt + ?Sized>(data: &R, subtree: Subtree, pairs: &mut [u8]) -> io::Result<Cv> {
+pub(crate) fn hash_subtree<R: ReadAt + ?Sized>(data: &R, subtree: Subtree, pairs: &mut [u8]) -> io::Result<Cv> {
     if subtree.groups() <= TASK_GROUPS {
         return with_bytes(data, subtree.bytes(), |bytes| hash_in_memory(bytes, subtree, pairs));
     }

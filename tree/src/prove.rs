@@ -190,17 +190,19 @@ impl<O: ReadAt> PairReader<O> {
         let held = self.start..self.start + self.bytes.len() as u64;
         if !held.contains(&offset) {
             let len = PAGE_BYTES.min(self.outboard_bytes - offset);
-            self.bytes.resize(len as usize, 0);
-            self.start = offset;
-            if let Err(error) = self.outboard.read_exact_at(&mut self.bytes, offset) {
-                self.bytes.clear();
-                return Err(error);
-            }
+            // One bad pair must not hide its neighbours.
+            self.fill(offset, len).or_else(|_| self.fill(offset, PAIR_BYTES))?;
         }
         let from = (offset - self.start) as usize;
         let mut pair = [0; 64];
         pair.copy_from_slice(&self.bytes[from..from + 64]);
         Ok(pair)
+    }
+
+    fn fill(&mut self, offset: u64, len: u64) -> io::Result<()> {
+        self.start = offset;
+        self.bytes.resize(len as usize, 0);
+        self.outboard.read_exact_at(&mut self.bytes, offset).inspect_err(|_| self.bytes.clear())
     }
 }
 

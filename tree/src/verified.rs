@@ -37,7 +37,9 @@ impl VerifiedNode {
         self.blob
     }
 
-    /// Where the pair is in the blob's outboard, in bytes; `None` below chunk groups, which it leaves out.
+    /// Where the pair is in the outboard of a blob of the size that the proof was made for, in bytes; `None` below
+    /// chunk groups, which it leaves out. While that size is only claimed, so is this: the hashes are proven, and
+    /// their place is as good as the claim.
     pub fn outboard_offset(&self) -> Option<u64> {
         self.index.map(|index| index * PAIR_BYTES)
     }

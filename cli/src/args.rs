@@ -1,0 +1,263 @@
+use std::{ffi::OsString, io::IsTerminal, path::PathBuf, process::ExitCode};
+
+use clap::{Args, Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+use crate::{
+    commands,
+    failure::{Code, Failure},
+    home::Home,
+};
+
+/// Your files on all your machines: found, fetched, proven and mended.
+#[derive(Debug, Parser)]
+#[command(name = "blob", version, propagate_version = true, after_help = EXAMPLES)]
+pub(crate) struct Blob {
+    #[command(flatten)]
+    pub(crate) common: Common,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Serves the arenas of one home until it is stopped.
+#[derive(Debug, Parser)]
+#[command(name = "blobd", version)]
+struct Blobd {
+    #[command(flatten)]
+    common: Common,
+    #[command(flatten)]
+    daemon: DaemonArgs,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Common {
+    /// Keep configuration, state, cache and socket below DIR, and not in the usual places.
+    #[arg(long, value_name = "DIR", env = "BLOBD_HOME", global = true)]
+    home: Option<PathBuf>,
+    /// Print JSON Lines.
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DaemonArgs {
+    /// Where to listen: HOST:PORT, or "none" to dial others only [default: [::]:7700].
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) listen: Option<String>,
+    /// What this machine calls itself [default: its host name].
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Start here: index DIRs, run the daemon in the foreground, print a ticket for other machines.
+    Up {
+        /// Directories to hold as arenas, each named by its last component.
+        #[arg(value_name = "DIR")]
+        dirs: Vec<PathBuf>,
+        #[command(flatten)]
+        daemon: DaemonArgs,
+    },
+    /// Make the home: an identity and a configuration file.
+    Init,
+    /// Print this machine's peer id.
+    Id,
+    /// Hold, list and give up arenas.
+    #[command(subcommand)]
+    Arena(ArenaCommand),
+    /// Print a ticket with which one other machine can join this one.
+    Invite {
+        /// How long the ticket works, such as 10m, 1h or 2d.
+        #[arg(long, value_name = "TIME", default_value = "1h")]
+        expires: String,
+    },
+    /// Pair with the machine that made TICKET.
+    Join {
+        /// What `blob up` or `blob invite` printed there.
+        ticket: String,
+    },
+    /// Know other machines.
+    #[command(subcommand)]
+    Peer(PeerCommand),
+    /// Show this machine, its arenas and its peers.
+    Status,
+    /// List arenas, or what is in one, across all peers.
+    Ls {
+        /// More: size, mtime, blob, where.
+        #[arg(short)]
+        long: bool,
+        /// All the way down.
+        #[arg(short = 'R', long)]
+        recursive: bool,
+        /// What to list [default: all arenas].
+        #[arg(value_name = "ARENA[/PATH]")]
+        target: Option<OsString>,
+    },
+    /// Show everything known of one file.
+    Stat {
+        /// The file.
+        #[arg(value_name = "ARENA/PATH")]
+        target: OsString,
+    },
+    /// Write a file, proven, to standard output.
+    Cat {
+        /// The file.
+        #[arg(value_name = "ARENA/PATH")]
+        target: OsString,
+        /// Only the bytes from A up to, but without, B; either may be left out.
+        #[arg(long, value_name = "A..B")]
+        range: Option<String>,
+    },
+    /// Bring files or trees here, proven, with their mtimes.
+    Get {
+        /// What to bring, and last the file or directory to put it at or into.
+        #[arg(value_names = ["ARENA/PATH", "DEST"], num_args = 2.., required = true)]
+        targets: Vec<OsString>,
+    },
+    /// Print blob ids, as b3sum does.
+    Hash {
+        /// The files.
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+    },
+    /// Read everything that is stored here, or what is named, and report all damage.
+    Verify {
+        /// What to verify [default: everything here].
+        #[arg(value_name = "ARENA[/PATH]")]
+        targets: Vec<OsString>,
+    },
+    /// Verify, and mend what is damaged with bytes from other copies, here or at peers.
+    Repair {
+        /// What to repair [default: everything here].
+        #[arg(value_name = "ARENA[/PATH]")]
+        targets: Vec<OsString>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ArenaCommand {
+    /// Hold DIR as arena NAME and index it; without DIR, only follow the arena.
+    Add {
+        /// The arena's name.
+        name: String,
+        /// Its directory.
+        dir: Option<PathBuf>,
+        /// Let anyone who knows a blob id read the arena's blobs, where serve.iroh is on.
+        #[arg(long)]
+        public: bool,
+    },
+    /// List this machine's arenas.
+    Ls,
+    /// Give up an arena. No file is touched.
+    Rm {
+        /// The arena's name.
+        name: String,
+    },
+    /// Look for what changed in arenas [default: all that this machine holds].
+    Scan {
+        /// The arenas' names.
+        names: Vec<String>,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PeerCommand {
+    /// Trust the machine with this id.
+    Add {
+        /// What to call it.
+        name: String,
+        /// Its peer id, as `blob id` prints it there.
+        id: String,
+        /// Where to dial it; may be given several times.
+        #[arg(long = "address", value_name = "HOST:PORT")]
+        addresses: Vec<String>,
+    },
+    /// List the machines that are trusted.
+    Ls,
+    /// Trust a machine no more.
+    Rm {
+        /// What it is called.
+        name: String,
+    },
+}
+
+/// Runs `blob`.
+pub fn main_blob() -> ExitCode {
+    let Blob { common, command } = match Blob::try_parse() {
+        Ok(blob) => blob,
+        Err(error) => return usage_exit(&error),
+    };
+    let level = if matches!(command, Command::Up { .. }) { "info" } else { "warn" };
+    run(common, level, async |home, common| match command {
+        Command::Up { dirs, daemon } => commands::up(home, common, &dirs, daemon).await,
+        Command::Init => commands::init(home, common),
+        Command::Id => commands::id(home, common),
+        Command::Arena(command) => commands::arena(home, common, command).await,
+        Command::Invite { expires } => commands::invite(home, common, &expires).await,
+        Command::Join { ticket } => commands::join(home, common, ticket).await,
+        Command::Peer(command) => commands::peer(home, common, command).await,
+        Command::Status => commands::status(home, common).await,
+        Command::Ls { long, recursive, target } => commands::ls(home, common, long, recursive, target).await,
+        Command::Stat { target } => commands::stat(home, common, &target).await,
+        Command::Cat { target, range } => commands::cat(home, &target, range.as_deref()).await,
+        Command::Get { targets } => commands::get(home, common, targets).await,
+        Command::Hash { files } => commands::hash(&files),
+        Command::Verify { targets } => commands::verify(home, common, &targets).await,
+        Command::Repair { targets } => commands::repair(home, common, &targets).await,
+    })
+}
+
+/// Runs `blobd`.
+pub fn main_blobd() -> ExitCode {
+    let Blobd { common, daemon } = match Blobd::try_parse() {
+        Ok(blobd) => blobd,
+        Err(error) => return usage_exit(&error),
+    };
+    run(common, "info", async |home, _| commands::serve(home, daemon).await)
+}
+
+fn run(common: Common, level: &str, body: impl AsyncFnOnce(&Home, &Common) -> Result<Code, Failure>) -> ExitCode {
+    let filter = EnvFilter::try_from_env("BLOBD_LOG").unwrap_or_else(|_| EnvFilter::new(level));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .init();
+    let work = || {
+        let home = Home::new(common.home.as_deref())?;
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        let outcome = runtime.block_on(body(&home, &common));
+        // What still blocks on a disk must not keep the process.
+        runtime.shutdown_timeout(std::time::Duration::from_secs(2));
+        outcome
+    };
+    let code = work().unwrap_or_else(|failure| {
+        if common.json {
+            println!("{}", serde_json::to_string(&crate::event::Event::Error(failure.clone())).unwrap_or_default());
+        }
+        eprintln!("{failure}");
+        failure.code
+    });
+    ExitCode::from(u8::from(code))
+}
+
+fn usage_exit(error: &clap::Error) -> ExitCode {
+    let _ = error.print();
+    ExitCode::from(if error.use_stderr() { u8::from(Code::Usage) } else { 0 })
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  blob up ~/Pictures                     hold a folder, run the daemon, print a ticket
+  blob join TICKET                       on another machine: pair with this one
+  blob ls -l Pictures/2024               what is there, on whichever machine
+  blob get Pictures/2024 ~/copies        bring it here, proven
+  blob verify && echo all is well        look for damage
+  blob repair                            mend it from other machines
+
+Exit codes: 0 ok, 1 error, 2 usage, 3 some items failed, 4 damage found, 5 damage left unrepaired,
+6 no reachable peer has it, 7 not found, 8 a limit was hit, 10 no daemon, 130 interrupted.
+Places: --home DIR, else $XDG_CONFIG_HOME/blobd, $XDG_STATE_HOME/blobd, $XDG_CACHE_HOME/blobd, $XDG_RUNTIME_DIR.
+Log level: BLOBD_LOG=debug";

@@ -1,0 +1,206 @@
+use std::{
+    ffi::{OsStr, OsString},
+    fs::File,
+    io::{self, Write},
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+};
+
+use axum::http::Method;
+use rayon::prelude::*;
+use tree::{BlobId, ByteRange, Fingerprint};
+
+use super::{daemon, daemon_or_home, print, style, text};
+use crate::{
+    args::Common,
+    control::{Get, List, Read, Targets},
+    failure::{Code, Failure, WhileDoing},
+    home::Home,
+    node::READ_BYTES_MAX,
+    output::{Style, printable, show},
+    target::{JsonPath, Target},
+};
+
+/// `blob ls`
+pub(crate) async fn ls(
+    home: &Home,
+    common: &Common,
+    long: bool,
+    recursive: bool,
+    target: Option<OsString>,
+) -> Result<Code, Failure> {
+    let target = target.as_deref().map(Target::parse).transpose()?;
+    let events = daemon(home)?.events("/v1/list", &List { target, recursive }).await?;
+    show(events, Style { long, ..style(common) }).await
+}
+
+/// `blob stat`
+pub(crate) async fn stat(home: &Home, common: &Common, target: &OsStr) -> Result<Code, Failure> {
+    let stat = daemon(home)?.value(Method::POST, "/v1/stat", &Target::parse(target)?).await?;
+    print(common, "entry", stat, |stat| {
+        let mut lines = vec![format!("path   {}/{}", text(stat, "arena"), printable(text(stat, "path").as_bytes()))];
+        for (name, field) in [("kind", "kind"), ("mtime", "mtime"), ("blob", "blob"), ("here", "local")] {
+            lines.extend(stat[field].as_str().map(|value| format!("{name:6} {value}")));
+        }
+        lines.extend(stat["size"].as_u64().map(|size| format!("size   {size}")));
+        for version in stat["versions"].as_array().into_iter().flatten() {
+            let (peer, state, mtime) = (text(version, "peer"), text(version, "state"), text(version, "mtime"));
+            let blob =
+                version["blob"].as_str().map_or(String::new(), |blob| format!("  {}", &blob[..12.min(blob.len())]));
+            lines.push(format!("at     {peer}: {state}  {mtime}{blob}"));
+        }
+        lines.join("\n")
+    })
+}
+
+/// `blob cat`
+pub(crate) async fn cat(home: &Home, target: &OsStr, range: Option<&str>) -> Result<Code, Failure> {
+    let client = daemon(home)?;
+    let target = Target::parse(target)?;
+    let stat = client.value(Method::POST, "/v1/stat", &target).await?;
+    let (Some(size), Ok(blob)) = (stat["size"].as_u64(), text(&stat, "blob").parse::<BlobId>()) else {
+        return Err(Failure::new(Code::Usage, format!("{target} is not a file")));
+    };
+    let range = range.map_or(Ok((0, size)), |range| parse_range(range, size))?;
+    // The blob is settled now: a version that comes meanwhile does not mix with it.
+    let (mut start, end) = range;
+    let mut out = io::stdout();
+    while start < end {
+        let part = ByteRange::new(start, end.min(start + READ_BYTES_MAX)).unwrap_or_default();
+        let read = Read { blob, size, range: part };
+        let bytes = tokio::select! {
+            bytes = client.bytes(Method::POST, "/v1/read", &read) => bytes.while_doing(format!("read {target}"))?,
+            _ = tokio::signal::ctrl_c() => return Err(Failure::new(Code::Interrupted, "interrupted")),
+        };
+        if bytes.len() as u64 != part.len() {
+            return Err(Failure::new(
+                Code::Error,
+                format!("{} bytes came where {} were asked for", bytes.len(), part.len()),
+            ));
+        }
+        out.write_all(&bytes)?;
+        start = part.end();
+    }
+    out.flush()?;
+    Ok(Code::Ok)
+}
+
+/// Reads `A..B` for a file of `size` bytes; what is behind its end is cut off.
+fn parse_range(text: &str, size: u64) -> Result<(u64, u64), Failure> {
+    let usage =
+        || Failure::new(Code::Usage, format!("{text:?} is not a range")).hint("a range is A..B, such as 0..1024");
+    let (start, end) = text.split_once("..").ok_or_else(usage)?;
+    let number = |text: &str, default| if text.is_empty() { Ok(default) } else { text.parse().map_err(|_| usage()) };
+    let (start, end) = (number(start, 0)?, number(end, size)?);
+    if start > end && !text.ends_with("..") { Err(usage()) } else { Ok((start.min(size), end.min(size))) }
+}
+
+/// `blob get`
+pub(crate) async fn get(home: &Home, common: &Common, mut targets: Vec<OsString>) -> Result<Code, Failure> {
+    let Some(to) = targets.pop() else { return Err(Failure::new(Code::Usage, "nothing to get")) };
+    let to = std::path::absolute(Path::new(&to)).while_doing(format!("find {to:?}"))?;
+    let to = JsonPath::from(to.as_os_str().as_bytes());
+    let targets = targets.iter().map(|target| Target::parse(target)).collect::<Result<_, _>>()?;
+    show(daemon(home)?.events("/v1/get", &Get { targets, to }).await?, style(common)).await
+}
+
+/// `blob hash`
+pub(crate) fn hash(files: &[PathBuf]) -> Result<Code, Failure> {
+    let mut out = io::BufWriter::new(io::stdout());
+    let mut code = Code::Ok;
+    for batch in files.chunks(HASH_AT_ONCE) {
+        let hashed: Vec<_> = batch.par_iter().map(|path| hash_file(path)).collect();
+        for (path, hashed) in batch.iter().zip(hashed) {
+            match hashed {
+                Ok(id) => {
+                    let name = path.as_os_str().as_bytes();
+                    let escaped = escaped(name);
+                    let mark: &[u8] = if escaped == name { b"" } else { b"\\" };
+                    out.write_all(&[mark, id.to_string().as_bytes(), b"  ", &escaped, b"\n"].concat())?;
+                }
+                Err(error) => {
+                    out.flush()?;
+                    eprintln!("{}", Failure::from(error).while_doing(format!("hash {path:?}")));
+                    code = if files.len() == 1 { Code::Error } else { Code::Some };
+                }
+            }
+        }
+    }
+    out.flush()?;
+    Ok(code)
+}
+
+fn hash_file(path: &Path) -> io::Result<BlobId> {
+    let file = File::open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+    }
+    let before = Fingerprint::from(&file.metadata()?);
+    let id = tree::hash(&file, before.size)?.id;
+    if Fingerprint::from(&file.metadata()?) != before {
+        return Err(io::Error::other("it changed while it was read"));
+    }
+    Ok(id)
+}
+
+/// A name as b3sum prints it: a line break and a backslash are escaped.
+fn escaped(name: &[u8]) -> Vec<u8> {
+    let mut escaped = Vec::with_capacity(name.len());
+    for &byte in name {
+        match byte {
+            b'\n' => escaped.extend_from_slice(b"\\n"),
+            b'\\' => escaped.extend_from_slice(b"\\\\"),
+            byte => escaped.push(byte),
+        }
+    }
+    escaped
+}
+
+/// `blob verify`
+pub(crate) async fn verify(home: &Home, common: &Common, targets: &[OsString]) -> Result<Code, Failure> {
+    look_over(home, common, targets, "/v1/verify").await
+}
+
+/// `blob repair`
+pub(crate) async fn repair(home: &Home, common: &Common, targets: &[OsString]) -> Result<Code, Failure> {
+    look_over(home, common, targets, "/v1/repair").await
+}
+
+async fn look_over(home: &Home, common: &Common, targets: &[OsString], path: &str) -> Result<Code, Failure> {
+    let targets = targets.iter().map(|target| Target::parse(target)).collect::<Result<_, _>>()?;
+    let (client, node) = daemon_or_home(home)?;
+    let outcome = match client.events(path, &Targets { targets }).await {
+        Ok(events) => show(events, style(common)).await,
+        Err(failure) => Err(failure),
+    };
+    if let Some(node) = node {
+        node.shutdown().await;
+    }
+    outcome
+}
+
+const HASH_AT_ONCE: usize = 256;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges() {
+        for (text, expected) in [
+            ("0..5", Some((0, 5))),
+            ("5..", Some((5, 100))),
+            ("..5", Some((0, 5))),
+            ("..", Some((0, 100))),
+            ("90..200", Some((90, 100))),
+            ("200..300", Some((100, 100))),
+            ("200..", Some((100, 100))),
+            ("5..4", None),
+            ("5", None),
+            ("a..b", None),
+            ("-1..5", None),
+        ] {
+            assert_eq!(parse_range(text, 100).ok(), expected, "{text}");
+        }
+    }
+}

@@ -1,0 +1,102 @@
+use axum::http::Method;
+use jiff::SignedDuration;
+use peers::Identity;
+use serde_json::{Value, json};
+
+use super::{arenas::encoded, daemon, print, text};
+use crate::{
+    args::{Common, PeerCommand},
+    config::Config,
+    control::{AddPeer, Invite, Join},
+    failure::{Code, Failure},
+    home::Home,
+};
+
+/// `blob init`
+pub(crate) fn init(home: &Home, common: &Common) -> Result<Code, Failure> {
+    home.create()?;
+    Config::write_template(&home.config)?;
+    Config::load(&home.config)?;
+    id(home, common)
+}
+
+/// `blob id`
+pub(crate) fn id(home: &Home, common: &Common) -> Result<Code, Failure> {
+    if !home.state.is_dir() {
+        return Err(Failure::new(Code::NotFound, format!("there is no home at {:?}", home.state))
+            .hint("make one with: blob init"));
+    }
+    let peer = Identity::load_or_create(&home.key())?.peer().to_string();
+    print(common, "id", json!({ "peer": peer }), |value| text(value, "peer").to_owned())
+}
+
+/// `blob invite`
+pub(crate) async fn invite(home: &Home, common: &Common, expires: &str) -> Result<Code, Failure> {
+    let lifetime = expires.parse::<SignedDuration>().map_err(|error| Failure::from(error).code(Code::Usage));
+    let lifetime_s = lifetime?.as_secs().try_into().unwrap_or(0);
+    if lifetime_s == 0 {
+        return Err(Failure::new(Code::Usage, format!("a ticket cannot expire in {expires:?}")));
+    }
+    let ticket = daemon(home)?.value(Method::POST, "/v1/invite", &Invite { lifetime_s }).await?;
+    print(common, "ticket", ticket, |value| text(value, "ticket").to_owned())
+}
+
+/// `blob join`
+pub(crate) async fn join(home: &Home, common: &Common, ticket: String) -> Result<Code, Failure> {
+    let peer = daemon(home)?.value(Method::POST, "/v1/join", &Join { ticket }).await?;
+    print(common, "joined", peer, |peer| format!("joined {}  {}", text(peer, "name"), text(peer, "id")))
+}
+
+/// `blob peer`
+pub(crate) async fn peer(home: &Home, common: &Common, command: PeerCommand) -> Result<Code, Failure> {
+    let client = daemon(home)?;
+    match command {
+        PeerCommand::Add { name, id, addresses } => {
+            let body = AddPeer { name, id, addresses };
+            client.value(Method::POST, "/v1/peers", &body).await?;
+            print(common, "added", json!({ "name": body.name }), |_| String::new())
+        }
+        PeerCommand::Ls => {
+            let peers = client.value(Method::GET, "/v1/peers", &()).await?;
+            for peer in peers.as_array().into_iter().flatten() {
+                print(common, "peer", peer.clone(), peer_line)?;
+            }
+            Ok(Code::Ok)
+        }
+        PeerCommand::Rm { name } => {
+            client.value(Method::DELETE, &format!("/v1/peers/{}", encoded(&name)), &()).await?;
+            print(common, "removed", json!({ "name": name }), |_| String::new())
+        }
+    }
+}
+
+/// `blob status`
+pub(crate) async fn status(home: &Home, common: &Common) -> Result<Code, Failure> {
+    let status = daemon(home)?.value(Method::GET, "/v1/status", &()).await?;
+    print(common, "status", status, |status| {
+        let mut lines = vec![
+            format!("this machine  {}  {}", text(status, "name"), text(status, "peer")),
+            format!("listens on    {}", status["listens_on"].as_str().unwrap_or("nothing")),
+        ];
+        for arena in status["arenas"].as_array().into_iter().flatten() {
+            lines.push(format!(
+                "arena         {}  {}",
+                text(arena, "name"),
+                arena["dir"].as_str().unwrap_or("(followed only)")
+            ));
+        }
+        for peer in status["peers"].as_array().into_iter().flatten() {
+            lines.push(format!("peer          {}", peer_line(peer)));
+        }
+        lines.join("\n")
+    })
+}
+
+fn peer_line(peer: &Value) -> String {
+    let state = match (peer["connected"].as_str(), peer["last_error"].as_str()) {
+        (Some(address), _) => format!("connected from {address}"),
+        (None, Some(error)) => format!("not connected: {error}"),
+        (None, None) => "not connected".to_owned(),
+    };
+    format!("{}  {}  {state}", text(peer, "name"), text(peer, "id"))
+}

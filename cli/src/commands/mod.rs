@@ -1,0 +1,77 @@
+//! The commands: arguments in, calls of the control API, output.
+
+mod arenas;
+mod blobs;
+mod machines;
+mod up;
+
+use std::{
+    io::{self, Write},
+    os::unix::net::UnixStream,
+};
+
+use serde_json::Value;
+
+use crate::{
+    args::Common,
+    client::Client,
+    control,
+    failure::{Code, Failure},
+    home::Home,
+    node::{Node, NodeOptions},
+    output::Style,
+};
+
+pub(crate) use arenas::arena;
+pub(crate) use blobs::{cat, get, hash, ls, repair, stat, verify};
+pub(crate) use machines::{id, init, invite, join, peer, status};
+pub(crate) use up::{serve, up};
+
+/// The daemon of this home.
+fn daemon(home: &Home) -> Result<Client, Failure> {
+    match UnixStream::connect(&home.socket) {
+        Ok(_) => Ok(Client::Daemon(home.socket.clone())),
+        Err(error) => Err(Failure::from(error)
+            .while_doing(format!("no daemon answers at {:?}", home.socket))
+            .code(Code::NoDaemon)
+            .hint("start one with: blob up")),
+    }
+}
+
+/// The daemon of this home, or, if none runs, the home itself, opened for this command.
+fn daemon_or_home(home: &Home) -> Result<(Client, Option<Node>), Failure> {
+    if let Ok(client) = daemon(home) {
+        return Ok((client, None));
+    }
+    if !home.exists() {
+        return Err(Failure::new(Code::NotFound, format!("there is no home at {:?}", home.state))
+            .hint("make one with: blob up DIR"));
+    }
+    let node = Node::open(home, &NodeOptions { deaf: true, ..NodeOptions::default() })?;
+    Ok((Client::Local(control::router(node.clone())), Some(node)))
+}
+
+fn style(common: &Common) -> Style {
+    Style { json: common.json, long: false }
+}
+
+/// Prints a value: as one JSON object with that `"type"`, or as `human` shows it.
+fn print(common: &Common, kind: &str, mut value: Value, human: impl FnOnce(&Value) -> String) -> Result<Code, Failure> {
+    let text = if common.json {
+        if let Value::Object(fields) = &mut value {
+            fields.insert("type".to_owned(), kind.into());
+        }
+        value.to_string()
+    } else {
+        human(&value)
+    };
+    if !text.is_empty() {
+        writeln!(io::stdout(), "{text}")?;
+    }
+    Ok(Code::Ok)
+}
+
+/// A field as text, empty if it is missing.
+fn text<'a>(value: &'a Value, field: &str) -> &'a str {
+    value[field].as_str().unwrap_or_default()
+}

@@ -1,0 +1,108 @@
+use std::{
+    io::{self, Write},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde_json::json;
+
+use super::style;
+use crate::{
+    args::{Common, DaemonArgs},
+    client::Client,
+    config::Config,
+    control::{self, AddArena},
+    daemon::{Daemon, interrupted},
+    failure::{Code, Failure, WhileDoing},
+    home::Home,
+    node::NodeOptions,
+    output::show,
+    target::JsonPath,
+};
+
+/// `blobd`
+pub(crate) async fn serve(home: &Home, args: DaemonArgs) -> Result<Code, Failure> {
+    let daemon = start(home, args).await?;
+    daemon.scan_all()?;
+    interrupted().await?;
+    daemon.stop().await;
+    Ok(Code::Ok)
+}
+
+/// `blob up`
+pub(crate) async fn up(home: &Home, common: &Common, dirs: &[PathBuf], args: DaemonArgs) -> Result<Code, Failure> {
+    let daemon = start(home, args).await?;
+    let outcome = tokio::select! {
+        outcome = set_up(&daemon, common, dirs) => match outcome {
+            Ok(()) => interrupted().await,
+            Err(failure) => Err(failure),
+        },
+        interrupted = interrupted() => interrupted,
+    };
+    daemon.stop().await;
+    outcome.map(|()| Code::Ok)
+}
+
+async fn start(home: &Home, args: DaemonArgs) -> Result<Daemon, Failure> {
+    home.create()?;
+    Config::write_template(&home.config)?;
+    Daemon::start(home, &NodeOptions { name: args.name, listen: args.listen, deaf: false }).await
+}
+
+/// Takes in the directories, brings all arenas up to date, and says how to go on.
+async fn set_up(daemon: &Daemon, common: &Common, dirs: &[PathBuf]) -> Result<(), Failure> {
+    let node = &daemon.node;
+    let client = Client::Local(control::router(node.clone()));
+    for dir in dirs {
+        let dir = dir.canonicalize().while_doing(format!("find {dir:?}"))?;
+        let name = arena_name(&dir)?;
+        let held = node.namespace().arenas()?.into_iter().any(|arena| arena.dir.as_deref() == Some(&dir));
+        if !held {
+            let body = AddArena { name, dir: Some(JsonPath::from(dir.as_os_str().as_encoded_bytes())), public: false };
+            show(client.events("/v1/arenas", &body).await?, style(common)).await?;
+        }
+    }
+    daemon.scan_all()?;
+    let peers = node.peers();
+    let ticket = match peers.addresses() {
+        [] => None,
+        _ => Some(peers.invite(TICKET_LIFETIME)?.to_string()),
+    };
+    let arenas: Vec<_> =
+        node.namespace().arenas()?.into_iter().filter_map(|arena| Some((arena.name, arena.dir?))).collect();
+    let mut out = io::stdout().lock();
+    if common.json {
+        let arenas: Vec<_> =
+            arenas.iter().map(|(name, dir)| json!({ "name": name, "dir": dir.to_string_lossy() })).collect();
+        let ready = json!({
+            "type": "ready", "peer": peers.me().to_string(), "name": node.name(),
+            "listens_on": peers.listens_on(), "arenas": arenas, "ticket": ticket,
+        });
+        writeln!(out, "{ready}")?;
+        return Ok(());
+    }
+    writeln!(out, "this machine  {}  {}", node.name(), peers.me())?;
+    match peers.listens_on() {
+        Some(address) => writeln!(out, "listens on    {address}")?,
+        None => writeln!(out, "listens on    nothing; it dials others")?,
+    }
+    for (name, dir) in arenas {
+        writeln!(out, "arena         {name}  {}", dir.display())?;
+    }
+    if let Some(ticket) = ticket {
+        writeln!(out, "\nOn another machine, within the hour:\n\n    blob up\n    blob join {ticket}\n")?;
+    }
+    writeln!(out, "Ready. Ctrl-C stops the daemon.")?;
+    Ok(())
+}
+
+/// What the arena at `dir` is called: the last component of its path.
+fn arena_name(dir: &Path) -> Result<String, Failure> {
+    let name = dir.file_name().and_then(|name| name.to_str()).map(str::to_owned);
+    name.ok_or_else(|| {
+        Failure::new(Code::Usage, format!("{dir:?} has no name that an arena can have"))
+            .hint("name it yourself: blob arena add NAME DIR")
+    })
+}
+
+const TICKET_LIFETIME: Duration = Duration::from_secs(3600);

@@ -1,0 +1,89 @@
+use std::{fs, io::Write, path::Path};
+
+use serde::Deserialize;
+
+use crate::{
+    failure::{Code, Failure, WhileDoing},
+    home::is_not_found,
+};
+
+/// What the user set in `config.toml`. Everything has a default.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Config {
+    /// What this machine calls itself; by default its host name.
+    pub name: Option<String>,
+    /// Where to listen, `HOST:PORT`; `"none"` makes a deaf peer. By default all addresses at port 7700, or at
+    /// another port if that is taken.
+    pub listen: Option<String>,
+    /// Further addresses to tell others, each `HOST:PORT`.
+    pub advertise: Vec<String>,
+    /// Who besides peers is served.
+    pub serve: Serve,
+}
+
+/// `[serve]`
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Serve {
+    /// Whether anyone who knows a blob id may read blobs of public arenas in iroh-blobs' protocol.
+    pub iroh: bool,
+}
+
+impl Config {
+    /// Reads the file; without one, all defaults.
+    pub(crate) fn load(path: &Path) -> Result<Self, Failure> {
+        let text = match fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) if is_not_found(&error) => return Ok(Self::default()),
+            Err(error) => return Err(error).while_doing(format!("read {path:?}")),
+        };
+        toml::from_str(&text).map_err(|error| {
+            let lines = error.to_string();
+            Failure::new(Code::Usage, lines.trim_end().replace('\n', "\n    "))
+                .while_doing(format!("understand {path:?}"))
+        })
+    }
+
+    /// Writes a file that says what can be set, if there is none.
+    pub(crate) fn write_template(path: &Path) -> Result<(), Failure> {
+        match fs::File::create_new(path) {
+            Ok(mut file) => file.write_all(TEMPLATE.as_bytes()).while_doing(format!("write {path:?}")),
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => Ok(()),
+            Err(error) => Err(error).while_doing(format!("create {path:?}")),
+        }
+    }
+}
+
+const TEMPLATE: &str = r#"# blobd's settings. Everything has a default, shown here behind '#'.
+
+# What this machine calls itself.
+#name = "its host name"
+
+# Where to listen: HOST:PORT, or "none" if this machine shall only dial others.
+#listen = "[::]:7700"
+
+# Further addresses under which others can reach this machine, such as a router's.
+#advertise = ["home.example.org:7700"]
+
+[serve]
+# Whether anyone who knows a blob id may read the blobs of public arenas in iroh-blobs' protocol.
+#iroh = false
+"#;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_template_says_the_defaults_and_mistakes_are_told() {
+        assert_eq!(toml::from_str::<Config>(TEMPLATE).unwrap(), Config::default());
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("config.toml");
+        assert_eq!(Config::load(&path).unwrap(), Config::default());
+        fs::write(&path, "listne = \"x\"").unwrap();
+        let failure = Config::load(&path).unwrap_err();
+        assert_eq!(failure.code, Code::Usage);
+        assert!(failure.to_string().contains("listne"), "{failure}");
+    }
+}

@@ -1,0 +1,322 @@
+//! The control API: HTTP and JSON on the daemon's Unix socket. Format: spec/cli.md, "Control API".
+
+use std::{convert::Infallible, ffi::OsString, os::unix::ffi::OsStringExt, path::PathBuf, time::Duration};
+
+use axum::{
+    Json, Router,
+    body::{Body, Bytes},
+    extract::{Path, State, rejection::JsonRejection},
+    http::header::CONTENT_TYPE,
+    response::Response,
+    routing::{delete, get, post},
+};
+use futures_util::stream;
+use namespace::Arena;
+use peers::Peer;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tree::{BlobId, ByteRange};
+
+use crate::{
+    event::{Event, Reporter, summary},
+    failure::{Code, Failure, WhileDoing},
+    node::Node,
+    target::{JsonPath, Target},
+};
+
+/// The API over an open home.
+pub(crate) fn router(node: Node) -> Router {
+    Router::new()
+        .route("/v1/status", get(status))
+        .route("/v1/arenas", get(arenas).post(add_arena))
+        .route("/v1/arenas/{name}", delete(remove_arena))
+        .route("/v1/arenas/{name}/scan", post(scan))
+        .route("/v1/invite", post(invite))
+        .route("/v1/join", post(join))
+        .route("/v1/peers", get(peers).post(add_peer))
+        .route("/v1/peers/{name}", delete(remove_peer))
+        .route("/v1/list", post(list))
+        .route("/v1/stat", post(stat))
+        .route("/v1/read", post(read))
+        .route("/v1/get", post(get_trees))
+        .route("/v1/verify", post(verify))
+        .route("/v1/repair", post(repair))
+        .fallback(async || Failure::new(Code::NotFound, "no such call"))
+        .with_state(node)
+}
+
+/// `POST /v1/arenas`
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct AddArena {
+    /// The arena's name.
+    pub name: String,
+    /// Its directory, absolute; none to follow it only.
+    pub dir: Option<JsonPath>,
+    /// Whether strangers may read its blobs.
+    #[serde(default)]
+    pub public: bool,
+}
+
+/// `POST /v1/invite`
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Invite {
+    /// For how long the ticket works.
+    pub lifetime_s: u64,
+}
+
+/// `POST /v1/join`
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Join {
+    /// The ticket.
+    pub ticket: String,
+}
+
+/// `POST /v1/peers`
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct AddPeer {
+    /// What it is to be called.
+    pub name: String,
+    /// Its id.
+    pub id: String,
+    /// Where to dial it.
+    #[serde(default)]
+    pub addresses: Vec<String>,
+}
+
+/// `POST /v1/list`
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct List {
+    /// What to list; none for the arenas.
+    pub target: Option<Target>,
+    /// Whether to go all the way down.
+    #[serde(default)]
+    pub recursive: bool,
+}
+
+/// `POST /v1/read`: answers with the bytes themselves.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Read {
+    /// The blob.
+    pub blob: BlobId,
+    /// Its size, as `stat` says.
+    pub size: u64,
+    /// Which bytes.
+    pub range: ByteRange,
+}
+
+/// `POST /v1/get`
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Get {
+    /// What to get.
+    pub targets: Vec<Target>,
+    /// Where to, absolute.
+    pub to: JsonPath,
+}
+
+/// `POST /v1/verify` and `POST /v1/repair`
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Targets {
+    /// What to look at; none for everything.
+    #[serde(default)]
+    pub targets: Vec<Target>,
+}
+
+type Body_<T> = Result<Json<T>, JsonRejection>;
+type Answer = Result<Json<Value>, Failure>;
+
+async fn status(State(node): State<Node>) -> Answer {
+    let arenas = node.namespace().arenas()?.iter().map(arena_json).collect::<Vec<_>>();
+    Ok(Json(json!({
+        "name": node.name(),
+        "peer": node.peers().me().to_string(),
+        "listens_on": node.peers().listens_on(),
+        "addresses": node.peers().addresses(),
+        "arenas": arenas,
+        "peers": peers_json(&node),
+        "seq": *node.namespace().head().borrow(),
+    })))
+}
+
+async fn arenas(State(node): State<Node>) -> Answer {
+    Ok(Json(node.namespace().arenas()?.iter().map(arena_json).collect()))
+}
+
+async fn add_arena(State(node): State<Node>, body: Body_<AddArena>) -> Result<Response, Failure> {
+    let AddArena { name, dir, public } = understood(body)?;
+    let dir = dir.map(|dir| path_of(&dir)).transpose()?;
+    let arena = Arena { name: name.parse().map_err(usage)?, dir, public };
+    Ok(report(async move |reporter| {
+        let totals = node.add_arena(arena, &reporter).await?;
+        reporter.send(summary(json!(totals))).await?;
+        Ok(Code::Ok)
+    }))
+}
+
+async fn remove_arena(State(node): State<Node>, Path(name): Path<String>) -> Answer {
+    node.remove_arena(name.parse().map_err(usage)?).await?;
+    Ok(Json(json!({})))
+}
+
+async fn scan(State(node): State<Node>, Path(name): Path<String>) -> Result<Response, Failure> {
+    let name = name.parse().map_err(usage)?;
+    Ok(report(async move |reporter| {
+        let totals = node.scan(&name, &reporter).await?;
+        let code = if totals.suspected > 0 { Code::Damage } else { Code::Ok };
+        reporter.send(summary(json!(totals))).await?;
+        Ok(code)
+    }))
+}
+
+async fn invite(State(node): State<Node>, body: Body_<Invite>) -> Answer {
+    let Invite { lifetime_s } = understood(body)?;
+    let ticket = node.peers().invite(Duration::from_secs(lifetime_s))?;
+    if ticket.addresses.is_empty() {
+        return Err(Failure::new(Code::Error, "this machine does not listen, so nobody can join it")
+            .hint("make the ticket on the other machine, or listen: blob up --listen HOST:PORT"));
+    }
+    Ok(Json(json!({ "ticket": ticket.to_string(), "expires": ticket.expires })))
+}
+
+async fn join(State(node): State<Node>, body: Body_<Join>) -> Answer {
+    let ticket = understood(body)?.ticket.parse().map_err(usage)?;
+    let peer = node.peers().join(&ticket).await.while_doing("join")?;
+    Ok(Json(json!({ "name": peer.name, "id": peer.id.to_string(), "addresses": peer.addresses })))
+}
+
+async fn peers(State(node): State<Node>) -> Answer {
+    Ok(Json(peers_json(&node)))
+}
+
+async fn add_peer(State(node): State<Node>, body: Body_<AddPeer>) -> Answer {
+    let AddPeer { name, id, addresses } = understood(body)?;
+    let id = id.parse().map_err(usage)?;
+    if id == node.peers().me() {
+        return Err(Failure::new(Code::Usage, "that is this machine's own id"));
+    }
+    node.peers().roster().set(Peer { id, name, addresses }).map_err(usage)?;
+    node.peers().dial_now(id);
+    Ok(Json(json!({})))
+}
+
+async fn remove_peer(State(node): State<Node>, Path(name): Path<String>) -> Answer {
+    let Some(peer) = node.peers().roster().by_name(&name) else {
+        return Err(Failure::new(Code::NotFound, format!("no peer is called {name}")));
+    };
+    node.peers().roster().remove(peer.id)?;
+    node.peers().disconnect(peer.id);
+    let namespace = node.namespace().clone();
+    let forgotten = tokio::task::spawn_blocking(move || namespace.forget_peer(peer.id)).await;
+    forgotten.map_err(Failure::from)??;
+    Ok(Json(json!({})))
+}
+
+async fn list(State(node): State<Node>, body: Body_<List>) -> Result<Response, Failure> {
+    let List { target, recursive } = understood(body)?;
+    Ok(report(async move |reporter| node.list(target, recursive, &reporter).await.map(|()| Code::Ok)))
+}
+
+async fn stat(State(node): State<Node>, body: Body_<Target>) -> Answer {
+    Ok(Json(node.stat(understood(body)?).await?))
+}
+
+async fn read(State(node): State<Node>, body: Body_<Read>) -> Result<Response, Failure> {
+    let Read { blob, size, range } = understood(body)?;
+    let pieces = node.read(blob, size, range).await?;
+    let body = Body::from_stream(stream::iter(pieces.into_iter().map(Ok::<Bytes, Infallible>)));
+    Ok(with_type("application/octet-stream", body))
+}
+
+async fn get_trees(State(node): State<Node>, body: Body_<Get>) -> Result<Response, Failure> {
+    let Get { targets, to } = understood(body)?;
+    let to = path_of(&to)?;
+    Ok(report(async move |reporter| node.get(targets, to, &reporter).await))
+}
+
+async fn verify(State(node): State<Node>, body: Body_<Targets>) -> Result<Response, Failure> {
+    let targets = understood(body)?.targets;
+    Ok(report(async move |reporter| node.verify(targets, &reporter).await))
+}
+
+async fn repair(State(node): State<Node>, body: Body_<Targets>) -> Result<Response, Failure> {
+    let targets = understood(body)?.targets;
+    Ok(report(async move |reporter| node.repair(targets, &reporter).await))
+}
+
+/// Answers with what `work` reports, line by line; the last line is `{"type":"exit","code":N}`. The work runs on
+/// its own: if the reader goes away, it stops where it is safe, not where it is.
+fn report<W>(work: impl FnOnce(Reporter) -> W + Send + 'static) -> Response
+where
+    W: Future<Output = Result<Code, Failure>> + Send + 'static,
+{
+    let (reporter, mut events) = Reporter::new();
+    let work = work(reporter.clone());
+    tokio::spawn(async move {
+        let code = match work.await {
+            Ok(code) => code,
+            Err(failure) => {
+                let code = failure.code;
+                let _ = reporter.send(Event::Error(failure)).await;
+                code
+            }
+        };
+        let _ = reporter.send(Event::Exit { code }).await;
+    });
+    let lines = stream::poll_fn(move |context| {
+        events.poll_recv(context).map(|event| {
+            let mut line = serde_json::to_vec(&event?).unwrap_or_default();
+            line.push(b'\n');
+            Some(Ok::<_, Infallible>(Bytes::from(line)))
+        })
+    });
+    with_type("application/jsonl", Body::from_stream(lines))
+}
+
+fn with_type(content_type: &'static str, body: Body) -> Response {
+    let mut response = Response::new(body);
+    response.headers_mut().insert(CONTENT_TYPE, axum::http::HeaderValue::from_static(content_type));
+    response
+}
+
+fn understood<T>(body: Body_<T>) -> Result<T, Failure> {
+    match body {
+        Ok(Json(body)) => Ok(body),
+        Err(rejection) => Err(Failure::new(Code::Usage, rejection.body_text())),
+    }
+}
+
+fn usage(error: impl std::error::Error) -> Failure {
+    Failure::from(error).code(Code::Usage)
+}
+
+fn path_of(path: &JsonPath) -> Result<PathBuf, Failure> {
+    let bytes = path.bytes().ok_or_else(|| Failure::new(Code::Usage, "path_bytes is not base 64"))?;
+    let path = PathBuf::from(OsString::from_vec(bytes));
+    if path.is_absolute() {
+        Ok(path)
+    } else {
+        Err(Failure::new(Code::Usage, format!("{path:?} is not an absolute path")))
+    }
+}
+
+fn arena_json(arena: &Arena) -> Value {
+    json!({
+        "name": arena.name,
+        "dir": arena.dir.as_ref().map(|dir| dir.to_string_lossy()),
+        "public": arena.public,
+    })
+}
+
+fn peers_json(node: &Node) -> Value {
+    let peers = node.peers().status().into_iter().map(|status| {
+        let cursor = node.namespace().cursor(status.peer.id).unwrap_or_default();
+        json!({
+            "name": status.peer.name,
+            "id": status.peer.id.to_string(),
+            "addresses": status.peer.addresses,
+            "connected": status.connected,
+            "last_error": status.last_error,
+            "heard_seq": cursor.seq,
+        })
+    });
+    peers.collect()
+}

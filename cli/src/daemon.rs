@@ -1,0 +1,98 @@
+use std::{fs, os::unix::fs::PermissionsExt, path::Path};
+
+use tokio::{
+    net::{UnixListener, UnixStream},
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+};
+use tracing::{error, info};
+
+use crate::{
+    control,
+    event::Reporter,
+    failure::{Code, Failure, WhileDoing},
+    home::Home,
+    node::{Node, NodeOptions},
+};
+
+/// A daemon that runs in this process.
+pub(crate) struct Daemon {
+    /// Its home.
+    pub node: Node,
+    stop: watch::Sender<bool>,
+    serving: tokio::task::JoinHandle<()>,
+}
+
+impl Daemon {
+    /// Opens the home and listens on its socket. Fails if another daemon does.
+    pub(crate) async fn start(home: &Home, options: &NodeOptions) -> Result<Self, Failure> {
+        home.create()?;
+        let listener = listen(&home.socket).await?;
+        let node = Node::open(home, options)?;
+        let (stop, mut stopped) = watch::channel(false);
+        let router = control::router(node.clone());
+        let serving = tokio::spawn(async move {
+            let until = async move {
+                let _ = stopped.wait_for(|&stop| stop).await;
+            };
+            if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(until).await {
+                error!(%error, "the control socket failed");
+            }
+        });
+        Ok(Self { node, stop, serving })
+    }
+
+    /// Brings all arenas in line with their directories, in the background.
+    pub(crate) fn scan_all(&self) -> Result<(), Failure> {
+        let arenas = self.node.namespace().arenas()?;
+        let node = self.node.clone();
+        tokio::spawn(async move {
+            for arena in arenas.into_iter().filter(|arena| arena.dir.is_some()) {
+                let (reporter, mut events) = Reporter::new();
+                let listening = tokio::spawn(async move { while events.recv().await.is_some() {} });
+                if let Err(failure) = node.scan(&arena.name, &reporter).await {
+                    error!(arena = %arena.name, "{failure}");
+                }
+                drop(reporter);
+                let _ = listening.await;
+            }
+        });
+        Ok(())
+    }
+
+    /// Ends everything, in order. Takes a few seconds at most.
+    pub(crate) async fn stop(self) {
+        let socket = self.node.home().socket.clone();
+        self.stop.send_replace(true);
+        self.serving.abort();
+        let _ = self.serving.await;
+        let _ = fs::remove_file(socket);
+        self.node.shutdown().await;
+    }
+}
+
+/// Waits for SIGINT or SIGTERM.
+pub(crate) async fn interrupted() -> Result<(), Failure> {
+    let mut terminate = signal(SignalKind::terminate()).while_doing("listen for signals")?;
+    let mut interrupt = signal(SignalKind::interrupt()).while_doing("listen for signals")?;
+    tokio::select! {
+        _ = terminate.recv() => info!("SIGTERM"),
+        _ = interrupt.recv() => info!("SIGINT"),
+    }
+    Ok(())
+}
+
+async fn listen(socket: &Path) -> Result<UnixListener, Failure> {
+    if UnixStream::connect(socket).await.is_ok() {
+        return Err(Failure::new(Code::Error, format!("a daemon runs already at {socket:?}"))
+            .hint("one daemon holds all arenas: add another with blob arena add NAME DIR"));
+    }
+    // Left over from a daemon that was killed.
+    let _ = fs::remove_file(socket);
+    let listen = || {
+        let listener = UnixListener::bind(socket)?;
+        fs::set_permissions(socket, fs::Permissions::from_mode(0o600))?;
+        Ok::<_, std::io::Error>(listener)
+    };
+    listen().while_doing(format!("listen on {socket:?}"))
+}

@@ -1,0 +1,232 @@
+//! What long commands report while they run: JSON Lines, one object a line. Format: spec/cli.md, "Events".
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use tokio::sync::mpsc;
+use tree::{BlobId, RangeSet};
+
+use crate::{
+    failure::{Code, Failure},
+    target::JsonPath,
+};
+
+/// One line.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum Event {
+    /// How far it has come. Shown as a bar, and left out of `--json` output.
+    Progress {
+        /// What is being done.
+        action: String,
+        /// Bytes done.
+        done: u64,
+        /// Bytes in all, if that is known.
+        total: Option<u64>,
+        /// Files done.
+        files: u64,
+    },
+    /// A line of a listing.
+    Entry(Entry),
+    /// A damaged file.
+    Damage {
+        /// Which.
+        #[serde(flatten)]
+        file: FileName,
+        /// Its blob.
+        blob: BlobId,
+        /// `data`, `outboard` or `missing`.
+        what: String,
+        /// The damaged bytes: half-open, whole chunk groups.
+        ranges: RangeSet,
+    },
+    /// A file that was changed since it was indexed; nothing is said of its bytes.
+    Modified {
+        /// Which.
+        #[serde(flatten)]
+        file: FileName,
+    },
+    /// A damaged file that is sound again.
+    Repaired {
+        /// Which.
+        #[serde(flatten)]
+        file: FileName,
+        /// Its blob.
+        blob: BlobId,
+        /// The bytes that were written.
+        ranges: RangeSet,
+        /// The peers that sent them; none if they were found here.
+        peers: Vec<String>,
+        /// Bytes received for it: data, proofs and sizes.
+        bytes_received: u64,
+    },
+    /// A damaged file that is not sound again.
+    Unrepaired {
+        /// Which.
+        #[serde(flatten)]
+        file: FileName,
+        /// Its blob.
+        blob: BlobId,
+        /// The bytes that are still damaged.
+        ranges: RangeSet,
+        /// The peers that sent some of it.
+        peers: Vec<String>,
+        /// Bytes received for it.
+        bytes_received: u64,
+        /// Why.
+        reason: String,
+    },
+    /// A file, directory or link that was brought to its destination.
+    Copied(Copied),
+    /// One that was there already.
+    Skipped(Copied),
+    /// One that could not be brought.
+    Failed {
+        /// From where.
+        #[serde(flatten)]
+        file: FileName,
+        /// Why.
+        reason: String,
+    },
+    /// Something in an arena that is not indexed.
+    Unindexed {
+        /// Which.
+        #[serde(flatten)]
+        file: FileName,
+        /// Why.
+        reason: String,
+    },
+    /// The end, with totals that depend on the command.
+    Summary(Map<String, Value>),
+    /// The end, before its time.
+    Error(Failure),
+    /// Behind the end: how the command is to exit. Left out of `--json` output.
+    Exit {
+        /// The exit code.
+        code: Code,
+    },
+}
+
+/// A file by name. Without an arena it is a blob in the cache.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileName {
+    /// The arena.
+    pub arena: Option<String>,
+    /// The path in it.
+    pub path: Option<String>,
+    /// The path's bytes in base 64, if it is not UTF-8.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path_bytes: Option<String>,
+}
+
+/// A line of a listing.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Entry {
+    /// The arena.
+    pub arena: String,
+    /// The path in it; empty for the arena itself.
+    #[serde(flatten)]
+    pub path: JsonPath,
+    /// `file`, `dir`, `symlink` or `arena`.
+    pub kind: String,
+    /// In bytes, for a file.
+    pub size: Option<u64>,
+    /// RFC 3339 with nanoseconds, UTC; of a directory not known.
+    pub mtime: Option<String>,
+    /// Of a file.
+    pub blob: Option<BlobId>,
+    /// Of a link.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<JsonPath>,
+    /// The names of the peers that have just this, this machine's own among them.
+    pub peers: Vec<String>,
+    /// `in_place`, `cached`, `partial` or `none`, for a file.
+    pub local: Option<String>,
+}
+
+/// What was brought where.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Copied {
+    /// `ARENA/PATH`.
+    pub source: String,
+    /// The absolute path.
+    pub destination: String,
+    /// Of a file.
+    pub blob: Option<BlobId>,
+    /// In bytes.
+    pub bytes: u64,
+    /// Bytes received for it: data, proofs and sizes.
+    pub bytes_received: u64,
+}
+
+impl FileName {
+    /// A path in an arena.
+    pub fn new(arena: &namespace::ArenaName, path: &[u8]) -> Self {
+        let JsonPath { path, path_bytes } = path.into();
+        Self { arena: Some(arena.to_string()), path: Some(path), path_bytes }
+    }
+}
+
+impl std::fmt::Display for FileName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (&self.arena, &self.path) {
+            (Some(arena), Some(path)) => write!(f, "{arena}/{}", crate::output::printable(path.as_bytes())),
+            _ => write!(f, "(in the cache)"),
+        }
+    }
+}
+
+/// Where a command reports to. Reporting waits while the reader is slow.
+#[derive(Clone)]
+pub struct Reporter {
+    events: mpsc::Sender<Event>,
+}
+
+/// The reader of a report is gone: whoever asked for the work has been interrupted.
+#[derive(Debug)]
+pub struct NobodyListens;
+
+impl Reporter {
+    /// A reporter, and what reads from it.
+    pub fn new() -> (Self, mpsc::Receiver<Event>) {
+        let (events, receiver) = mpsc::channel(EVENTS_AHEAD);
+        (Self { events }, receiver)
+    }
+
+    /// Reports from async code.
+    pub async fn send(&self, event: Event) -> Result<(), NobodyListens> {
+        self.events.send(event).await.map_err(|_| NobodyListens)
+    }
+
+    /// Reports from a thread that may block.
+    pub fn send_blocking(&self, event: Event) -> Result<(), NobodyListens> {
+        self.events.blocking_send(event).map_err(|_| NobodyListens)
+    }
+
+    /// Reports progress, unless the reader has not yet read what was reported before.
+    pub fn progress(&self, action: &str, done: u64, total: Option<u64>, files: u64) {
+        if self.events.capacity() > EVENTS_AHEAD / 2 {
+            let _ = self.events.try_send(Event::Progress { action: action.to_owned(), done, total, files });
+        }
+    }
+
+    /// Whether nobody reads any more.
+    pub fn is_closed(&self) -> bool {
+        self.events.is_closed()
+    }
+}
+
+impl From<NobodyListens> for Failure {
+    fn from(_: NobodyListens) -> Self {
+        Failure::new(Code::Interrupted, "interrupted")
+    }
+}
+
+/// A summary of `fields`, an object.
+pub(crate) fn summary(fields: Value) -> Event {
+    match fields {
+        Value::Object(fields) => Event::Summary(fields),
+        other => Event::Summary(Map::from_iter([("value".to_owned(), other)])),
+    }
+}
+
+const EVENTS_AHEAD: usize = 256;

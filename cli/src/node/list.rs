@@ -1,0 +1,167 @@
+use std::ops::ControlFlow;
+
+use blobstore::Presence;
+use jiff::Timestamp;
+use namespace::{Content, EntryKind};
+use tree::UnixTime;
+
+use super::{Node, blocking};
+use crate::{
+    event::{Entry, Event, Reporter},
+    failure::{Code, Failure, WhileDoing},
+    target::{JsonPath, Target},
+};
+
+impl Node {
+    /// Reports the arenas, or what is in an arena or a directory of one; `recursive` goes all the way down.
+    pub async fn list(&self, target: Option<Target>, recursive: bool, reporter: &Reporter) -> Result<(), Failure> {
+        let (node, reporter) = (self.clone(), reporter.clone());
+        blocking(move || match target {
+            None => node.list_arenas(recursive, &reporter),
+            Some(target) => node.list_target(&target, recursive, &reporter).while_doing(format!("list {target}")),
+        })
+        .await
+    }
+
+    fn list_arenas(&self, recursive: bool, reporter: &Reporter) -> Result<(), Failure> {
+        for arena in self.inner.namespace.all_arenas()? {
+            reporter.send_blocking(Event::Entry(Entry {
+                arena: arena.to_string(),
+                path: b""[..].into(),
+                kind: "arena".into(),
+                size: None,
+                mtime: None,
+                blob: None,
+                target: None,
+                peers: Vec::new(),
+                local: None,
+            }))?;
+            if recursive {
+                self.list_target(&Target { arena, path: None }, true, reporter)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn list_target(&self, target: &Target, recursive: bool, reporter: &Reporter) -> Result<(), Failure> {
+        let mut outcome = Ok(());
+        let mut empty = true;
+        self.inner.namespace.list(&target.arena, target.path.as_ref(), recursive, &mut |entry| {
+            empty = false;
+            let sent = self.entry(target, entry).and_then(|entry| Ok(reporter.send_blocking(Event::Entry(entry))?));
+            match sent {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(error) => {
+                    outcome = Err(error);
+                    ControlFlow::Break(())
+                }
+            }
+        })?;
+        outcome?;
+        let is_arena = target.path.is_none() && self.inner.namespace.all_arenas()?.contains(&target.arena);
+        if empty && !is_arena { Err(not_found(target)) } else { Ok(()) }
+    }
+
+    /// All that is known of one path: what is shown, and what each peer has.
+    pub async fn stat(&self, target: Target) -> Result<serde_json::Value, Failure> {
+        let node = self.clone();
+        blocking(move || {
+            let path = target.path.as_ref().ok_or_else(|| not_found(&target))?;
+            let entry = node.leaf(&target)?;
+            let versions = node.inner.namespace.versions(&target.arena, path)?;
+            let versions: Vec<_> = versions
+                .into_iter()
+                .map(|(peer, version)| {
+                    let (state, blob, size) = match &version.content {
+                        Content::File { blob, size, .. } => ("file", Some(blob), Some(size)),
+                        Content::Symlink { .. } => ("symlink", None, None),
+                        Content::Deleted => ("deleted", None, None),
+                        Content::Withdrawn => ("withdrawn", None, None),
+                    };
+                    serde_json::json!({
+                        "peer": node.peer_name(peer), "state": state, "blob": blob, "size": size,
+                        "mtime": rfc3339(version.mtime), "seq": version.seq,
+                    })
+                })
+                .collect();
+            let mut value = serde_json::to_value(Event::Entry(node.entry(&target, entry)?))?;
+            value["versions"] = versions.into();
+            Ok(value)
+        })
+        .await
+    }
+
+    /// The file or link at a path.
+    pub(super) fn leaf(&self, target: &Target) -> Result<namespace::Entry, Failure> {
+        let path = target.path.as_ref().ok_or_else(|| not_found(target))?;
+        let mut found = None;
+        self.inner.namespace.list(&target.arena, Some(path), false, &mut |entry| {
+            found = Some(entry).filter(|entry| entry.path == *path);
+            ControlFlow::Break(())
+        })?;
+        found.ok_or_else(|| not_found(target))
+    }
+
+    fn entry(&self, target: &Target, entry: namespace::Entry) -> Result<Entry, Failure> {
+        let (kind, size, blob, link) = match entry.kind {
+            EntryKind::Directory => ("dir", None, None, None),
+            EntryKind::Leaf(Content::File { blob, size, .. }) => ("file", Some(size), Some(blob), None),
+            EntryKind::Leaf(Content::Symlink { target }) => ("symlink", None, None, Some(target)),
+            EntryKind::Leaf(Content::Deleted | Content::Withdrawn) => return Err(not_found(target)),
+        };
+        let local = match blob.map(|blob| self.inner.store.presence(blob)).transpose()? {
+            Some(Presence::InPlace) => Some("in_place"),
+            Some(Presence::Cached) => Some("cached"),
+            Some(Presence::Partial(_)) => Some("partial"),
+            Some(Presence::None) => Some("none"),
+            None => None,
+        };
+        Ok(Entry {
+            arena: target.arena.to_string(),
+            path: JsonPath::from(&entry.path),
+            kind: kind.into(),
+            size,
+            mtime: entry.mtime.map(rfc3339),
+            blob,
+            target: link.map(|target| target[..].into()),
+            peers: entry.peers.into_iter().map(|peer| self.peer_name(peer)).collect(),
+            local: local.map(str::to_owned),
+        })
+    }
+}
+
+pub(super) fn not_found(target: &Target) -> Failure {
+    Failure::new(Code::NotFound, format!("there is no {target}")).hint("see what there is with: blob ls -R")
+}
+
+/// RFC 3339 with nanoseconds, UTC; a moment outside the years -9999 to 9999 as the nearest within.
+pub(super) fn rfc3339(time: UnixTime) -> String {
+    let nearest = if time.seconds < 0 { Timestamp::MIN } else { Timestamp::MAX };
+    // jiff takes nanoseconds that point away from the second, so a moment before 1970 may need another second.
+    let nanos = i32::try_from(time.nanos).unwrap_or(0);
+    let timestamp = if time.seconds < 0 && nanos > 0 {
+        Timestamp::new(time.seconds + 1, nanos - 1_000_000_000)
+    } else {
+        Timestamp::new(time.seconds, nanos)
+    };
+    format!("{:.9}", timestamp.unwrap_or(nearest))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_as_text() {
+        for (seconds, nanos, text) in [
+            (0, 0, "1970-01-01T00:00:00.000000000Z"),
+            (1_700_000_000, 5, "2023-11-14T22:13:20.000000005Z"),
+            (-1, 999_999_999, "1969-12-31T23:59:59.999999999Z"),
+            (-5, 250_000_000, "1969-12-31T23:59:55.250000000Z"),
+        ] {
+            assert_eq!(rfc3339(UnixTime { seconds, nanos }), text);
+        }
+        assert!(rfc3339(UnixTime { seconds: i64::MAX, nanos: 1 }).starts_with("9999-"));
+        assert!(rfc3339(UnixTime { seconds: i64::MIN, nanos: 1 }).starts_with("-009999-"));
+    }
+}

@@ -1,0 +1,246 @@
+//! A home that is open, and what is done with it. Knows nothing of HTTP or terminals.
+
+mod get;
+mod index;
+mod list;
+mod place;
+mod read;
+mod repair;
+mod verify;
+
+use std::{
+    collections::HashMap,
+    net::{SocketAddr, ToSocketAddrs},
+    path::PathBuf,
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+
+use blobstore::{RealDisk, RootId, Store};
+use namespace::{Arena, ArenaName, Namespace, PeerId};
+use peers::{Identity, Options, Peers, Roster};
+use redb::Database;
+use tokio::{sync::Semaphore, task::spawn_blocking};
+use tracing::{info, warn};
+
+use crate::{
+    config::Config,
+    event::Reporter,
+    failure::{Code, Failure, WhileDoing},
+    home::{Home, host_name},
+};
+
+pub(crate) use index::ScanTotals;
+pub(crate) use read::READ_BYTES_MAX;
+
+/// An open home: the store, the namespace and the peers of one machine. Cheap to clone; the clones are one.
+#[derive(Clone)]
+pub struct Node {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    home: Home,
+    name: String,
+    store: Store,
+    namespace: Namespace,
+    peers: Peers,
+    roots: Roots,
+    /// One permit: scans, verifying and mending take turns, for they would only fight over the disk.
+    turn: Semaphore,
+}
+
+/// The store's root for each arena held here.
+type Roots = Arc<RwLock<HashMap<ArenaName, (RootId, bool)>>>;
+
+/// What a node is to be like, beyond what its home says.
+#[derive(Debug, Clone, Default)]
+pub struct NodeOptions {
+    /// What the machine calls itself.
+    pub name: Option<String>,
+    /// Where to listen.
+    pub listen: Option<String>,
+    /// Whether not to listen at all: a node that lives for one command.
+    pub deaf: bool,
+}
+
+impl Node {
+    /// Opens a home, which must exist; nobody else may have it open. Starts listening and dialling.
+    ///
+    /// Needs a tokio runtime. The home's settings give way to `options`.
+    pub fn open(home: &Home, options: &NodeOptions) -> Result<Self, Failure> {
+        let config = Config::load(&home.config)?;
+        home.create()?;
+        let db = Database::create(home.database()).map_err(|error| match error {
+            redb::DatabaseError::DatabaseAlreadyOpen => Failure::new(Code::Error, "another process has this home open")
+                .while_doing(format!("open {:?}", home.database())),
+            error => Failure::from(error).while_doing(format!("open {:?}", home.database())),
+        })?;
+        let db = Arc::new(db);
+        let identity = Identity::load_or_create(&home.key())?;
+        let store = Store::open(Arc::new(RealDisk), db.clone(), &home.outboards(), &home.cache)?;
+        let namespace = Namespace::open(db.clone(), fastrand::u64(1..))?;
+        let roster = Roster::open(db)?;
+        let roots = Roots::default();
+        for arena in namespace.arenas()? {
+            add_root(&store, &roots, &arena)?;
+        }
+        let name = options.name.clone().or(config.name).unwrap_or_else(host_name);
+        let public = config.serve.iroh.then(|| {
+            let (store, roots) = (store.clone(), roots.clone());
+            let is_public = move |blob| {
+                let holders = store.holders(blob, HOLDERS_ASKED).unwrap_or_default();
+                let roots = roots.read().unwrap_or_else(PoisonError::into_inner);
+                holders.iter().any(|file| roots.values().any(|&(root, public)| public && root == file.root))
+            };
+            Arc::new(is_public) as _
+        });
+        let start = |listen| {
+            Peers::start(Options {
+                identity: identity.clone(),
+                name: name.clone(),
+                listen,
+                advertise: config.advertise.clone(),
+                public: public.clone(),
+                roster: roster.clone(),
+                store: store.clone(),
+                namespace: namespace.clone(),
+            })
+        };
+        let listen = options.listen.as_ref().or(config.listen.as_ref());
+        let peers = match listen.map(String::as_str) {
+            _ if options.deaf => start(None)?,
+            Some("none") => start(None)?,
+            Some(address) => start(Some(resolve(address)?))?,
+            None => start(Some(DEFAULT_LISTEN)).or_else(|error| {
+                warn!(%error, "listening on another port");
+                start(Some(SocketAddr::new(DEFAULT_LISTEN.ip(), 0)))
+            })?,
+        };
+        info!(peer = %identity.peer(), name, "started");
+        let inner = Inner { home: home.clone(), name, store, namespace, peers, roots, turn: Semaphore::new(1) };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Ends all connections. Work that is under way is left where it is safe.
+    pub async fn shutdown(&self) {
+        // A scan or a mending stops between two files once nobody listens any more.
+        let _ = tokio::time::timeout(Duration::from_secs(5), self.inner.turn.acquire()).await;
+        self.inner.peers.shutdown().await;
+        info!("stopped");
+    }
+
+    /// What this machine calls itself.
+    pub fn name(&self) -> &str {
+        &self.inner.name
+    }
+
+    /// Its home.
+    pub fn home(&self) -> &Home {
+        &self.inner.home
+    }
+
+    /// The other machines.
+    pub fn peers(&self) -> &Peers {
+        &self.inner.peers
+    }
+
+    /// What is where.
+    pub fn namespace(&self) -> &Namespace {
+        &self.inner.namespace
+    }
+
+    /// Holds the directory `dir` as arena `name` from now on, and indexes it. Without `dir`, follows the arena.
+    pub async fn add_arena(&self, arena: Arena, reporter: &Reporter) -> Result<ScanTotals, Failure> {
+        let node = self.clone();
+        let adding = arena.clone();
+        blocking(move || node.set_arena(&adding)).await.while_doing(format!("add the arena {}", arena.name))?;
+        match arena.dir {
+            Some(_) => self.scan(&arena.name, reporter).await,
+            None => Ok(ScanTotals::default()),
+        }
+    }
+
+    fn set_arena(&self, arena: &Arena) -> Result<(), Failure> {
+        let known = self.inner.namespace.arenas()?;
+        if let Some(dir) = &arena.dir {
+            if !dir.is_dir() {
+                return Err(Failure::new(Code::NotFound, format!("{dir:?} is not a directory")));
+            }
+            let same_name = known.iter().find(|known| known.name == arena.name);
+            if let Some(other) = same_name.and_then(|known| known.dir.as_ref()).filter(|other| *other != dir) {
+                return Err(Failure::new(Code::Usage, format!("there is an arena of that name, at {other:?}"))
+                    .hint("choose another name, or remove that arena first: blob arena rm NAME"));
+            }
+            let overlaps = |other: &PathBuf| other.starts_with(dir) || dir.starts_with(other);
+            let overlapping = known.iter().filter(|known| known.name != arena.name);
+            if let Some(other) = overlapping.filter_map(|known| known.dir.as_ref()).find(|other| overlaps(other)) {
+                return Err(Failure::new(Code::Usage, format!("{dir:?} overlaps with an arena at {other:?}")));
+            }
+        }
+        add_root(&self.inner.store, &self.inner.roots, arena)?;
+        Ok(self.inner.namespace.set_arena(arena)?)
+    }
+
+    /// Gives up an arena. No file is touched.
+    pub async fn remove_arena(&self, name: ArenaName) -> Result<(), Failure> {
+        let _turn = self.turn().await;
+        let node = self.clone();
+        blocking(move || {
+            let Some(arena) = node.inner.namespace.arenas()?.into_iter().find(|arena| arena.name == name) else {
+                return Err(Failure::new(Code::NotFound, format!("this machine has no arena {name}")));
+            };
+            // Withdrawn first: nothing is offered that cannot be served.
+            node.inner.namespace.remove_arena(&name)?;
+            let root = node.inner.roots.write().unwrap_or_else(PoisonError::into_inner).remove(&name);
+            match root.filter(|_| arena.dir.is_some()) {
+                Some((root, _)) => Ok(node.inner.store.remove_root(root)?),
+                None => Ok(()),
+            }
+        })
+        .await
+    }
+
+    /// The store's root for an arena that is held here.
+    fn root(&self, arena: &ArenaName) -> Option<RootId> {
+        let roots = self.inner.roots.read().unwrap_or_else(PoisonError::into_inner);
+        roots.get(arena).map(|&(root, _)| root)
+    }
+
+    /// What a peer is called, `None` standing for this machine.
+    fn peer_name(&self, peer: Option<PeerId>) -> String {
+        match peer {
+            None => self.inner.name.clone(),
+            Some(id) => self.inner.peers.roster().get(id).map_or_else(|| id.to_string(), |peer| peer.name),
+        }
+    }
+
+    async fn turn(&self) -> tokio::sync::SemaphorePermit<'_> {
+        self.inner.turn.acquire().await.expect("the semaphore is never closed")
+    }
+}
+
+/// Runs what blocks on a thread for that.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Failure> + Send + 'static) -> Result<T, Failure> {
+    spawn_blocking(work).await.unwrap_or_else(|panic| Err(Failure::new(Code::Error, format!("a bug: {panic}"))))
+}
+
+fn add_root(store: &Store, roots: &Roots, arena: &Arena) -> Result<(), Failure> {
+    if let Some(dir) = &arena.dir {
+        let root = store.add_root(dir)?;
+        let mut roots = roots.write().unwrap_or_else(PoisonError::into_inner);
+        roots.insert(arena.name.clone(), (root, arena.public));
+    }
+    Ok(())
+}
+
+fn resolve(address: &str) -> Result<SocketAddr, Failure> {
+    let usage = |failure: Failure| failure.code(Code::Usage).hint("an address is HOST:PORT, such as [::]:7700");
+    let resolved = address.to_socket_addrs().while_doing(format!("find the address {address:?}")).map_err(usage)?;
+    let none = || usage(Failure::new(Code::Usage, format!("{address:?} has no address")));
+    resolved.into_iter().next().ok_or_else(none)
+}
+
+const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED), 7700);
+/// In how many places a blob may be for it to be found public.
+const HOLDERS_ASKED: usize = 64;

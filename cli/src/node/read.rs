@@ -1,0 +1,126 @@
+use std::sync::{Arc, Mutex, PoisonError};
+
+use blobstore::{Collected, Fetch, FetchError, Fetched, Sink, Want};
+use bytes::Bytes;
+use tree::{BlobId, ByteRange, Geometry, RangeSet, VerifiedData};
+
+use super::{Node, blocking};
+use crate::failure::{Code, Failure, WhileDoing};
+
+/// The most bytes that one read gives.
+pub(crate) const READ_BYTES_MAX: u64 = 8 << 20;
+
+impl Node {
+    /// Reads `range` of `blob`, which has `size` bytes: from this machine, or else through the cache from whoever has
+    /// it. Gives the proven pieces, in order; all of them, or fails. `range` has at most [`READ_BYTES_MAX`] bytes.
+    pub async fn read(&self, blob: BlobId, size: u64, range: ByteRange) -> Result<Vec<Bytes>, Failure> {
+        let what = || format!("read bytes {range} of blob {blob}");
+        if range.len() > READ_BYTES_MAX {
+            return Err(
+                Failure::new(Code::Limit, format!("at most {READ_BYTES_MAX} bytes at once")).while_doing(what())
+            );
+        }
+        let (pieces, missing) = self.read_here(blob, size, range).await.while_doing(what())?;
+        if missing.is_empty() {
+            return Ok(bytes_of(pieces));
+        }
+        let node = self.clone();
+        let opened = blocking(move || {
+            let store = &node.inner.store;
+            Ok((store.partial(blob, size)?, store.missing_from_cache(blob, size, &missing)?))
+        });
+        let (partial, ranges) = opened.await.while_doing(what())?;
+        let want = Want { blob, size, ranges };
+        self.inner.peers.fetch(want, Arc::new(Mutex::new(partial))).await.map_err(fetch_failure).while_doing(what())?;
+        let (pieces, missing) = self.read_here(blob, size, range).await.while_doing(what())?;
+        match missing.iter().next() {
+            None => Ok(bytes_of(pieces)),
+            Some(lost) => {
+                Err(Failure::new(Code::Error, format!("bytes {lost} were fetched, and do not prove"))
+                    .while_doing(what()))
+            }
+        }
+    }
+
+    /// Reads all of a small blob without leaving it in the cache.
+    pub(super) async fn read_small(&self, blob: BlobId, size: u64) -> Result<(Vec<Bytes>, Fetched), Failure> {
+        let all = Geometry::new(size).all();
+        let (mut pieces, missing) = self.read_here(blob, size, all).await?;
+        if missing.is_empty() {
+            return Ok((bytes_of(pieces), Fetched::default()));
+        }
+        // With the last chunk group, the size is proven too.
+        let ranges = missing.union(&Geometry::new(size).last_group().into());
+        let collected = Arc::new(Mutex::new(Collected::default()));
+        let want = Want { blob, size, ranges };
+        let fetched = self.inner.peers.fetch(want, collected.clone()).await.map_err(fetch_failure)?;
+        let fetched_pieces = std::mem::take(&mut collected.lock().unwrap_or_else(PoisonError::into_inner).pieces);
+        pieces.extend(fetched_pieces.into_iter().filter(|piece| missing.contains(piece.range())));
+        pieces.sort_by_key(VerifiedData::offset);
+        Ok((bytes_of(pieces), fetched))
+    }
+
+    /// Brings all of a blob into the cache. `on_piece` hears how many more bytes came.
+    pub(super) async fn bring(
+        &self,
+        blob: BlobId,
+        size: u64,
+        on_piece: impl Fn(u64) + Send + 'static,
+    ) -> Result<Fetched, Failure> {
+        let node = self.clone();
+        let opened = blocking(move || {
+            let store = &node.inner.store;
+            let all = RangeSet::from(Geometry::new(size).all());
+            Ok((store.partial(blob, size)?, store.missing_from_cache(blob, size, &all)?))
+        });
+        let (partial, ranges) = opened.await?;
+        let sink = Arc::new(Mutex::new(Counting { sink: partial, on_piece }));
+        self.inner.peers.fetch(Want { blob, size, ranges }, sink).await.map_err(fetch_failure)
+    }
+
+    async fn read_here(
+        &self,
+        blob: BlobId,
+        size: u64,
+        range: ByteRange,
+    ) -> Result<(Vec<VerifiedData>, RangeSet), Failure> {
+        let store = self.inner.store.clone();
+        blocking(move || {
+            let outcome = store.read(blob, size, range)?;
+            Ok((outcome.pieces, outcome.missing))
+        })
+        .await
+    }
+}
+
+/// A failed fetch: unreachable, unless it was this machine that failed.
+pub(super) fn fetch_failure(error: FetchError) -> Failure {
+    let code = match error {
+        FetchError::NoPeerHasIt { .. } | FetchError::AllFailed { .. } => Code::Unreachable,
+        FetchError::Sink { .. } => Code::Error,
+    };
+    Failure::from(error).code(code)
+}
+
+fn bytes_of(pieces: Vec<VerifiedData>) -> Vec<Bytes> {
+    pieces.into_iter().map(|piece| piece.bytes().clone()).collect()
+}
+
+/// Passes pieces on, and tells how many bytes they have.
+struct Counting<S, F> {
+    sink: S,
+    on_piece: F,
+}
+
+impl<S: Sink, F: Fn(u64) + Send> Sink for Counting<S, F> {
+    fn write(&mut self, piece: tree::Verified) -> Result<(), blobstore::StoreError> {
+        if let tree::Verified::Data(data) = &piece {
+            (self.on_piece)(data.range().len());
+        }
+        self.sink.write(piece)
+    }
+
+    fn commit(&mut self) -> Result<(), blobstore::StoreError> {
+        self.sink.commit()
+    }
+}

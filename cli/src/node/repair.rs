@@ -1,0 +1,171 @@
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Instant,
+};
+
+use blobstore::{Fetch, Fetched, FileRef, Mending, Sink, Verdict, Want};
+use namespace::{ArenaName, Change, RelPath};
+use serde_json::json;
+use tree::{BlobId, ByteRange, Fingerprint, RangeSet, Verified};
+
+use super::{
+    Node, blocking,
+    read::{READ_BYTES_MAX, fetch_failure},
+    verify::Damaged,
+};
+use crate::{
+    event::{Event, Reporter, summary},
+    failure::{Code, Failure, WhileDoing},
+    target::Target,
+};
+
+/// What mending one file came to.
+#[derive(Default)]
+struct Mended {
+    ranges: RangeSet,
+    fetched: Fetched,
+    left: RangeSet,
+    reason: Option<String>,
+}
+
+impl Node {
+    /// Verifies everything here, or what `targets` name, and mends all damage: from other copies here, and what no
+    /// copy here has from whichever peer has it.
+    pub async fn repair(&self, targets: Vec<Target>, reporter: &Reporter) -> Result<Code, Failure> {
+        let _turn = self.turn().await;
+        let started = Instant::now();
+        let (node, report) = (self.clone(), reporter.clone());
+        let damaged = blocking(move || {
+            let mut all = Vec::new();
+            node.find_damage(&targets, &report, &mut |damaged| {
+                all.push(damaged);
+                Ok(())
+            })?;
+            Ok(all)
+        });
+        let (mut repaired_files, mut unrepaired_files, mut bytes_received) = (0u64, 0u64, 0u64);
+        for damaged in damaged.await.while_doing("look for damage")? {
+            let mended = self.mend(&damaged).await?;
+            let Mended { ranges, fetched: Fetched { bytes_received: received, peers }, left, reason } = mended;
+            bytes_received += received;
+            let (file, blob, bytes_received) = (damaged.name, damaged.blob, received);
+            let event = match reason {
+                None => {
+                    repaired_files += 1;
+                    Event::Repaired { file, blob, ranges, peers, bytes_received }
+                }
+                Some(reason) => {
+                    unrepaired_files += 1;
+                    Event::Unrepaired { file, blob, ranges: left, peers, bytes_received, reason }
+                }
+            };
+            reporter.send(event).await?;
+        }
+        reporter
+            .send(summary(json!({
+                "repaired_files": repaired_files,
+                "unrepaired_files": unrepaired_files,
+                "bytes_received": bytes_received,
+                "seconds": started.elapsed().as_secs_f64(),
+            })))
+            .await?;
+        Ok(if unrepaired_files > 0 { Code::Unrepaired } else { Code::Ok })
+    }
+
+    async fn mend(&self, damaged: &Damaged) -> Result<Mended, Failure> {
+        let unrepaired = |left, reason: String| Ok(Mended { left, reason: Some(reason), ..Mended::default() });
+        let Some((arena, file)) = &damaged.place else {
+            // The cache has forgotten what was damaged, which mends it: it is fetched anew when it is wanted.
+            return Ok(Mended::default());
+        };
+        let (data, outboard) = match &damaged.verdict {
+            Verdict::Damaged { data, outboard, .. } => (data.clone(), outboard.clone()),
+            _ => {
+                let reason = "the file is gone; if that was no accident, the next scan takes note of it; if it was, bring it back with: blob get";
+                return unrepaired(RangeSet::new(), reason.into());
+            }
+        };
+        let mut mended = if data.is_empty() {
+            Mended::default()
+        } else {
+            match self.mend_data(arena, file, damaged.blob).await {
+                Ok(mended) => mended,
+                Err(failure) => return unrepaired(data, one_line(&failure)),
+            }
+        };
+        if !outboard.is_empty() && mended.left.is_empty() {
+            let (store, file) = (self.inner.store.clone(), file.clone());
+            if let Err(failure) = blocking(move || Ok(store.rebuild_outboard(&file)?)).await {
+                mended.left = outboard;
+                mended.reason = Some(one_line(&failure));
+            }
+        }
+        Ok(mended)
+    }
+
+    /// Writes proven bytes over those under quarantine. Once the file is open for that, it is closed properly
+    /// whatever happens: its mtime must not stay moved.
+    async fn mend_data(&self, arena: &ArenaName, file: &FileRef, blob: BlobId) -> Result<Mended, Failure> {
+        let (node, place) = (self.clone(), file.clone());
+        let opened = blocking(move || {
+            let mut mending = node.inner.store.mend(&place)?;
+            let copied = node.mend_from_here(&mut mending, blob);
+            Ok((mending, copied))
+        });
+        let (mending, copied) = opened.await?;
+        let (size, ranges) = (mending.size(), mending.damaged());
+        let mending = Arc::new(Mutex::new(mending));
+        let (fetched, failure) = match copied {
+            Err(failure) => (Fetched::default(), Some(failure)),
+            Ok(()) => match self.inner.peers.fetch(Want { blob, size, ranges }, mending.clone()).await {
+                Ok(fetched) => (fetched, None),
+                Err(error) => (Fetched::default(), Some(fetch_failure(error))),
+            },
+        };
+        let (node, arena, file) = (self.clone(), arena.clone(), file.clone());
+        blocking(move || {
+            // The fetch is over, and with it the only other hold on this.
+            let mending =
+                Arc::into_inner(mending).ok_or_else(|| Failure::new(Code::Error, "the file is still being mended"))?;
+            let mending = mending.into_inner().unwrap_or_else(PoisonError::into_inner);
+            let left = mending.damaged();
+            let (fingerprint, ranges) = mending.finish()?;
+            node.say_mended(&arena, &file, blob, fingerprint)?;
+            let reason = failure.as_ref().map(one_line).or((!left.is_empty()).then(|| "no copy has it".to_owned()));
+            Ok(Mended { ranges, fetched, left, reason })
+        })
+        .await
+    }
+
+    /// Takes what other copies on this machine have.
+    fn mend_from_here(&self, mending: &mut Mending, blob: BlobId) -> Result<(), Failure> {
+        for range in mending.damaged().iter() {
+            let mut start = range.start();
+            while start < range.end() {
+                let end = range.end().min(start + READ_BYTES_MAX);
+                let part = ByteRange::new(start, end).unwrap_or_default();
+                for piece in self.inner.store.read(blob, mending.size(), part)?.pieces {
+                    mending.write(Verified::Data(piece))?;
+                }
+                start = end;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes note of the new fingerprint of a file that has the bytes that it is said to have.
+    fn say_mended(&self, arena: &ArenaName, file: &FileRef, blob: BlobId, now: Fingerprint) -> Result<(), Failure> {
+        let path: RelPath = file.path.clone().try_into()?;
+        let versions = self.inner.namespace.versions(arena, &path)?;
+        let ours = versions.into_iter().find(|(peer, version)| peer.is_none() && version.content.blob() == Some(blob));
+        if let Some((_, version)) = ours {
+            let change = Change { path, content: version.content, mtime: version.mtime, fingerprint: Some(now) };
+            self.inner.namespace.commit(arena, &[change])?;
+        }
+        Ok(())
+    }
+}
+
+fn one_line(failure: &Failure) -> String {
+    std::iter::once(&failure.error).chain(&failure.causes).map(String::as_str).collect::<Vec<_>>().join(": ")
+}

@@ -1,0 +1,212 @@
+//! What people see: reports as lines and bars, sizes and names.
+
+use std::{
+    io::{self, IsTerminal, Write},
+    time::Duration,
+};
+
+use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+use serde_json::Value;
+
+use crate::{
+    client::Events,
+    event::{Copied, Entry, Event},
+    failure::{Code, Failure},
+};
+
+/// How a report is shown.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Style {
+    /// As JSON Lines.
+    pub json: bool,
+    /// Listings with all they have.
+    pub long: bool,
+}
+
+/// Shows a report to its end: results on standard output, progress and what failed on standard error. Returns the
+/// exit code that the report ends with. On SIGINT it stops reading, which stops the work where that is safe.
+pub(crate) async fn show(mut events: Events, style: Style) -> Result<Code, Failure> {
+    let bar = Bar::new(style.json);
+    let mut out = Output::new();
+    loop {
+        let event = tokio::select! {
+            event = events.next() => event?,
+            _ = tokio::signal::ctrl_c() => {
+                bar.clear();
+                out.flush()?;
+                return Err(Failure::new(Code::Interrupted, "interrupted"));
+            }
+        };
+        match event {
+            None => return Err(Failure::new(Code::Error, "the report broke off; did the daemon stop?")),
+            Some(Event::Exit { code }) => {
+                bar.clear();
+                out.flush()?;
+                return Ok(code);
+            }
+            Some(Event::Progress { action, done, total, files }) => bar.update(&action, done, total, files),
+            Some(Event::Error(failure)) => {
+                bar.clear();
+                out.flush()?;
+                return Err(failure);
+            }
+            Some(event) if style.json => out.line(&serde_json::to_string(&event)?)?,
+            Some(event) => bar.suspend(|| human(&mut out, &event, style))?,
+        }
+    }
+}
+
+fn human(out: &mut Output, event: &Event, style: Style) -> io::Result<()> {
+    match event {
+        Event::Entry(entry) => out.line(&if style.long { long_line(entry) } else { short_line(entry) }),
+        Event::Damage { file, what, ranges, .. } => {
+            let ranges = ranges.iter().map(|range| range.to_string()).collect::<Vec<_>>().join(" ");
+            out.line(&format!("damaged   {file}  {what} {ranges}"))
+        }
+        Event::Modified { file } => out.line(&format!("modified  {file}")),
+        Event::Repaired { file, ranges, peers, .. } => {
+            let from = if peers.is_empty() { "this machine".to_owned() } else { peers.join(", ") };
+            out.line(&format!("repaired  {file}  {} from {from}", HumanBytes(ranges.total_bytes())))
+        }
+        Event::Unrepaired { file, reason, .. } => out.line(&format!("NOT repaired  {file}: {reason}")),
+        Event::Copied(Copied { destination, .. }) => out.line(&printable(destination.as_bytes())),
+        Event::Skipped(Copied { destination, .. }) => {
+            out.line(&format!("{} (was there)", printable(destination.as_bytes())))
+        }
+        Event::Failed { file, reason } => complain(out, &format!("failed: {file}: {reason}")),
+        Event::Unindexed { file, reason } => complain(out, &format!("not indexed: {file}: {reason}")),
+        Event::Summary(fields) => complain(out, &summary_line(fields)),
+        Event::Progress { .. } | Event::Error(_) | Event::Exit { .. } => Ok(()),
+    }
+}
+
+/// A line for standard error, behind all that went to standard output.
+fn complain(out: &mut Output, line: &str) -> io::Result<()> {
+    out.flush()?;
+    writeln!(io::stderr(), "{line}")
+}
+
+fn summary_line(fields: &serde_json::Map<String, Value>) -> String {
+    let number = |key: &str| fields.get(key).and_then(Value::as_u64);
+    let mut parts = Vec::new();
+    for (key, value) in fields {
+        let name = key.replace('_', " ");
+        match value.as_u64() {
+            Some(0) if key != "files" => {}
+            Some(bytes) if key.contains("bytes") => parts.push(format!("{name}: {}", HumanBytes(bytes))),
+            Some(count) => parts.push(format!("{name}: {count}")),
+            None => {}
+        }
+    }
+    if let Some(seconds) = fields.get("seconds").and_then(Value::as_f64) {
+        let rate = number("bytes").filter(|&bytes| bytes > 0 && seconds > 0.0);
+        let rate = rate.map_or(String::new(), |bytes| format!(", {}/s", HumanBytes((bytes as f64 / seconds) as u64)));
+        parts.push(format!("in {seconds:.1} s{rate}"));
+    }
+    parts.join(", ")
+}
+
+fn short_line(entry: &Entry) -> String {
+    let path = entry.path.bytes().unwrap_or_default();
+    match entry.kind.as_str() {
+        "arena" => entry.arena.clone(),
+        "dir" => format!("{}/{}/", entry.arena, printable(&path)),
+        _ => format!("{}/{}", entry.arena, printable(&path)),
+    }
+}
+
+/// Size, mtime to the second, the blob id's first digits, how much is here, which peers have it, path.
+fn long_line(entry: &Entry) -> String {
+    let size = entry.size.map_or(String::new(), |size| size.to_string());
+    let mtime = entry.mtime.as_deref().and_then(|mtime| mtime.split('.').next()).unwrap_or_default().replace('T', " ");
+    let blob = entry.blob.map_or(String::new(), |blob| format!("{blob:.12}"));
+    let local = entry.local.as_deref().unwrap_or_default();
+    let link = entry.target.as_ref().and_then(|target| target.bytes());
+    let link = link.map_or(String::new(), |target| format!(" -> {}", printable(&target)));
+    let peers = entry.peers.join(",");
+    format!("{size:>12} {mtime:19} {blob:12} {local:8} {peers:16} {}{link}", short_line(entry))
+}
+
+/// A name as one line that a terminal shows as it is: control characters and what is not UTF-8 are escaped.
+pub(crate) fn printable(name: &[u8]) -> String {
+    let mut text = String::new();
+    for chunk in name.utf8_chunks() {
+        for c in chunk.valid().chars() {
+            if c.is_control() || c == '\\' { text.extend(c.escape_default()) } else { text.push(c) }
+        }
+        for byte in chunk.invalid() {
+            text.push_str(&format!("\\x{byte:02x}"));
+        }
+    }
+    text
+}
+
+/// Standard output, written in large pieces.
+struct Output {
+    out: io::BufWriter<io::Stdout>,
+    is_terminal: bool,
+}
+
+impl Output {
+    fn new() -> Self {
+        let is_terminal = io::stdout().is_terminal();
+        Self { out: io::BufWriter::new(io::stdout()), is_terminal }
+    }
+
+    fn line(&mut self, line: &str) -> io::Result<()> {
+        writeln!(self.out, "{line}")?;
+        if self.is_terminal { self.out.flush() } else { Ok(()) }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+/// Progress on a terminal.
+struct Bar(ProgressBar);
+
+impl Bar {
+    fn new(json: bool) -> Self {
+        if json || !io::stderr().is_terminal() {
+            return Self(ProgressBar::hidden());
+        }
+        let bar = ProgressBar::new_spinner();
+        bar.enable_steady_tick(Duration::from_millis(200));
+        Self(bar)
+    }
+
+    fn update(&self, action: &str, done: u64, total: Option<u64>, files: u64) {
+        let template = match total {
+            Some(_) => "{msg} {bytes}/{total_bytes} {wide_bar} {bytes_per_sec} ETA {eta}",
+            None => "{spinner} {msg} {bytes} {bytes_per_sec}",
+        };
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            self.0.set_style(style);
+        }
+        if let Some(total) = total {
+            self.0.set_length(total);
+        }
+        self.0.set_message(format!("{action}, {files} files,"));
+        self.0.set_position(done);
+    }
+
+    fn suspend<T>(&self, show: impl FnOnce() -> T) -> T {
+        self.0.suspend(show)
+    }
+
+    fn clear(&self) {
+        self.0.finish_and_clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_on_a_terminal() {
+        assert_eq!(printable("a b/ä:c".as_bytes()), "a b/ä:c");
+        assert_eq!(printable(b"a\x1b[31m\n\\\xff"), "a\\u{1b}[31m\\n\\\\\\xff");
+    }
+}

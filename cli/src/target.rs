@@ -1,0 +1,133 @@
+use std::{ffi::OsStr, fmt, os::unix::ffi::OsStrExt};
+
+use data_encoding::BASE64;
+use namespace::{ArenaName, RelPath};
+use serde::{Deserialize, Serialize};
+
+use crate::failure::{Code, Failure};
+
+/// An arena, or a path in one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "JsonTarget", into = "JsonTarget")]
+pub struct Target {
+    /// The arena.
+    pub arena: ArenaName,
+    /// The path in it; `None` for the whole arena.
+    pub path: Option<RelPath>,
+}
+
+/// A path as JSON carries it: readable, and, if it is not UTF-8, exact as well.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JsonPath {
+    /// The path; what is not UTF-8 in it is replaced.
+    pub path: String,
+    /// The path's bytes in base 64.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub path_bytes: Option<String>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct JsonTarget {
+    arena: ArenaName,
+    #[serde(default, flatten)]
+    path: Option<JsonPath>,
+}
+
+impl Target {
+    /// Reads `ARENA` or `ARENA/PATH`.
+    pub fn parse(text: &OsStr) -> Result<Self, Failure> {
+        let usage = |error: String| Failure::new(Code::Usage, error).hint("name what you mean as ARENA or ARENA/PATH");
+        let bytes = text.as_bytes();
+        let (arena, path) = match bytes.iter().position(|&b| b == b'/') {
+            Some(slash) => (&bytes[..slash], bytes[slash + 1..].strip_suffix(b"/").unwrap_or(&bytes[slash + 1..])),
+            None => (bytes, &[][..]),
+        };
+        let arena = std::str::from_utf8(arena).map_err(|_| usage(format!("{text:?} does not start with an arena")))?;
+        let arena = arena.parse().map_err(|error| usage(format!("{error}")))?;
+        let path = if path.is_empty() {
+            None
+        } else {
+            Some(path.to_owned().try_into().map_err(|error| usage(format!("{error}")))?)
+        };
+        Ok(Self { arena, path })
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.path {
+            Some(path) => write!(f, "{}/{path}", self.arena),
+            None => write!(f, "{}", self.arena),
+        }
+    }
+}
+
+impl From<&[u8]> for JsonPath {
+    fn from(path: &[u8]) -> Self {
+        match std::str::from_utf8(path) {
+            Ok(path) => Self { path: path.to_owned(), path_bytes: None },
+            Err(_) => Self { path: String::from_utf8_lossy(path).into_owned(), path_bytes: Some(BASE64.encode(path)) },
+        }
+    }
+}
+
+impl From<&RelPath> for JsonPath {
+    fn from(path: &RelPath) -> Self {
+        path.as_bytes().into()
+    }
+}
+
+impl JsonPath {
+    /// The exact bytes; `None` if `path_bytes` is not base 64.
+    pub fn bytes(&self) -> Option<Vec<u8>> {
+        match &self.path_bytes {
+            Some(encoded) => BASE64.decode(encoded.as_bytes()).ok(),
+            None => Some(self.path.clone().into_bytes()),
+        }
+    }
+}
+
+impl TryFrom<JsonTarget> for Target {
+    type Error = String;
+
+    fn try_from(json: JsonTarget) -> Result<Self, String> {
+        let path = json.path.map(|path| {
+            let bytes = path.bytes().ok_or("path_bytes is not base 64")?;
+            RelPath::try_from(bytes).map_err(|error| error.to_string())
+        });
+        Ok(Self { arena: json.arena, path: path.transpose()? })
+    }
+}
+
+impl From<Target> for JsonTarget {
+    fn from(target: Target) -> Self {
+        Self { arena: target.arena, path: target.path.as_ref().map(JsonPath::from) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_and_json() {
+        for (text, json) in [
+            ("photos", r#"{"arena":"photos"}"#),
+            ("photos/", r#"{"arena":"photos"}"#),
+            ("photos/a b/c:d", r#"{"arena":"photos","path":"a b/c:d"}"#),
+            ("photos/dir/", r#"{"arena":"photos","path":"dir"}"#),
+        ] {
+            let target = Target::parse(OsStr::new(text)).unwrap();
+            assert_eq!(serde_json::to_string(&target).unwrap(), json);
+            assert_eq!(serde_json::from_str::<Target>(json).unwrap(), target);
+        }
+        let odd = Target::parse(OsStr::from_bytes(b"photos/\xff")).unwrap();
+        let json = serde_json::to_string(&odd).unwrap();
+        assert_eq!(json, "{\"arena\":\"photos\",\"path\":\"\u{fffd}\",\"path_bytes\":\"/w==\"}");
+        assert_eq!(serde_json::from_str::<Target>(&json).unwrap(), odd);
+        for bad in ["", "/a", "photos//a", "photos/../a", "a:b/c"] {
+            assert_eq!(Target::parse(OsStr::new(bad)).unwrap_err().code, Code::Usage, "{bad:?}");
+        }
+        assert!(serde_json::from_str::<Target>(r#"{"arena":"a","path":"../b"}"#).is_err());
+    }
+}
