@@ -1,10 +1,17 @@
-use std::{ffi::OsString, io::IsTerminal, path::PathBuf, process::ExitCode};
+use std::{
+    ffi::OsString,
+    io::{self, IsTerminal, Write},
+    path::PathBuf,
+    process::ExitCode,
+    time::Duration,
+};
 
 use clap::{Args, Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
 use crate::{
     commands,
+    event::Event,
     failure::{Code, Failure},
     home::Home,
 };
@@ -221,8 +228,8 @@ fn run(common: Common, level: &str, body: impl AsyncFnOnce(&Home, &Common) -> Re
     let filter = EnvFilter::try_from_env("BLOBD_LOG").unwrap_or_else(|_| EnvFilter::new(level));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
         .with_target(false)
         .init();
     let work = || {
@@ -230,14 +237,17 @@ fn run(common: Common, level: &str, body: impl AsyncFnOnce(&Home, &Common) -> Re
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         let outcome = runtime.block_on(body(&home, &common));
         // What still blocks on a disk must not keep the process.
-        runtime.shutdown_timeout(std::time::Duration::from_secs(2));
+        runtime.shutdown_timeout(Duration::from_secs(2));
         outcome
     };
     let code = work().unwrap_or_else(|failure| {
-        if common.json {
-            println!("{}", serde_json::to_string(&crate::event::Event::Error(failure.clone())).unwrap_or_default());
+        if common.json && !failure.silent {
+            let line = serde_json::to_string(&Event::Error(failure.clone())).unwrap_or_default();
+            let _ = writeln!(io::stdout(), "{line}");
         }
-        eprintln!("{failure}");
+        if !failure.silent {
+            let _ = writeln!(io::stderr(), "{failure}");
+        }
         failure.code
     });
     ExitCode::from(u8::from(code))

@@ -284,7 +284,7 @@ fn understood<T>(body: Body_<T>) -> Result<T, Failure> {
     }
 }
 
-fn usage(error: impl std::error::Error) -> Failure {
+fn usage(error: impl std::error::Error + 'static) -> Failure {
     Failure::from(error).code(Code::Usage)
 }
 

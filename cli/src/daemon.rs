@@ -1,5 +1,6 @@
 use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 
+use namespace::ArenaName;
 use tokio::{
     net::{UnixListener, UnixStream},
     signal::unix::{SignalKind, signal},
@@ -42,22 +43,20 @@ impl Daemon {
         Ok(Self { node, stop, serving })
     }
 
-    /// Brings all arenas in line with their directories, in the background.
-    pub(crate) fn scan_all(&self) -> Result<(), Failure> {
-        let arenas = self.node.namespace().arenas()?;
+    /// Brings `arenas` in line with their directories, in the background.
+    pub(crate) fn scan(&self, arenas: Vec<ArenaName>) {
         let node = self.node.clone();
         tokio::spawn(async move {
-            for arena in arenas.into_iter().filter(|arena| arena.dir.is_some()) {
+            for arena in arenas {
                 let (reporter, mut events) = Reporter::new();
                 let listening = tokio::spawn(async move { while events.recv().await.is_some() {} });
-                if let Err(failure) = node.scan(&arena.name, &reporter).await {
-                    error!(arena = %arena.name, "{failure}");
+                if let Err(failure) = node.scan(&arena, &reporter).await {
+                    error!(%arena, "{failure}");
                 }
                 drop(reporter);
                 let _ = listening.await;
             }
         });
-        Ok(())
     }
 
     /// Ends everything, in order. Takes a few seconds at most.

@@ -1,4 +1,4 @@
-use std::{error::Error, fmt};
+use std::{error::Error, fmt, io};
 
 use axum::{
     Json,
@@ -18,6 +18,9 @@ pub struct Failure {
     pub causes: Vec<String>,
     /// What may help.
     pub hint: Option<String>,
+    /// Whether nobody needs to be told: whoever reads our output has had enough of it.
+    #[serde(skip)]
+    pub silent: bool,
 }
 
 /// The exit codes.
@@ -81,7 +84,7 @@ impl TryFrom<u8> for Code {
 impl Failure {
     /// A failure without a further cause.
     pub fn new(code: Code, error: impl Into<String>) -> Self {
-        Self { code, error: error.into(), causes: Vec::new(), hint: None }
+        Self { code, error: error.into(), causes: Vec::new(), hint: None, silent: false }
     }
 
     /// The same failure with another exit code.
@@ -113,7 +116,7 @@ impl<T, E: Into<Failure>> WhileDoing<T> for Result<T, E> {
     }
 }
 
-impl<E: Error> From<E> for Failure {
+impl<E: Error + 'static> From<E> for Failure {
     fn from(error: E) -> Self {
         let mut causes: Vec<String> = Vec::new();
         let mut next = error.source();
@@ -125,7 +128,9 @@ impl<E: Error> From<E> for Failure {
             }
             next = cause.source();
         }
-        Self { code: Code::Error, error: error.to_string(), causes, hint: None }
+        let io = (&error as &(dyn Error + 'static)).downcast_ref::<io::Error>();
+        let silent = io.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe);
+        Self { code: Code::Error, error: error.to_string(), causes, hint: None, silent }
     }
 }
 

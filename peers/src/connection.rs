@@ -42,7 +42,7 @@ pub(crate) fn status(inner: &Inner) -> Vec<PeerStatus> {
         .map(|peer| {
             let contact = contacts.get(&peer.id);
             let connected = contact.and_then(|contact| contact.live.as_ref());
-            let connected = connected.map(|live| live.connection.remote_address());
+            let connected = connected.map(|live| plain(live.connection.remote_address()));
             let dialler = contact.and_then(|contact| contact.dialler.as_ref());
             let last_error = dialler.and_then(|dialler| dialler.last_error.clone()).filter(|_| connected.is_none());
             PeerStatus { peer, connected, last_error }
@@ -128,7 +128,7 @@ fn take_into_use(inner: &Arc<Inner>, connection: quinn::Connection, peer: PeerId
     }
     inner.moved.send_modify(|count| *count += 1);
     let name = inner.roster.get(peer).map_or_else(|| peer.to_string(), |peer| peer.name);
-    info!(peer = name, address = %connection.remote_address(), "connected");
+    info!(peer = name, address = %plain(connection.remote_address()), "connected");
     tokio::spawn(catalog::listen(inner.clone(), connection.clone(), peer));
     tokio::spawn(run(inner.clone(), connection, peer, name));
 }
@@ -197,6 +197,11 @@ pub(crate) fn why_closed(connection: &quinn::Connection, error: FrameError) -> i
         Some(reason) => io::Error::other(reason),
         None => io::Error::other(error),
     }
+}
+
+/// An IPv4 address as such, where the system gives it inside an IPv6 one.
+fn plain(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 const TOGETHER: Duration = Duration::from_secs(5);

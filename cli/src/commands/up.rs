@@ -4,6 +4,7 @@ use std::{
     time::Duration,
 };
 
+use namespace::ArenaName;
 use serde_json::json;
 
 use super::style;
@@ -23,7 +24,7 @@ use crate::{
 /// `blobd`
 pub(crate) async fn serve(home: &Home, args: DaemonArgs) -> Result<Code, Failure> {
     let daemon = start(home, args).await?;
-    daemon.scan_all()?;
+    daemon.scan(held(&daemon)?.into_iter().map(|(name, _)| name).collect());
     interrupted().await?;
     daemon.stop().await;
     Ok(Code::Ok)
@@ -53,23 +54,22 @@ async fn start(home: &Home, args: DaemonArgs) -> Result<Daemon, Failure> {
 async fn set_up(daemon: &Daemon, common: &Common, dirs: &[PathBuf]) -> Result<(), Failure> {
     let node = &daemon.node;
     let client = Client::Local(control::router(node.clone()));
+    let before = held(daemon)?;
     for dir in dirs {
         let dir = dir.canonicalize().while_doing(format!("find {dir:?}"))?;
-        let name = arena_name(&dir)?;
-        let held = node.namespace().arenas()?.into_iter().any(|arena| arena.dir.as_deref() == Some(&dir));
-        if !held {
+        if !before.iter().any(|(_, held)| *held == dir) {
+            let name = arena_name(&dir)?;
             let body = AddArena { name, dir: Some(JsonPath::from(dir.as_os_str().as_encoded_bytes())), public: false };
             show(client.events("/v1/arenas", &body).await?, style(common)).await?;
         }
     }
-    daemon.scan_all()?;
+    daemon.scan(before.into_iter().map(|(name, _)| name).collect());
     let peers = node.peers();
     let ticket = match peers.addresses() {
         [] => None,
         _ => Some(peers.invite(TICKET_LIFETIME)?.to_string()),
     };
-    let arenas: Vec<_> =
-        node.namespace().arenas()?.into_iter().filter_map(|arena| Some((arena.name, arena.dir?))).collect();
+    let arenas = held(daemon)?;
     let mut out = io::stdout().lock();
     if common.json {
         let arenas: Vec<_> =
@@ -94,6 +94,12 @@ async fn set_up(daemon: &Daemon, common: &Common, dirs: &[PathBuf]) -> Result<()
     }
     writeln!(out, "Ready. Ctrl-C stops the daemon.")?;
     Ok(())
+}
+
+/// The arenas that this machine holds, and where.
+fn held(daemon: &Daemon) -> Result<Vec<(ArenaName, PathBuf)>, Failure> {
+    let arenas = daemon.node.namespace().arenas()?.into_iter();
+    Ok(arenas.filter_map(|arena| Some((arena.name, arena.dir?))).collect())
 }
 
 /// What the arena at `dir` is called: the last component of its path.
