@@ -1,0 +1,221 @@
+//! Benchmarks of the real programs, with rivals run beside them in the same sitting.
+//!
+//! Build the programs first: `cargo build --release -p cli`. Rivals that are not installed are left out. Every figure
+//! is the median of the rounds; what counts is the ratio, for machines differ.
+
+mod machine;
+mod rivals;
+
+use std::{
+    fs::{self, File},
+    io::{self, Write},
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use clap::{Parser, Subcommand};
+use machine::Machine;
+
+/// Benchmarks of blobd, with rivals run beside.
+#[derive(Parser)]
+struct Args {
+    /// Where to make data and homes; it needs some 15 GB.
+    #[arg(long, default_value = "/var/tmp")]
+    dir: PathBuf,
+    /// How often to run each.
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    #[command(subcommand)]
+    bench: Bench,
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// Hash and index one large file, and many small ones; beside b3sum.
+    Index {
+        /// The large file's size in MiB.
+        #[arg(long, default_value_t = 4096)]
+        mib: u64,
+        /// How many small files of 4 KiB.
+        #[arg(long, default_value_t = 20_000)]
+        files: usize,
+    },
+    /// Get one large file over loopback; beside rsync from an rsync daemon.
+    Get {
+        /// The file's size in MiB.
+        #[arg(long, default_value_t = 2048)]
+        mib: u64,
+    },
+    /// Get many small files over loopback; beside rsync from an rsync daemon.
+    GetSmall {
+        /// How many files of 4 KiB.
+        #[arg(long, default_value_t = 20_000)]
+        files: usize,
+    },
+    /// Repair one flipped bit in a large file: bytes received, and bytes on the wire.
+    Repair {
+        /// The file's size in MiB.
+        #[arg(long, default_value_t = 1024)]
+        mib: u64,
+    },
+}
+
+fn main() -> io::Result<()> {
+    let Args { dir, rounds, bench } = Args::parse();
+    let work = tempfile::Builder::new().prefix("blobd-bench-").tempdir_in(dir)?;
+    let work = work.path();
+    match bench {
+        Bench::Index { mib, files } => index(work, rounds, mib, files),
+        Bench::Get { mib } => {
+            fs::create_dir(work.join("tree"))?;
+            large_file(&work.join("tree/large"), mib << 20)?;
+            get(work, rounds, mib << 20)
+        }
+        Bench::GetSmall { files } => {
+            small_files(&work.join("tree"), files)?;
+            get(work, rounds, files as u64 * 4096)
+        }
+        Bench::Repair { mib } => repair(work, mib << 20),
+    }
+}
+
+fn index(work: &Path, rounds: usize, mib: u64, files: usize) -> io::Result<()> {
+    let (large, small) = (work.join("large"), work.join("small"));
+    fs::create_dir(&large)?;
+    large_file(&large.join("large"), mib << 20)?;
+    small_files(&small, files)?;
+    for (name, dir, bytes) in [("one large file", &large, mib << 20), ("many small files", &small, files as u64 * 4096)]
+    {
+        println!("{name}: {} MiB in {}", bytes >> 20, dir.display());
+        let paths = files_below(dir)?;
+        let rival = rivals::b3sum(&paths);
+        let mut times: [Vec<Duration>; 3] = Default::default();
+        for _ in 0..rounds {
+            times[0].extend(rival.then(|| timed(|| rivals::run_b3sum(&paths))).transpose()?);
+            times[1].push(timed(|| machine::hash(&paths))?);
+            let machine = Machine::start(work, None)?;
+            times[2].push(timed(|| machine.run(&["arena", "add", "bench", &dir.to_string_lossy()]))?);
+        }
+        table(bytes, &[("b3sum", &times[0]), ("blob hash", &times[1]), ("blob arena add", &times[2])]);
+    }
+    Ok(())
+}
+
+fn get(work: &Path, rounds: usize, bytes: u64) -> io::Result<()> {
+    let tree = work.join("tree");
+    let a = Machine::start(work, Some(&tree))?;
+    let b = Machine::start(work, None)?;
+    b.join(&a)?;
+    let rsync = rivals::RsyncDaemon::start(work, &tree)?;
+    let mut times: [Vec<Duration>; 2] = Default::default();
+    for round in 0..rounds {
+        if let Some(rsync) = &rsync {
+            let to = work.join(format!("rsync-{round}"));
+            times[0].push(timed(|| rsync.get(&to))?);
+            fs::remove_dir_all(to)?;
+        }
+        let to = work.join(format!("blob-{round}"));
+        times[1].push(timed(|| b.run(&["get", "tree", &to.to_string_lossy()]))?);
+        fs::remove_dir_all(to)?;
+    }
+    table(bytes, &[("rsync -aW from a daemon", &times[0]), ("blob get", &times[1])]);
+    Ok(())
+}
+
+fn repair(work: &Path, bytes: u64) -> io::Result<()> {
+    let (tree, copy) = (work.join("tree"), work.join("copy"));
+    fs::create_dir(&tree)?;
+    large_file(&tree.join("large"), bytes)?;
+    let a = Machine::start(work, Some(&tree))?;
+    let b = Machine::start(work, None)?;
+    b.join(&a)?;
+    b.run(&["get", "tree", &copy.to_string_lossy()])?;
+    b.run(&["arena", "add", "copy", &copy.to_string_lossy()])?;
+    a.wait_for_peer_with("copy")?;
+    flip_bit(&tree.join("large"), bytes / 3)?;
+    let before = loopback_bytes()?;
+    let lines = a.run(&["repair", "--json"])?;
+    let on_wire = loopback_bytes()? - before;
+    print!("{lines}");
+    println!("bytes on the loopback device meanwhile, both ways, headers and acknowledgements included: {on_wire}");
+    Ok(())
+}
+
+fn timed<T>(work: impl FnOnce() -> io::Result<T>) -> io::Result<Duration> {
+    let start = Instant::now();
+    work()?;
+    Ok(start.elapsed())
+}
+
+/// Prints medians, rates, and ratios to the first that ran.
+fn table(bytes: u64, rows: &[(&str, &Vec<Duration>)]) {
+    let median = |times: &Vec<Duration>| {
+        let mut times = times.clone();
+        times.sort();
+        times.get(times.len() / 2).copied()
+    };
+    let first = rows.iter().find_map(|(_, times)| median(times));
+    for (name, times) in rows {
+        let Some(time) = median(times) else {
+            println!("  {name:26} not installed");
+            continue;
+        };
+        let seconds = time.as_secs_f64();
+        let rate = bytes as f64 / seconds / 1e6;
+        let ratio = first.map_or(1.0, |first| first.as_secs_f64() / seconds);
+        println!("  {name:26} {seconds:8.3} s {rate:8.0} MB/s {ratio:6.2} x");
+    }
+}
+
+fn large_file(path: &Path, bytes: u64) -> io::Result<()> {
+    let mut file = File::create(path)?;
+    let mut rng = fastrand::Rng::with_seed(bytes);
+    let mut block = vec![0; 1 << 20];
+    let mut left = bytes;
+    while left > 0 {
+        rng.fill(&mut block);
+        let len = left.min(block.len() as u64);
+        file.write_all(&block[..len as usize])?;
+        left -= len;
+    }
+    file.sync_all()
+}
+
+fn small_files(dir: &Path, files: usize) -> io::Result<()> {
+    let mut rng = fastrand::Rng::with_seed(1);
+    let mut bytes = [0; 4096];
+    for number in 0..files {
+        let sub = dir.join(format!("{:03}", number / 200));
+        fs::create_dir_all(&sub)?;
+        rng.fill(&mut bytes);
+        fs::write(sub.join(format!("{number:06}")), bytes)?;
+    }
+    Ok(())
+}
+
+fn files_below(dir: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() { files.extend(files_below(&entry.path())?) } else { files.push(entry.path()) }
+    }
+    Ok(files)
+}
+
+fn flip_bit(path: &Path, offset: u64) -> io::Result<()> {
+    let file = File::options().read(true).write(true).open(path)?;
+    let mtime = file.metadata()?.modified()?;
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, offset)?;
+    file.write_all_at(&[byte[0] ^ 1], offset)?;
+    file.set_modified(mtime)
+}
+
+/// Bytes that the loopback device has carried.
+fn loopback_bytes() -> io::Result<u64> {
+    let devices = fs::read_to_string("/proc/net/dev")?;
+    let line = devices.lines().find_map(|line| line.trim().strip_prefix("lo:"));
+    let received = line.and_then(|line| line.split_whitespace().next()).and_then(|bytes| bytes.parse().ok());
+    received.ok_or_else(|| io::Error::other("no loopback device in /proc/net/dev"))
+}
