@@ -1,7 +1,7 @@
 use std::path::{Path, PathBuf};
 
 use redb::ReadableTable;
-use tracing::info;
+use tracing::{info, warn};
 use tree::{BlobId, Geometry, RangeSet, Verified};
 
 use crate::{
@@ -12,8 +12,8 @@ use crate::{
 /// A blob that is coming into the cache.
 ///
 /// Pieces are written where they belong in a sparse file; [`commit`](Sink::commit) syncs them and only then
-/// records them as proven. What was not committed when the power went counts as not there. Two of these on one
-/// blob do no harm, for both write the same bytes.
+/// records them as proven. What was not committed when the power went counts as not there. Callers see to it that
+/// nobody takes the blob's file ([`Store::take_cached`]) while one of these is open.
 pub struct Partial {
     store: Store,
     blob: BlobId,
@@ -39,6 +39,10 @@ impl Store {
             self.discard_cached(blob)?;
         }
         let geometry = Geometry::new(size);
+        if self.cached_row(blob)?.is_some() && !self.has_cache_files(blob, geometry) {
+            warn!(%blob, "begun anew: its files in the cache are gone");
+            self.discard_cached(blob)?;
+        }
         let open = |path: &Path, len: u64| {
             let disk = &self.inner.disk;
             path.parent().map_or(Ok(()), |dir| disk.create_dirs(dir))?;
@@ -56,6 +60,21 @@ impl Store {
             written: RangeSet::new(),
             named: false,
         })
+    }
+
+    /// Whether both files of a cached blob are there, and as long as they must be.
+    fn has_cache_files(&self, blob: BlobId, geometry: Geometry) -> bool {
+        let files =
+            [(self.cache_file(blob), geometry.size()), (self.cache_outboard_file(blob), geometry.outboard_bytes())];
+        files.iter().all(|(path, bytes)| {
+            let file = self.inner.disk.open(path, Access::Read);
+            file.and_then(|file| file.fingerprint()).is_ok_and(|fingerprint| fingerprint.size == *bytes)
+        })
+    }
+
+    /// The bytes that the cache has of a blob.
+    pub fn cached_ranges(&self, blob: BlobId) -> Result<RangeSet, StoreError> {
+        Ok(self.cached_row(blob)?.map(|row| row.proven).unwrap_or_default())
     }
 
     /// The chunk groups of `ranges` that a fetch into the cache would have to bring, the last one among them
@@ -166,7 +185,12 @@ impl Sink for Partial {
             self.named = true;
         }
         let written = std::mem::take(&mut self.written);
-        let new = CachedRow { size: self.geometry.size(), proven: RangeSet::new() };
-        store.update_cached(blob, Some(new), |row| row.proven.extend(written.iter()))
+        let size = self.geometry.size();
+        let new = CachedRow { size, proven: RangeSet::new() };
+        store.update_cached(blob, Some(new), |row| {
+            if row.size == size {
+                row.proven.extend(written.iter());
+            }
+        })
     }
 }

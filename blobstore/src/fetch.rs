@@ -58,6 +58,8 @@ pub enum FetchError {
         blob: BlobId,
         /// One line for each peer: its name, and why.
         tried: Vec<String>,
+        /// What came all the same.
+        fetched: Fetched,
     },
     /// The sink failed.
     #[error("fetch blob {blob}: keep what was received")]

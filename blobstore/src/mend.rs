@@ -1,6 +1,6 @@
 use redb::ReadableTable;
 use tracing::{info, warn};
-use tree::{Drift, Fingerprint, Geometry, Query, RangeSet, Verified};
+use tree::{Drift, Fingerprint, Geometry, RangeSet, Verified};
 
 use crate::{
     Access, DiskFile, FileRef, RootId, Sink, Store, StoreError,
@@ -17,6 +17,10 @@ pub struct Mending {
     file: FileRef,
     row: FileRow,
     data: Box<dyn DiskFile>,
+    /// The file's fingerprint when we last looked: just after our own last write.
+    last: Fingerprint,
+    /// Whether somebody else wrote to the file since.
+    lost: bool,
     mended: RangeSet,
 }
 
@@ -36,11 +40,20 @@ impl Store {
             txn.open_table(MENDING)?.insert((file.root.0, &file.path[..]), &encode(&now)?[..])?;
             Ok(())
         })?;
-        Ok(Mending { store: self.clone(), file: file.clone(), row, data, mended: RangeSet::new() })
+        Ok(Mending {
+            store: self.clone(),
+            file: file.clone(),
+            row,
+            data,
+            last: now,
+            lost: false,
+            mended: RangeSet::new(),
+        })
     }
 
-    /// Ends every mending that a crash cut off: gives the file its mtime back, and lifts no quarantine.
-    pub(crate) fn finish_mending(&self) -> Result<(), StoreError> {
+    /// Ends every mending that a crash cut off: gives the file its mtime back, and lifts no quarantine. A file that
+    /// cannot be reached now, because its disk is not mounted, is left for the next call: before a scan, for instance.
+    pub fn finish_mending(&self) -> Result<(), StoreError> {
         let interrupted: Vec<(FileRef, Fingerprint)> = self.read_rows("look for interrupted mending", |txn| {
             let rows = txn.open_table(MENDING)?;
             rows.iter()?
@@ -87,9 +100,8 @@ impl Store {
             return Ok(None);
         }
         let Ok(outboard) = self.outboard(row.blob, before.size) else { return Ok(None) };
-        let sound = RangeSet::from(Geometry::new(before.size).all()).difference(&row.damaged);
-        let mut prover = tree::Prover::new(row.blob, before.size, &*data, &outboard, &Query::groups(&sound));
-        if prover.any(|item| item.is_err()) {
+        let found = tree::find_damage(row.blob, before.size, &data, &outboard, &|_| {});
+        if !found.data.difference(&row.damaged).is_empty() {
             return Ok(None);
         }
         data.set_mtime(before.mtime)?;
@@ -127,8 +139,14 @@ impl Mending {
 
     /// Syncs what was written, puts the mtime back, and lifts the quarantine from what was mended. Returns the
     /// file's new fingerprint and the bytes that were mended. Durable on return.
-    pub fn finish(self) -> Result<(Fingerprint, RangeSet), StoreError> {
+    ///
+    /// Fails with [`StoreError::Modified`] if somebody else wrote to the file meanwhile: then it counts as edited.
+    pub fn finish(mut self) -> Result<(Fingerprint, RangeSet), StoreError> {
         let path = self.store.absolute(&self.file);
+        if let Err(error) = self.check_unchanged() {
+            self.store.end_mending(&self.file, None)?;
+            return Err(error);
+        }
         let restore = || {
             self.data.sync()?;
             self.data.set_mtime(self.row.fingerprint.mtime)?;
@@ -138,6 +156,16 @@ impl Mending {
         let now = restore().map_err(StoreError::file("sync", path))?;
         self.store.end_mending(&self.file, Some((now, &self.mended)))?;
         Ok((now, self.mended))
+    }
+}
+
+impl Mending {
+    /// Makes sure that nobody but us has written to the file.
+    fn check_unchanged(&mut self) -> Result<(), StoreError> {
+        let path = self.store.absolute(&self.file);
+        let now = self.data.fingerprint().map_err(StoreError::file("stat", &path))?;
+        self.lost |= (now.size, now.mtime) != (self.last.size, self.last.mtime);
+        if self.lost { Err(StoreError::Modified { path }) } else { Ok(()) }
     }
 }
 
@@ -152,8 +180,9 @@ impl Sink for Mending {
         if !self.row.damaged.contains(range) || Geometry::new(self.size()).round_out(range) != range {
             return Ok(());
         }
-        let write = self.data.write_all_at(data.bytes(), data.offset());
-        write.map_err(StoreError::file("write", self.store.absolute(&self.file)))?;
+        self.check_unchanged()?;
+        let write = self.data.write_all_at(data.bytes(), data.offset()).and_then(|()| self.data.fingerprint());
+        self.last = write.map_err(StoreError::file("write", self.store.absolute(&self.file)))?;
         self.mended.insert(range);
         Ok(())
     }

@@ -25,7 +25,7 @@ pub(crate) type FileKey = (u32, &'static [u8]);
 /// The number of the format that this code reads and writes.
 pub(crate) const FORMAT: u32 = 1;
 
-/// Longer outboards, those of blobs above 4 MiB, are files of their own.
+/// Longer outboards, those of blobs above 4 MiB and a chunk group, are files of their own.
 pub(crate) const INLINE_OUTBOARD_BYTES: u64 = 16 << 10;
 
 /// What is known of a file in place.

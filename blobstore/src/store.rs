@@ -53,6 +53,10 @@ impl Store {
     pub fn open(disk: Arc<dyn Disk>, db: Arc<Database>, outboards: &Path, cache: &Path) -> Result<Self, StoreError> {
         for dir in [outboards, cache] {
             disk.create_dirs(dir).map_err(StoreError::file("create", dir))?;
+            // The directories may be new, and so may those that they are in.
+            for above in dir.ancestors().skip(1).take(2).filter(|above| !above.as_os_str().is_empty()) {
+                disk.sync_dir(above).map_err(StoreError::file("sync", above))?;
+            }
         }
         let inner = Inner {
             disk,
@@ -107,14 +111,22 @@ impl Store {
 
     /// Forgets everything below `root`. The files stay as they are.
     ///
-    /// The root's number is not given to another directory while the store is open.
     pub fn remove_root(&self, root: RootId) -> Result<(), StoreError> {
         let paths = self.files(root)?;
         self.unlink(root, &paths.iter().map(|(path, _)| &path[..]).collect::<Vec<_>>())?;
+        let mut roots = self.inner.roots.write().unwrap_or_else(PoisonError::into_inner);
         self.write("remove a root", |txn| {
             txn.open_table(ROOTS)?.remove(root.0)?;
             Ok(())
-        })
+        })?;
+        roots.remove(&root.0);
+        Ok(())
+    }
+
+    /// All roots and their directories.
+    pub fn roots(&self) -> Vec<(RootId, PathBuf)> {
+        let roots = self.inner.roots.read().unwrap_or_else(PoisonError::into_inner);
+        roots.iter().map(|(&root, dir)| (RootId(root), dir.clone())).collect()
     }
 
     /// The directory of `root`.
@@ -134,8 +146,7 @@ impl Store {
     pub fn link(&self, root: RootId, files: &[NewFile]) -> Result<(), StoreError> {
         let _linking = self.inner.linking.lock().unwrap_or_else(PoisonError::into_inner);
         self.write_outboard_files(files.iter().map(|file| (&file.hashed, file.fingerprint.size)))?;
-        let dir = self.root_dir(root);
-        self.inner.disk.sync_file_system(&dir).map_err(StoreError::file("sync the file system of", dir))?;
+        self.sync_file_systems(root, files)?;
         let unused = self.write("link files", |txn| {
             let mut unused = BTreeSet::new();
             for file in files {
@@ -158,6 +169,21 @@ impl Store {
             forget_unheld(txn, unused)
         })?;
         self.remove_outboard_files(&unused)
+    }
+
+    /// Makes the bytes of `files` durable: syncs each file system that they are on.
+    fn sync_file_systems(&self, root: RootId, files: &[NewFile]) -> Result<(), StoreError> {
+        let dir = self.root_dir(root);
+        let by_device: BTreeMap<u64, &NewFile> = files.iter().map(|file| (file.fingerprint.device, file)).collect();
+        for file in by_device.values() {
+            let path = FileRef { root, path: file.path.clone() };
+            let holder = dir.join(path.relative());
+            let holder = holder.parent().unwrap_or(&dir);
+            // A directory that is gone by now took the file with it; the others may be anywhere below the root.
+            let synced = self.inner.disk.sync_file_system(holder).or_else(|_| self.inner.disk.sync_file_system(&dir));
+            synced.map_err(StoreError::file("sync the file system of", holder))?;
+        }
+        Ok(())
     }
 
     /// Forgets the files at `paths` below `root`; paths that are not linked are passed over.
@@ -219,6 +245,9 @@ impl Store {
     /// How much of `blob` is here and, so far as is known, sound.
     pub fn presence(&self, blob: BlobId) -> Result<Presence, StoreError> {
         let in_place = self.holders(blob, MAX_PLACES)?;
+        if in_place.is_empty() && blob == BlobId::EMPTY {
+            return Ok(Presence::Cached);
+        }
         let mut here = RangeSet::new();
         for file in &in_place {
             let Some(row) = self.file(file)? else { continue };
@@ -233,7 +262,8 @@ impl Store {
         if cached.proven.contains(Geometry::new(cached.size).all()) {
             return Ok(Presence::Cached);
         }
-        Ok(Presence::Partial(here.union(&cached.proven)))
+        here.extend(cached.proven.iter());
+        Ok(if here.is_empty() { Presence::None } else { Presence::Partial(here) })
     }
 
     /// Sets what `change` makes of a file's row, if the file is still linked as `blob`. Durable on return.

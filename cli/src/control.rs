@@ -180,7 +180,7 @@ async fn invite(State(node): State<Node>, body: Body_<Invite>) -> Answer {
 async fn join(State(node): State<Node>, body: Body_<Join>) -> Answer {
     let ticket = understood(body)?.ticket.parse().map_err(usage)?;
     let peer = node.peers().join(&ticket).await.while_doing("join")?;
-    Ok(Json(json!({ "name": peer.name, "id": peer.id.to_string(), "addresses": peer.addresses })))
+    Ok(Json(json!({ "name": peer.name, "id": peer.id.to_string(), "addresses": peer.told })))
 }
 
 async fn peers(State(node): State<Node>) -> Answer {
@@ -193,7 +193,7 @@ async fn add_peer(State(node): State<Node>, body: Body_<AddPeer>) -> Answer {
     if id == node.peers().me() {
         return Err(Failure::new(Code::Usage, "that is this machine's own id"));
     }
-    node.peers().roster().set(Peer { id, name, addresses }).map_err(usage)?;
+    node.peers().roster().set(Peer { id, name, addresses, told: Vec::new() }).map_err(usage)?;
     node.peers().dial_now(id);
     Ok(Json(json!({})))
 }
@@ -312,7 +312,7 @@ fn peers_json(node: &Node) -> Value {
         json!({
             "name": status.peer.name,
             "id": status.peer.id.to_string(),
-            "addresses": status.peer.addresses,
+            "addresses": status.peer.addresses.iter().chain(&status.peer.told).collect::<Vec<_>>(),
             "connected": status.connected,
             "last_error": status.last_error,
             "heard_seq": cursor.seq,

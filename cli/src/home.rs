@@ -81,10 +81,10 @@ impl Home {
         self.state.join("outboards")
     }
 
-    /// The directories that are never indexed, even inside an arena.
+    /// The directories that are never indexed, even inside an arena: as they are, without symbolic links.
     pub fn own_dirs(&self) -> Vec<PathBuf> {
         let dirs = [Some(self.state.as_path()), Some(&self.cache), self.config.parent()];
-        dirs.into_iter().flatten().map(Path::to_owned).collect()
+        dirs.into_iter().flatten().map(|dir| dir.canonicalize().unwrap_or_else(|_| dir.to_owned())).collect()
     }
 }
 

@@ -27,10 +27,13 @@ pub struct JsonPath {
 }
 
 #[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct JsonTarget {
     arena: ArenaName,
-    #[serde(default, flatten)]
-    path: Option<JsonPath>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    path: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    path_bytes: Option<String>,
 }
 
 impl Target {
@@ -90,18 +93,21 @@ impl JsonPath {
 impl TryFrom<JsonTarget> for Target {
     type Error = String;
 
-    fn try_from(json: JsonTarget) -> Result<Self, String> {
-        let path = json.path.map(|path| {
-            let bytes = path.bytes().ok_or("path_bytes is not base 64")?;
-            RelPath::try_from(bytes).map_err(|error| error.to_string())
-        });
-        Ok(Self { arena: json.arena, path: path.transpose()? })
+    fn try_from(JsonTarget { arena, path, path_bytes }: JsonTarget) -> Result<Self, String> {
+        if path.is_none() && path_bytes.is_none() {
+            return Ok(Self { arena, path: None });
+        }
+        let path = JsonPath { path: path.unwrap_or_default(), path_bytes };
+        let bytes = path.bytes().ok_or("path_bytes is not base 64")?;
+        Ok(Self { arena, path: Some(bytes.try_into().map_err(|error| format!("{error}"))?) })
     }
 }
 
 impl From<Target> for JsonTarget {
     fn from(target: Target) -> Self {
-        Self { arena: target.arena, path: target.path.as_ref().map(JsonPath::from) }
+        let path = target.path.as_ref().map(JsonPath::from);
+        let (path, path_bytes) = path.map_or((None, None), |path| (Some(path.path), path.path_bytes));
+        Self { arena: target.arena, path, path_bytes }
     }
 }
 
@@ -128,6 +134,8 @@ mod tests {
         for bad in ["", "/a", "photos//a", "photos/../a", "a:b/c"] {
             assert_eq!(Target::parse(OsStr::new(bad)).unwrap_err().code, Code::Usage, "{bad:?}");
         }
-        assert!(serde_json::from_str::<Target>(r#"{"arena":"a","path":"../b"}"#).is_err());
+        for bad in [r#"{"arena":"a","path":"../b"}"#, r#"{"arena":"a","path":5}"#, r#"{"arena":"a","pth":"b"}"#] {
+            assert!(serde_json::from_str::<Target>(bad).is_err(), "{bad}");
+        }
     }
 }

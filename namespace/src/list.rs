@@ -45,7 +45,11 @@ impl Namespace {
             while let Some(row) = versions.range((&from[..], &[][..], 0)..)?.next() {
                 let name = arena_name(row?.0.value().0)?;
                 from = format!("{name}\0");
-                names.push(name);
+                let (table, peers) = (txn.open_table(VERSIONS)?, PeerNames::load(txn)?);
+                let paths = Paths { table, arena: name.as_str(), names: peers };
+                if paths.next_from(b"")?.is_some() {
+                    names.push(name);
+                }
             }
             names.sort();
             names.dedup();
@@ -163,7 +167,7 @@ impl Paths<'_> {
 
     fn entry(&self, path: Option<RelPath>, versions: &[(u32, Version)]) -> Result<Option<Entry>, redb::Error> {
         let Some((path, (_, version))) = path.zip(shown(versions)) else { return Ok(None) };
-        let same = versions.iter().filter(|(_, other)| other.content == version.content);
+        let same = versions.iter().filter(|(_, other)| other.content.is_same(&version.content));
         let peers = same.map(|(peer, _)| self.names.get(*peer)).collect::<Result<_, _>>()?;
         let kind = EntryKind::Leaf(version.content.clone());
         Ok(Some(Entry { path, kind, mtime: Some(version.mtime), peers }))

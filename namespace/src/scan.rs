@@ -1,12 +1,15 @@
 use std::{
-    fs, io,
-    os::unix::{
-        ffi::{OsStrExt, OsStringExt},
-        fs::PermissionsExt,
-    },
+    cmp::Reverse,
+    ffi::{CStr, OsStr},
+    io,
+    os::{fd::OwnedFd, unix::ffi::OsStrExt},
     path::PathBuf,
 };
 
+use rustix::{
+    fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, Stat},
+    io::Errno,
+};
 use tree::{Drift, Fingerprint, UnixTime};
 
 use crate::{Content, Known, RelPath};
@@ -70,65 +73,98 @@ pub enum WalkError {
 
 /// Goes through an arena root, depth first, and yields everything in it but directories, ordered by path.
 ///
-/// Follows no symbolic link. Needs memory for the entries of the directories between the root and where it is.
+/// Follows no symbolic link, also where a directory becomes one meanwhile. Needs memory for the entries of the
+/// directories between the root and where it is.
 #[derive(Debug)]
 pub struct Walk {
     root: PathBuf,
     left_out: Vec<PathBuf>,
-    /// Entries still to come, the next one last; deeper directories' entries behind shallower ones'.
+    /// What is still to come, the next one last; deeper directories' entries behind shallower ones'.
     stack: Vec<Pending>,
     started: bool,
 }
 
 /// A directory entry whose turn has not come.
 #[derive(Debug)]
-struct Pending {
-    path: RelPath,
-    is_dir: bool,
+enum Pending {
+    Directory(RelPath),
+    Entry(Seen),
+    Failed(WalkError),
 }
 
 impl Walk {
-    /// Walks through `root`, but not into `left_out`, which are absolute paths.
+    /// Walks through `root`, but not into `left_out`, which are absolute paths without symbolic links.
     pub fn new(root: impl Into<PathBuf>, left_out: Vec<PathBuf>) -> Self {
         Self { root: root.into(), left_out, stack: Vec::new(), started: false }
     }
 
-    /// Puts the entries of a directory on the stack. Gives the first error of a single entry, if there was one.
-    fn enter(&mut self, dir: Option<&RelPath>) -> io::Result<Option<WalkError>> {
-        let absolute = dir.map_or(self.root.clone(), |dir| self.root.join(dir.as_path()));
+    /// Puts the entries of a directory on the stack.
+    fn enter(&mut self, dir: Option<&RelPath>) -> io::Result<()> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::openat(CWD, &self.root, flags, Mode::empty())?;
+        let below = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        let (absolute, fd) = match dir {
+            Some(dir) => {
+                let fd = rustix::fs::openat2(root, dir.as_path(), flags | OFlags::NOFOLLOW, Mode::empty(), below)?;
+                (self.root.join(dir.as_path()), fd)
+            }
+            None => (self.root.clone(), root),
+        };
         let mut entries = Vec::new();
-        let mut skipped = None;
-        for entry in fs::read_dir(&absolute)? {
+        for entry in Dir::read_from(&fd)? {
             let entry = entry?;
-            if self.left_out.contains(&entry.path()) {
+            let name = entry.file_name().to_bytes();
+            let absolute = absolute.join(OsStr::from_bytes(name));
+            if matches!(name, b"." | b"..") || self.left_out.contains(&absolute) {
                 continue;
             }
-            let name = entry.file_name();
-            let path = dir.map_or_else(|| name.as_bytes().to_owned().try_into(), |dir| dir.join(name.as_bytes()));
+            let path = dir.map_or_else(|| name.to_owned().try_into(), |dir| dir.join(name));
             match path {
-                Ok(path) => entries.push(Pending { path, is_dir: entry.file_type()?.is_dir() }),
-                Err(_) => skipped = skipped.or(Some(WalkError::Name { path: entry.path() })),
+                // Gone since it was listed: as if it had never been there.
+                Ok(path) => entries.extend(look(&fd, entry.file_name(), path)),
+                Err(_) => self.stack.push(Pending::Failed(WalkError::Name { path: absolute })),
             }
         }
         // What is in a directory "a" stands behind a file "a-b", since '-' is less than '/'.
-        let rank = |entry: &Pending| [entry.path.as_bytes(), if entry.is_dir { b"/" } else { b"" }].concat();
-        entries.sort_by_cached_key(|entry| std::cmp::Reverse(rank(entry)));
-        self.stack.append(&mut entries);
-        Ok(skipped)
+        entries.sort_by_cached_key(|(rank, _)| Reverse(rank.clone()));
+        self.stack.extend(entries.into_iter().map(|(_, pending)| pending));
+        Ok(())
     }
+}
 
-    fn look(&self, path: &RelPath) -> io::Result<SeenKind> {
-        let absolute = self.root.join(path.as_path());
-        let meta = fs::symlink_metadata(&absolute)?;
-        let fingerprint = Fingerprint::from(&meta);
-        Ok(if meta.is_file() {
-            SeenKind::File { fingerprint, mode: (meta.permissions().mode() & 0o777) as u16 }
-        } else if meta.is_symlink() {
-            let target = fs::read_link(&absolute)?.into_os_string().into_vec();
-            SeenKind::Symlink { target, mtime: fingerprint.mtime }
-        } else {
-            SeenKind::Special
-        })
+/// What an entry of the open directory `dir` is, with its place in the order; `None` if it is gone.
+fn look(dir: &OwnedFd, name: &CStr, path: RelPath) -> Option<(Vec<u8>, Pending)> {
+    let kind = || -> Result<Option<SeenKind>, Errno> {
+        let stat = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        let fingerprint = fingerprint(&stat);
+        Ok(Some(match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory => return Ok(None),
+            FileType::RegularFile => SeenKind::File { fingerprint, mode: (stat.st_mode & 0o777) as u16 },
+            FileType::Symlink => {
+                let target = rustix::fs::readlinkat(dir, name, Vec::new())?.into_bytes();
+                SeenKind::Symlink { target, mtime: fingerprint.mtime }
+            }
+            _ => SeenKind::Special,
+        }))
+    };
+    let rank = path.as_bytes().to_owned();
+    match kind() {
+        Ok(Some(kind)) => Some((rank, Pending::Entry(Seen { path, kind }))),
+        Ok(None) => Some(([&rank[..], b"/"].concat(), Pending::Directory(path))),
+        Err(Errno::NOENT) => None,
+        Err(error) => Some((rank, Pending::Failed(WalkError::Unreadable { path, source: error.into() }))),
+    }
+}
+
+fn fingerprint(stat: &Stat) -> Fingerprint {
+    // A file system cannot give more than 999,999,999 ns; a broken one must not make us panic.
+    let time = |seconds, nanos: u64| UnixTime { seconds, nanos: nanos.min(999_999_999) as u32 };
+    Fingerprint {
+        device: stat.st_dev,
+        inode: stat.st_ino,
+        size: stat.st_size.unsigned_abs(),
+        mtime: time(stat.st_mtime, stat.st_mtime_nsec),
+        ctime: time(stat.st_ctime, stat.st_ctime_nsec),
     }
 }
 
@@ -138,25 +174,28 @@ impl Iterator for Walk {
     fn next(&mut self) -> Option<Self::Item> {
         if !self.started {
             self.started = true;
-            match self.enter(None) {
-                Ok(Some(error)) => return Some(Err(error)),
-                Ok(None) => {}
-                Err(source) => return Some(Err(WalkError::Root { path: self.root.clone(), source })),
+            if let Err(source) = self.enter(None) {
+                return Some(Err(WalkError::Root { path: self.root.clone(), source }));
             }
         }
-        while let Some(Pending { path, is_dir }) = self.stack.pop() {
-            let outcome = if is_dir { self.enter(Some(&path)).map(Err) } else { self.look(&path).map(Ok) };
-            match outcome {
-                Ok(Ok(kind)) => return Some(Ok(Seen { path, kind })),
-                Ok(Err(None)) => {}
-                Ok(Err(Some(error))) => return Some(Err(error)),
-                // Gone since it was listed: as if it had never been there.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(source) => return Some(Err(WalkError::Unreadable { path, source })),
+        loop {
+            match self.stack.pop()? {
+                Pending::Entry(seen) => return Some(Ok(seen)),
+                Pending::Failed(error) => return Some(Err(error)),
+                Pending::Directory(path) => match self.enter(Some(&path)) {
+                    Ok(()) => {}
+                    // Gone, or something else by now: the next scan will see what.
+                    Err(error) if is_gone(&error) => {}
+                    Err(source) => return Some(Err(WalkError::Unreadable { path, source })),
+                },
             }
         }
-        None
     }
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    let gone = [Errno::NOENT, Errno::NOTDIR, Errno::LOOP];
+    gone.iter().any(|gone| error.raw_os_error() == Some(gone.raw_os_error()))
 }
 
 /// What is to be done about a path of this machine.

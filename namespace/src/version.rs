@@ -49,6 +49,14 @@ impl Content {
         }
     }
 
+    /// Whether this is the same file or link as `other`, permissions left aside.
+    pub(crate) fn is_same(&self, other: &Content) -> bool {
+        match (self, other) {
+            (Self::File { blob, .. }, Self::File { blob: other, .. }) => blob == other,
+            _ => self == other,
+        }
+    }
+
     /// Whether a peer may say so: within the bounds above.
     pub(crate) fn is_valid(&self) -> bool {
         match self {
@@ -60,9 +68,12 @@ impl Content {
 }
 
 /// Which of the versions that peers have at one path is shown: of those that are present, the one with the newest
-/// mtime; among equals, the one with the greatest blob id, so that all peers show the same.
+/// mtime; among equals, the one with the greatest blob id, target and mode, so that all peers show the same.
 pub fn shown<'a, T>(versions: &'a [(T, Version)]) -> Option<&'a (T, Version)> {
-    let rank = |version: &'a Version| (version.mtime, version.content.blob(), target(&version.content));
+    let rank = |version: &'a Version| {
+        let mode = if let Content::File { mode, .. } = version.content { mode } else { 0 };
+        (version.mtime, version.content.blob(), target(&version.content), mode)
+    };
     versions.iter().filter(|(_, version)| version.content.is_present()).max_by(|(_, a), (_, b)| rank(a).cmp(&rank(b)))
 }
 

@@ -45,7 +45,7 @@ async fn hear(inner: &Arc<Inner>, connection: &quinn::Connection, peer: PeerId) 
         let (mut send, recv) = connection.open_bi().await.map_err(|error| FrameError::Stream(error.into()))?;
         send.write_all(&[StreamKind::Catalog as u8]).await.map_err(|error| FrameError::Stream(error.into()))?;
         write_frame(&mut send, &cursor).await?;
-        // The stream stays open: its end tells the other that nobody listens any more.
+        // The stream stays open for as long as somebody listens.
         Ok((send, recv))
     };
     let (_send, mut recv) = within(GREETING_LIMIT, open).await.map_err(HearError::Frame)?;
@@ -53,6 +53,10 @@ async fn hear(inner: &Arc<Inner>, connection: &quinn::Connection, peer: PeerId) 
         let batch: Batch = read_frame(&mut recv, FRAME_BYTES_MAX).await.map_err(HearError::Frame)?;
         debug!(%peer, rows = batch.statements.len(), restart = batch.restart, seq = batch.upto.seq, head = batch.head, "heard");
         blocking(namespace, move |namespace| namespace.apply(peer, &batch)).await?;
+        if inner.roster.get(peer).is_none() {
+            // It was taken off the roster meanwhile, and forgotten, perhaps before this was taken in.
+            return blocking(namespace, move |namespace| Ok(namespace.forget_peer(peer)?)).await;
+        }
     }
 }
 
@@ -96,8 +100,11 @@ async fn blocking<T: Send + 'static>(
     work: impl FnOnce(&Namespace) -> Result<T, ApplyError> + Send + 'static,
 ) -> Result<T, HearError> {
     let namespace = namespace.clone();
-    let done = spawn_blocking(move || work(&namespace)).await;
-    done.unwrap_or(Err(ApplyError::PeerMisbehaved("taking it in failed"))).map_err(HearError::Apply)
+    match spawn_blocking(move || work(&namespace)).await {
+        Ok(done) => done.map_err(HearError::Apply),
+        // A bug of ours is nobody else's fault.
+        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+    }
 }
 
 /// A row has at most 9 KB, so that a batch stays well within a frame.

@@ -6,6 +6,7 @@ use std::{
 };
 
 use namespace::PeerId;
+use tokio::sync::Semaphore;
 use tracing::{debug, info, warn};
 
 use crate::{
@@ -56,8 +57,13 @@ pub(crate) fn live(inner: &Inner, peer: PeerId) -> Option<quinn::Connection> {
 }
 
 pub(crate) fn disconnect(inner: &Inner, peer: PeerId) {
-    if let Some(live) = inner.contacts().remove(&peer).and_then(|contact| contact.live) {
-        live.connection.close(Close::UnknownPeer.code(), b"no longer trusted");
+    if let Some(contact) = inner.contacts().get_mut(&peer) {
+        if let Some(live) = contact.live.take() {
+            live.connection.close(Close::UnknownPeer.code(), b"no longer trusted");
+        }
+        if let Some(dialler) = &contact.dialler {
+            dialler.wake();
+        }
     }
     inner.moved.send_modify(|count| *count += 1);
 }
@@ -142,9 +148,10 @@ fn replaces(old_by_us: bool, new_by_us: bool, we_are_less: bool, age: Duration) 
 
 /// Serves the streams that the peer opens, until the connection ends.
 async fn run(inner: Arc<Inner>, connection: quinn::Connection, peer: PeerId, name: String) {
+    let answers = Arc::new(Semaphore::new(ANSWERS_AT_ONCE));
     let error = loop {
         match connection.accept_bi().await {
-            Ok((send, recv)) => drop(tokio::spawn(stream(inner.clone(), name.clone(), send, recv))),
+            Ok((send, recv)) => drop(tokio::spawn(stream(inner.clone(), name.clone(), answers.clone(), send, recv))),
             Err(error) => break error,
         }
     };
@@ -159,12 +166,22 @@ async fn run(inner: Arc<Inner>, connection: quinn::Connection, peer: PeerId, nam
     dial::start(&inner, peer);
 }
 
-async fn stream(inner: Arc<Inner>, name: String, send: quinn::SendStream, mut recv: quinn::RecvStream) {
+async fn stream(
+    inner: Arc<Inner>,
+    name: String,
+    answers: Arc<Semaphore>,
+    send: quinn::SendStream,
+    mut recv: quinn::RecvStream,
+) {
     let mut kind = [0];
     let first = within(GREETING_LIMIT, async { recv.read_exact(&mut kind).await.map_err(|_| FrameError::Ended) }).await;
     let served = match (first, StreamKind::from_byte(kind[0])) {
         (Ok(()), Some(StreamKind::Catalog)) => catalog::tell(&inner, send, recv).await,
-        (Ok(()), Some(StreamKind::Get)) => serve::serve_get(&inner, send, recv, &|_| true).await,
+        (Ok(()), Some(StreamKind::Get)) => {
+            // Each answer takes a thread while it is read; a peer that reads slowly must not take them all.
+            let _permit = answers.acquire().await;
+            serve::serve_get(&inner, send, recv, &|_| true).await
+        }
         (Ok(()), _) => return warn!(peer = name, kind = kind[0], "refused: a stream of an unknown kind"),
         (Err(error), _) => Err(error),
     };
@@ -178,11 +195,7 @@ fn learn_addresses(inner: &Inner, peer: PeerId, hello: Hello) {
     if !hello.is_valid() {
         return debug!(%peer, "a hello out of bounds");
     }
-    let Some(known) = inner.roster.get(peer) else { return };
-    if hello.addresses.is_empty() || known.addresses == hello.addresses {
-        return;
-    }
-    if let Err(error) = inner.roster.set(Peer { addresses: hello.addresses, ..known }) {
+    if let Err(error) = inner.roster.learn(peer, hello.addresses) {
         warn!(%peer, %error, "its new addresses are not remembered");
     }
 }
@@ -204,6 +217,7 @@ fn plain(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
+const ANSWERS_AT_ONCE: usize = 16;
 const TOGETHER: Duration = Duration::from_secs(5);
 
 #[cfg(test)]

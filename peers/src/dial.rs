@@ -29,6 +29,12 @@ pub(crate) struct Dialler {
     hurry: Arc<Notify>,
 }
 
+impl Dialler {
+    pub(crate) fn wake(&self) {
+        self.hurry.notify_one();
+    }
+}
+
 /// Has `peer` dialled at once, by the task that keeps it connected, which is started if there is none.
 pub(crate) fn start(inner: &Arc<Inner>, peer: PeerId) {
     if *inner.closing.borrow() || inner.roster.get(peer).is_none() {
@@ -37,7 +43,7 @@ pub(crate) fn start(inner: &Arc<Inner>, peer: PeerId) {
     let mut contacts = inner.contacts();
     let contact = contacts.entry(peer).or_default();
     match &contact.dialler {
-        Some(dialler) => dialler.hurry.notify_one(),
+        Some(dialler) => dialler.wake(),
         None => {
             let hurry = Arc::new(Notify::new());
             contact.dialler = Some(Dialler { last_error: None, failures: 0, hurry: hurry.clone() });
@@ -91,24 +97,27 @@ async fn keep_connected(inner: Arc<Inner>, peer: PeerId, hurry: Arc<Notify>) {
         let wait = if live(&inner, peer).is_some() {
             connected_at.get_or_insert_with(Instant::now);
             None
-        } else if target.addresses.is_empty() {
-            None
-        } else if connected_at.take().is_some_and(|at| at.elapsed() < STEADY) {
-            // It let go of us at once: dialling at once again would go round and round.
-            Some(backoff.after_failure(fastrand::f64()))
         } else {
-            match dial(&inner, &target).await {
-                Ok(()) => continue,
-                Err(error) => {
-                    let wait = backoff.after_failure(fastrand::f64());
-                    failed(&inner, &target, &error, wait);
-                    Some(wait)
+            let lasted = connected_at.take().map(|at| at.elapsed());
+            if lasted.is_some_and(|lasted| lasted >= STEADY) {
+                backoff.reset();
+            }
+            if target.addresses.is_empty() && target.told.is_empty() {
+                None
+            } else if lasted.is_some_and(|lasted| lasted < STEADY) {
+                // It let go of us at once: dialling at once again would go round and round.
+                Some(backoff.after_failure(fastrand::f64()))
+            } else {
+                match dial(&inner, &target).await {
+                    Ok(()) => continue,
+                    Err(error) => {
+                        let wait = backoff.after_failure(fastrand::f64());
+                        failed(&inner, &target, &error, wait);
+                        Some(wait)
+                    }
                 }
             }
         };
-        if connected_at.is_some_and(|at| at.elapsed() >= STEADY) {
-            backoff.reset();
-        }
         tokio::select! {
             () = hurry.notified() => {}
             _ = closing.changed() => {}
@@ -120,7 +129,7 @@ async fn keep_connected(inner: Arc<Inner>, peer: PeerId, hurry: Arc<Notify>) {
 /// Tries the peer's addresses in turn.
 async fn dial(inner: &Arc<Inner>, peer: &Peer) -> io::Result<()> {
     let mut last = io::Error::new(io::ErrorKind::AddrNotAvailable, "no address to dial");
-    for address in &peer.addresses {
+    for address in peer.addresses.iter().chain(&peer.told) {
         let named = |error: io::Error| io::Error::new(error.kind(), format!("{address}: {error}"));
         let resolved = match timeout(DIAL_LIMIT, lookup_host(address)).await {
             Ok(Ok(resolved)) => resolved,

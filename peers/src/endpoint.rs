@@ -17,7 +17,7 @@ use crate::{
     Identity, Roster,
     connection::{self, Live, PeerStatus},
     dial::{self, Dialler},
-    hello::Hello,
+    hello::{Hello, is_address, is_name},
     iroh_wire, join, serve,
     tls::{self, ALPN, JOIN_ALPN},
 };
@@ -65,6 +65,12 @@ pub enum StartError {
         /// Why.
         source: io::Error,
     },
+    /// Not a name that a machine can have.
+    #[error("{0:?} cannot be the name of a machine: 1 to 64 bytes without '/', ':' or control characters")]
+    Name(String),
+    /// Not an address to tell others.
+    #[error("{0:?} is not an address: HOST:PORT")]
+    Address(String),
     /// TLS could not be set up.
     #[error("set up TLS")]
     Tls(#[source] rustls::Error),
@@ -85,6 +91,8 @@ pub(crate) struct Inner {
     /// Moves whenever a contact does.
     pub(crate) moved: watch::Sender<u64>,
     pub(crate) closing: watch::Sender<bool>,
+    /// Permits for connections of strangers.
+    strangers: Arc<Semaphore>,
 }
 
 /// How things stand with one peer.
@@ -97,6 +105,12 @@ pub(crate) struct Contact {
 impl Peers {
     /// Starts listening and dialling. Needs a tokio runtime.
     pub fn start(options: Options) -> Result<Self, StartError> {
+        if !is_name(&options.name) {
+            return Err(StartError::Name(options.name));
+        }
+        if let Some(address) = options.advertise.iter().find(|address| !is_address(address)) {
+            return Err(StartError::Address(address.clone()));
+        }
         let transport = Arc::new(transport());
         let admits = {
             let (roster, open) = (options.roster.clone(), options.public.is_some());
@@ -137,6 +151,7 @@ impl Peers {
             peers: Mutex::default(),
             moved: watch::Sender::new(0),
             closing: watch::Sender::new(false),
+            strangers: Arc::new(Semaphore::new(STRANGERS_MAX)),
         });
         if let Some(listener) = inner.listener.clone() {
             tokio::spawn(accept(inner.clone(), listener));
@@ -261,7 +276,10 @@ async fn greet(inner: &Arc<Inner>, incoming: quinn::Incoming) {
     if alpn == JOIN_ALPN {
         join::serve(inner, &connection, peer).await;
     } else if alpn == iroh_wire::ALPN && inner.public.is_some() {
-        tokio::spawn(serve::serve_strangers(inner.clone(), connection));
+        match inner.strangers.clone().try_acquire_owned() {
+            Ok(permit) => drop(tokio::spawn(serve::serve_strangers(inner.clone(), connection, permit))),
+            Err(_) => connection.close(Close::Busy.code(), b"too many strangers"),
+        }
     } else if inner.roster.get(peer).is_none() {
         warn!(%peer, %from, "refused: an unknown peer");
         connection.close(Close::UnknownPeer.code(), b"unknown peer");
@@ -278,6 +296,7 @@ pub(crate) enum Close {
     Duplicate = 2,
     Leaving = 3,
     Misbehaved = 4,
+    Busy = 5,
 }
 
 impl Close {
@@ -333,6 +352,7 @@ pub(crate) fn unix_now() -> i64 {
 const SERVER_NAME: &str = "blobd.invalid";
 pub(crate) const GREETING_LIMIT: Duration = Duration::from_secs(10);
 const HANDSHAKES_MAX: usize = 64;
+const STRANGERS_MAX: usize = 16;
 const INCOMING_MAX: usize = 256;
 const STREAMS_MAX: u32 = 256;
 const STREAM_WINDOW_BYTES: u32 = 8 << 20;

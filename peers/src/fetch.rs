@@ -87,7 +87,7 @@ impl Peers {
                 }
             }
         }
-        Err(FetchError::AllFailed { blob, tried })
+        Err(FetchError::AllFailed { blob, tried, fetched })
     }
 
     /// Asks one peer for `ranges`. What came is proven and in the sink, also if the rest did not come.
@@ -159,17 +159,27 @@ async fn ask(connection: &quinn::Connection, blob: BlobId, query: &Query) -> Res
     timeout(STALL_LIMIT, open).await.map_err(|_| TransferError::Stalled)?.map_err(TransferError::Connection)
 }
 
-/// Passes on what arrives until the stream ends, or nobody wants more. Returns the number of bytes.
+/// Passes on what arrives until the stream ends, or nobody wants more. Returns the number of bytes. A sender that
+/// trickles is given up like one that is silent.
 async fn receive(recv: &mut quinn::RecvStream, arrived: &mpsc::Sender<Vec<Bytes>>) -> Result<u64, FrameError> {
     let mut total = 0;
     loop {
-        let mut batch = vec![Bytes::new(); CHUNKS_AT_ONCE];
-        let read = timeout(STALL_LIMIT, recv.read_chunks(&mut batch)).await;
-        let read = read.map_err(|_| FrameError::Stalled(STALL_LIMIT))?;
-        let Some(count) = read.map_err(|error| FrameError::Stream(error.into()))? else { return Ok(total) };
-        batch.truncate(count);
-        total += batch.iter().map(|chunk| chunk.len() as u64).sum::<u64>();
-        if arrived.send(batch).await.is_err() {
+        let mut arriving = Vec::new();
+        let gather = async {
+            let mut bytes = 0;
+            while bytes < TRICKLE_BYTES {
+                let mut batch = vec![Bytes::new(); CHUNKS_AT_ONCE];
+                let read = recv.read_chunks(&mut batch).await.map_err(|error| FrameError::Stream(error.into()))?;
+                let Some(count) = read else { return Ok(true) };
+                batch.truncate(count);
+                bytes += batch.iter().map(Bytes::len).sum::<usize>();
+                arriving.append(&mut batch);
+            }
+            Ok(false)
+        };
+        let ended = timeout(STALL_LIMIT, gather).await.map_err(|_| FrameError::Stalled(STALL_LIMIT))??;
+        total += arriving.iter().map(|chunk| chunk.len() as u64).sum::<u64>();
+        if arrived.send(arriving).await.is_err() || ended {
             return Ok(total);
         }
     }
@@ -215,6 +225,8 @@ fn keep(
 
 const REACH_LIMIT: Duration = Duration::from_secs(6);
 const STALL_LIMIT: Duration = Duration::from_secs(15);
+/// So many bytes must come within the stall limit, unless the answer ends.
+const TRICKLE_BYTES: usize = 4096;
 const CHUNKS_AT_ONCE: usize = 64;
 const BATCHES_AHEAD: usize = 16;
 /// How much may have to be fetched again after a power cut.

@@ -91,10 +91,8 @@ impl Peers {
             let answer = timeout(GREETING_LIMIT, attempt).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
             match answer {
                 Ok(Answer::Accepted(hello)) => {
-                    let addresses = if hello.is_valid() { hello.addresses } else { ticket.addresses.clone() };
-                    let name = inner.roster.free_name(&ticket.name, ticket.peer, &inner.name);
-                    let peer = Peer { id: ticket.peer, name, addresses };
-                    inner.roster.set(peer.clone())?;
+                    let told = if hello.is_valid() { hello.addresses } else { ticket.addresses.clone() };
+                    let peer = inner.trust(ticket.peer, &ticket.name, told)?;
                     dial::start(inner, peer.id);
                     return Ok(peer);
                 }
@@ -157,13 +155,21 @@ fn admit(inner: &Arc<Inner>, peer: PeerId, request: &Request) -> Result<(), Stri
         Ok(false) => return refused("it was used before, has expired, or was never made"),
         Err(error) => return refused(&error.to_string()),
     }
-    let known = inner.roster.get(peer).map(|known| known.name);
-    let name = known.unwrap_or_else(|| inner.roster.free_name(&request.hello.name, peer, &inner.name));
-    let joined = Peer { id: peer, name, addresses: request.hello.addresses.clone() };
-    info!(peer = joined.name, id = %peer, "joined");
-    if let Err(error) = inner.roster.set(joined) {
-        return refused(&error.to_string());
+    match inner.trust(peer, &request.hello.name, request.hello.addresses.clone()) {
+        Ok(joined) => info!(peer = joined.name, id = %peer, "joined"),
+        Err(error) => return refused(&error.to_string()),
     }
     dial::start(inner, peer);
     Ok(())
+}
+
+impl Inner {
+    /// Puts a peer on the roster; one that is on it keeps its name and the addresses that the user gave it.
+    fn trust(&self, id: PeerId, name: &str, told: Vec<String>) -> Result<Peer, RosterError> {
+        let new =
+            || Peer { id, name: self.roster.free_name(name, id, &self.name), addresses: Vec::new(), told: Vec::new() };
+        let peer = Peer { told, ..self.roster.get(id).unwrap_or_else(new) };
+        self.roster.set(peer.clone())?;
+        Ok(peer)
+    }
 }

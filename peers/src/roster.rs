@@ -25,8 +25,10 @@ pub struct Peer {
     pub id: PeerId,
     /// What it is called here; no two peers are called the same.
     pub name: String,
-    /// Where to dial it, each `HOST:PORT`; none if it only dials us.
+    /// Where the user says to dial it, each `HOST:PORT`.
     pub addresses: Vec<String>,
+    /// Where it said last that it listens; tried after those.
+    pub told: Vec<String>,
 }
 
 /// Why the roster could not do what it was asked.
@@ -62,6 +64,7 @@ pub enum RosterError {
 struct PeerRow {
     name: String,
     addresses: Vec<String>,
+    told: Vec<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -80,8 +83,8 @@ impl Roster {
             let mut peers = BTreeMap::new();
             for row in table.iter()? {
                 let (id, row) = row?;
-                let (id, PeerRow { name, addresses }) = (PeerId::from_bytes(*id.value()), decode(row.value())?);
-                peers.insert(id, Peer { id, name, addresses });
+                let (id, row) = (PeerId::from_bytes(*id.value()), decode::<PeerRow>(row.value())?);
+                peers.insert(id, Peer { id, name: row.name, addresses: row.addresses, told: row.told });
             }
             Ok(peers)
         })?;
@@ -109,7 +112,7 @@ impl Roster {
         if !is_name(&peer.name) {
             return Err(RosterError::Name(peer.name.chars().take(80).collect()));
         }
-        if !are_addresses(&peer.addresses) {
+        if !are_addresses(&peer.addresses) || !are_addresses(&peer.told) {
             return Err(RosterError::Addresses);
         }
         let mut peers = self.peers.write().unwrap_or_else(PoisonError::into_inner);
@@ -119,12 +122,26 @@ impl Roster {
         if peers.len() >= PEERS_MAX && !peers.contains_key(&peer.id) {
             return Err(RosterError::Full);
         }
-        let row = PeerRow { name: peer.name.clone(), addresses: peer.addresses.clone() };
+        self.put(&mut peers, peer)
+    }
+
+    /// Remembers where a peer says that it listens, if it is trusted. Durable on return.
+    pub(crate) fn learn(&self, id: PeerId, told: Vec<String>) -> Result<(), RosterError> {
+        let mut peers = self.peers.write().unwrap_or_else(PoisonError::into_inner);
+        match peers.get(&id).cloned() {
+            Some(peer) if peer.told != told && are_addresses(&told) => self.put(&mut peers, Peer { told, ..peer }),
+            _ => Ok(()),
+        }
+    }
+
+    fn put(&self, peers: &mut BTreeMap<PeerId, Peer>, peer: Peer) -> Result<(), RosterError> {
+        let Peer { id, name, addresses, told } = peer.clone();
+        let row = PeerRow { name, addresses, told };
         self.write("add a peer", |txn| {
-            txn.open_table(PEERS)?.insert(peer.id.as_bytes(), &encode(&row)?[..])?;
+            txn.open_table(PEERS)?.insert(id.as_bytes(), &encode(&row)?[..])?;
             Ok(())
         })?;
-        peers.insert(peer.id, peer);
+        peers.insert(id, peer);
         Ok(())
     }
 
@@ -208,7 +225,8 @@ impl Roster {
         body: impl FnOnce(&WriteTransaction) -> Result<T, redb::Error>,
     ) -> Result<T, RosterError> {
         let run = || -> Result<T, redb::Error> {
-            let txn = self.db.begin_write()?;
+            let mut txn = self.db.begin_write()?;
+            txn.set_quick_repair(true);
             let result = body(&txn)?;
             txn.commit()?;
             Ok(result)
@@ -242,7 +260,12 @@ mod tests {
     }
 
     fn peer(id: u8, name: &str) -> Peer {
-        Peer { id: PeerId::from_bytes([id; 32]), name: name.into(), addresses: vec!["localhost:1".into()] }
+        Peer {
+            id: PeerId::from_bytes([id; 32]),
+            name: name.into(),
+            addresses: vec!["localhost:1".into()],
+            told: vec![],
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@ use std::{sync::Arc, time::Duration};
 use blobstore::Store;
 use bytes::Bytes;
 use tokio::{
-    sync::{Semaphore, mpsc},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     task::spawn_blocking,
     time::timeout,
 };
@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Serves a connection in iroh-blobs' own protocol: each stream is one request for a public blob.
-pub(crate) async fn serve_strangers(inner: Arc<Inner>, connection: quinn::Connection) {
+pub(crate) async fn serve_strangers(inner: Arc<Inner>, connection: quinn::Connection, _permit: OwnedSemaphorePermit) {
     let at_once = Arc::new(Semaphore::new(STRANGERS_STREAMS_MAX));
     let from = connection.remote_address();
     while let Ok((send, recv)) = connection.accept_bi().await {
@@ -84,7 +84,7 @@ fn read(
     let sources = store.sources(blob)?;
     let has =
         |source: &blobstore::Source| source.available().intersection(&query.resolve_bytes(source.size())).total_bytes();
-    let Some(source) = sources.iter().max_by_key(|source| has(source)) else {
+    let Some(source) = sources.iter().rev().max_by_key(|source| has(source)) else {
         debug!(%blob, "not here");
         return Ok(());
     };

@@ -160,7 +160,7 @@ impl RangeSet {
     }
 
     /// The only range that can hold `offset`, or else the first one behind it.
-    fn first_ending_after(&self, offset: u64) -> Option<ByteRange> {
+    pub(crate) fn first_ending_after(&self, offset: u64) -> Option<ByteRange> {
         self.0.get(self.0.partition_point(|r| r.end <= offset)).copied()
     }
 }

@@ -1,5 +1,5 @@
 use crate::{
-    geometry::{GROUP_CHUNKS, Geometry, Subtree},
+    geometry::{CHUNK_BYTES, GROUP_CHUNKS, Geometry, Subtree},
     query::Query,
     range::{ByteRange, RangeSet},
 };
@@ -40,9 +40,8 @@ impl Walk {
 
     /// How far the bytes asked for go on from `offset` without a gap.
     pub(crate) fn run_end(&self, offset: u64, size: u64) -> u64 {
-        use crate::geometry::CHUNK_BYTES;
         let chunk = offset / CHUNK_BYTES;
-        let run = self.chunks.iter().find(|range| range.start <= chunk && chunk < range.end);
+        let run = self.chunks.first_ending_after(chunk).filter(|range| range.start <= chunk);
         run.map_or(offset, |range| range.end.saturating_mul(CHUNK_BYTES).min(size))
     }
 }

@@ -11,7 +11,7 @@ use std::{
     time::Instant,
 };
 
-use blobstore::{Fetched, Presence, Verdict};
+use blobstore::{Fetched, Presence};
 use futures_util::{StreamExt, stream};
 use namespace::{Content, EntryKind, RelPath};
 use serde_json::json;
@@ -154,7 +154,14 @@ impl Getting {
                         let source = Target { arena: target.arena.clone(), path: Some(entry.path.clone()) };
                         jobs.blocking_send(Job { source, to, content, mtime }).map_err(|_| NobodyListens)?;
                     }
-                    _ => self.destination.make_dir(&to).while_doing(format!("create {:?}", self.absolute(&to)))?,
+                    _ => {
+                        if let Err(error) = self.destination.make_dir(&to) {
+                            self.totals().failed_files += 1;
+                            let file = FileName::new(&target.arena, entry.path.as_bytes());
+                            let reason = format!("create {:?}: {error}", self.absolute(&to));
+                            self.reporter.send_blocking(Event::Failed { file, reason })?;
+                        }
+                    }
                 }
                 Ok(())
             };
@@ -272,19 +279,15 @@ impl Getting {
 
     /// By way of the cache, where it goes on after an interruption, unless all of it is here in place.
     async fn place_large(self: &Arc<Self>, blob: BlobId, size: u64, to: To) -> Result<Fetched, Failure> {
+        // From here on nobody else fetches this blob, or takes it from the cache.
+        let _alone = self.node.alone_with(blob).await;
         let store = self.node.inner.store.clone();
-        let before = blocking(move || {
-            let presence = store.presence(blob)?;
-            if presence == Presence::Cached {
-                // It may have lain there for long. What does not prove is forgotten, and fetched anew below.
-                store.verify_cached(blob, &|_| {})?.map_or(Ok(()), |verdict| match verdict {
-                    Verdict::Unreadable(error) => Err(Failure::from(error)),
-                    _ => Ok(()),
-                })?;
-            }
-            Ok(presence)
+        let presence = blocking(move || {
+            // What was fetched earlier may have lain there for long. What does not prove is forgotten, and fetched anew.
+            store.verify_cached(blob, &|_| {})?;
+            Ok(store.presence(blob)?)
         });
-        if before.await? == Presence::InPlace {
+        if presence.await? == Presence::InPlace {
             return self.copy_from_here(blob, size, to).await;
         }
         let (done, reporter) = (self.done.clone(), self.reporter.clone());

@@ -2,6 +2,8 @@ use std::{
     fs, io,
     iter::Peekable,
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, SystemTime},
 };
 
 use blobstore::{Access, Disk, FileRef, NewFile, RealDisk, RootId};
@@ -107,6 +109,7 @@ impl<'a> Scan<'a> {
     }
 
     fn run(mut self) -> Result<ScanTotals, Failure> {
+        self.node.inner.store.finish_mending()?;
         let mut walk = Walk::new(&self.dir, self.node.inner.home.own_dirs()).peekable();
         let mut known = KnownPages::new(&self.node.inner.namespace, self.arena).peekable();
         self.check_root(&mut walk, &mut known)?;
@@ -130,7 +133,23 @@ impl<'a> Scan<'a> {
             self.forget(old);
         }
         self.flush()?;
+        self.unlink_unsaid()?;
         Ok(self.totals)
+    }
+
+    /// Unlinks what is linked and not said: what a crash between the two left behind.
+    fn unlink_unsaid(&self) -> Result<(), Failure> {
+        let store = &self.node.inner.store;
+        let mut said = KnownPages::new(&self.node.inner.namespace, self.arena).peekable();
+        let mut unsaid = Vec::new();
+        for (path, row) in store.files(self.root)? {
+            while take_if(&mut said, |said| said.path.as_bytes() < &path[..])?.is_some() {}
+            let same = take_if(&mut said, |said| said.path.as_bytes() == path)?;
+            if same.is_none_or(|same| same.version.content.blob() != Some(row.blob)) {
+                unsaid.push(path);
+            }
+        }
+        Ok(store.unlink(self.root, &unsaid.iter().map(|path| &path[..]).collect::<Vec<_>>())?)
     }
 
     /// Refuses to take an arena root that is missing or suddenly empty for one from which all was deleted.
@@ -346,6 +365,7 @@ fn hash_at_rest(dir: &Path, path: &RelPath) -> Outcome {
 fn hash_once(dir: &Path, path: &RelPath) -> io::Result<Option<(NewFile, u16)>> {
     use std::os::unix::fs::PermissionsExt;
     let file = RealDisk.open_beneath(dir, path.as_path(), Access::Read)?;
+    wait_for_next_tick(file.fingerprint()?.ctime);
     let before = file.fingerprint()?;
     let hashed = match tree::hash(&file, before.size) {
         Ok(hashed) => hashed,
@@ -355,6 +375,16 @@ fn hash_once(dir: &Path, path: &RelPath) -> io::Result<Option<(NewFile, u16)>> {
     let mode = (fs::symlink_metadata(dir.join(path.as_path()))?.permissions().mode() & 0o777) as u16;
     let same = file.fingerprint()? == before;
     Ok(same.then(|| (NewFile { path: path.as_bytes().to_owned(), fingerprint: before, hashed }, mode)))
+}
+
+/// Waits until a change now would get another time than `changed`: within one tick of the file system's clock two
+/// changes look like one, and the second would never be seen.
+fn wait_for_next_tick(changed: UnixTime) {
+    let Ok(now) = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH) else { return };
+    let Ok(seconds) = u64::try_from(changed.seconds) else { return };
+    if let Some(age) = now.checked_sub(Duration::new(seconds, changed.nanos)) {
+        thread::sleep(TICK.saturating_sub(age));
+    }
 }
 
 /// When a path vanished, as far as can be told: the mtime of the nearest directory above it that is left.
@@ -369,6 +399,8 @@ fn unreachable_root(dir: &Path) -> Failure {
         .hint("is its disk mounted? If all files were deleted on purpose: blob arena rm NAME")
 }
 
+/// The coarsest clock of a file system here: a kernel that counts 100 ticks a second, twice over.
+const TICK: Duration = Duration::from_millis(20);
 const BATCH_FILES: usize = 4096;
 const BATCH_BYTES: u64 = 1 << 30;
 const PAGE_ROWS: usize = 4096;

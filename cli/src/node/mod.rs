@@ -12,7 +12,7 @@ use std::{
     collections::HashMap,
     net::{SocketAddr, ToSocketAddrs},
     path::PathBuf,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, Mutex, PoisonError, RwLock},
     time::Duration,
 };
 
@@ -22,6 +22,7 @@ use peers::{Identity, Options, Peers, Roster};
 use redb::Database;
 use tokio::{sync::Semaphore, task::spawn_blocking};
 use tracing::{info, warn};
+use tree::BlobId;
 
 use crate::{
     config::Config,
@@ -46,6 +47,8 @@ struct Inner {
     namespace: Namespace,
     peers: Peers,
     roots: Roots,
+    /// The blobs that are being fetched into the cache, or taken from it.
+    fetching: Mutex<HashMap<BlobId, Arc<tokio::sync::Mutex<()>>>>,
     /// One permit: scans, verifying and mending take turns, for they would only fight over the disk.
     turn: Semaphore,
 }
@@ -85,6 +88,12 @@ impl Node {
         for arena in namespace.arenas()? {
             add_root(&store, &roots, &arena)?;
         }
+        // A crash while an arena was given up leaves its files linked.
+        for (root, _) in store.roots() {
+            if !roots.read().unwrap_or_else(PoisonError::into_inner).values().any(|&(held, _)| held == root) {
+                store.remove_root(root)?;
+            }
+        }
         let name = options.name.clone().or(config.name).unwrap_or_else(host_name);
         let public = config.serve.iroh.then(|| {
             let (store, roots) = (store.clone(), roots.clone());
@@ -118,7 +127,16 @@ impl Node {
             })?,
         };
         info!(peer = %identity.peer(), name, "started");
-        let inner = Inner { home: home.clone(), name, store, namespace, peers, roots, turn: Semaphore::new(1) };
+        let inner = Inner {
+            home: home.clone(),
+            name,
+            store,
+            namespace,
+            peers,
+            roots,
+            fetching: Mutex::default(),
+            turn: Semaphore::new(1),
+        };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -163,6 +181,11 @@ impl Node {
 
     fn set_arena(&self, arena: &Arena) -> Result<(), Failure> {
         let known = self.inner.namespace.arenas()?;
+        let held = known.iter().any(|known| known.name == arena.name && known.dir.is_some());
+        if held && arena.dir.is_none() {
+            return Err(Failure::new(Code::Usage, "this machine holds that arena already")
+                .hint("to only follow it, give it up first: blob arena rm NAME"));
+        }
         if let Some(dir) = &arena.dir {
             if !dir.is_dir() {
                 return Err(Failure::new(Code::NotFound, format!("{dir:?} is not a directory")));

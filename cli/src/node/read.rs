@@ -2,6 +2,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use blobstore::{Collected, Fetch, FetchError, Fetched, Sink, Want};
 use bytes::Bytes;
+use tokio::sync::OwnedMutexGuard;
 use tree::{BlobId, ByteRange, Geometry, RangeSet, VerifiedData};
 
 use super::{Node, blocking};
@@ -24,6 +25,7 @@ impl Node {
         if missing.is_empty() {
             return Ok(bytes_of(pieces));
         }
+        let _alone = self.alone_with(blob).await;
         let node = self.clone();
         let opened = blocking(move || {
             let store = &node.inner.store;
@@ -76,6 +78,16 @@ impl Node {
         let (partial, ranges) = opened.await?;
         let sink = Arc::new(Mutex::new(Counting { sink: partial, on_piece }));
         self.inner.peers.fetch(Want { blob, size, ranges }, sink).await.map_err(fetch_failure)
+    }
+
+    /// Waits until nobody else changes what the cache has of `blob`, and keeps others from it.
+    pub(super) async fn alone_with(&self, blob: BlobId) -> OwnedMutexGuard<()> {
+        let lock = {
+            let mut locks = self.inner.fetching.lock().unwrap_or_else(PoisonError::into_inner);
+            locks.retain(|_, lock| Arc::strong_count(lock) > 1);
+            locks.entry(blob).or_default().clone()
+        };
+        lock.lock_owned().await
     }
 
     async fn read_here(

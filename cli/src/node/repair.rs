@@ -3,7 +3,7 @@ use std::{
     time::Instant,
 };
 
-use blobstore::{Fetch, Fetched, FileRef, Mending, Sink, Verdict, Want};
+use blobstore::{Fetch, FetchError, Fetched, FileRef, Mending, Sink, Verdict, Want};
 use namespace::{ArenaName, Change, RelPath};
 use serde_json::json;
 use tree::{BlobId, ByteRange, Fingerprint, RangeSet, Verified};
@@ -37,14 +37,15 @@ impl Node {
         let (node, report) = (self.clone(), reporter.clone());
         let damaged = blocking(move || {
             let mut all = Vec::new();
-            node.find_damage(&targets, &report, &mut |damaged| {
+            let totals = node.find_damage(&targets, &report, &mut |damaged| {
                 all.push(damaged);
                 Ok(())
             })?;
-            Ok(all)
+            Ok((all, totals.unreadable_files))
         });
+        let (damaged, unreadable_files) = damaged.await.while_doing("look for damage")?;
         let (mut repaired_files, mut unrepaired_files, mut bytes_received) = (0u64, 0u64, 0u64);
-        for damaged in damaged.await.while_doing("look for damage")? {
+        for damaged in damaged {
             let mended = self.mend(&damaged).await?;
             let Mended { ranges, fetched: Fetched { bytes_received: received, peers }, left, reason } = mended;
             bytes_received += received;
@@ -65,11 +66,16 @@ impl Node {
             .send(summary(json!({
                 "repaired_files": repaired_files,
                 "unrepaired_files": unrepaired_files,
+                "unreadable_files": unreadable_files,
                 "bytes_received": bytes_received,
                 "seconds": started.elapsed().as_secs_f64(),
             })))
             .await?;
-        Ok(if unrepaired_files > 0 { Code::Unrepaired } else { Code::Ok })
+        Ok(match (unrepaired_files, unreadable_files) {
+            (0, 0) => Code::Ok,
+            (0, _) => Code::Some,
+            _ => Code::Unrepaired,
+        })
     }
 
     async fn mend(&self, damaged: &Damaged) -> Result<Mended, Failure> {
@@ -119,6 +125,10 @@ impl Node {
             Err(failure) => (Fetched::default(), Some(failure)),
             Ok(()) => match self.inner.peers.fetch(Want { blob, size, ranges }, mending.clone()).await {
                 Ok(fetched) => (fetched, None),
+                Err(FetchError::AllFailed { blob, tried, fetched }) => {
+                    let rest = Fetched::default();
+                    (fetched, Some(fetch_failure(FetchError::AllFailed { blob, tried, fetched: rest })))
+                }
                 Err(error) => (Fetched::default(), Some(fetch_failure(error))),
             },
         };

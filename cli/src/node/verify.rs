@@ -33,13 +33,14 @@ pub(super) struct VerifyTotals {
     damaged_files: u64,
     damaged_bytes: u64,
     modified_files: u64,
-    unreadable_files: u64,
+    pub(super) unreadable_files: u64,
 }
 
 /// Something to verify.
 enum Item {
     File(ArenaName, FileRef, FileRow),
-    Cached(BlobId),
+    /// With how many bytes.
+    Cached(BlobId, u64),
 }
 
 impl Node {
@@ -78,7 +79,7 @@ impl Node {
         found: &mut dyn FnMut(Damaged) -> Result<(), NobodyListens>,
     ) -> Result<VerifyTotals, Failure> {
         let items = self.items(targets)?;
-        let total = items.iter().map(|item| self.bytes_of(item)).sum();
+        let total = items.iter().map(bytes_of).sum();
         let done = AtomicU64::new(0);
         let mut totals = VerifyTotals::default();
         for batch in items.chunks(BATCH_FILES) {
@@ -94,10 +95,10 @@ impl Node {
             for (item, judged) in batch.iter().zip(judged) {
                 let Some(verdict) = judged? else { continue };
                 totals.files += 1;
-                totals.bytes += self.bytes_of(item);
+                totals.bytes += bytes_of(item);
                 let name = match item {
                     Item::File(arena, file, _) => FileName::new(arena, &file.path),
-                    Item::Cached(_) => FileName::default(),
+                    Item::Cached(..) => FileName::default(),
                 };
                 match (verdict, item) {
                     (Verdict::Sound, _) => {}
@@ -112,10 +113,10 @@ impl Node {
                     (verdict, item) => {
                         let (place, blob) = match item {
                             Item::File(arena, file, row) => (Some((arena.clone(), file.clone())), row.blob),
-                            Item::Cached(blob) => (None, *blob),
+                            Item::Cached(blob, _) => (None, *blob),
                         };
                         totals.damaged_files += 1;
-                        totals.damaged_bytes += damaged_bytes(&verdict, self.bytes_of(item));
+                        totals.damaged_bytes += damaged_bytes(&verdict, bytes_of(item));
                         found(Damaged { name, place, blob, verdict })?;
                     }
                 }
@@ -130,7 +131,7 @@ impl Node {
     fn judge(&self, item: &Item, progress: &(dyn Fn(u64) + Sync)) -> Result<Option<Verdict>, Failure> {
         Ok(match item {
             Item::File(_, file, _) => self.inner.store.verify_file(file, progress)?,
-            Item::Cached(blob) => self.inner.store.verify_cached(*blob, progress)?,
+            Item::Cached(blob, _) => self.inner.store.verify_cached(*blob, progress)?,
         })
     }
 
@@ -162,19 +163,18 @@ impl Node {
             }
         }
         if targets.is_empty() {
-            items.extend(self.inner.store.cached()?.into_iter().map(Item::Cached));
+            for blob in self.inner.store.cached()? {
+                items.push(Item::Cached(blob, self.inner.store.cached_ranges(blob)?.total_bytes()));
+            }
         }
         Ok(items)
     }
+}
 
-    fn bytes_of(&self, item: &Item) -> u64 {
-        match item {
-            Item::File(_, _, row) => row.fingerprint.size,
-            Item::Cached(blob) => match self.inner.store.presence(*blob) {
-                Ok(blobstore::Presence::Partial(ranges)) => ranges.total_bytes(),
-                _ => 0,
-            },
-        }
+fn bytes_of(item: &Item) -> u64 {
+    match item {
+        Item::File(_, _, row) => row.fingerprint.size,
+        Item::Cached(_, bytes) => *bytes,
     }
 }
 
