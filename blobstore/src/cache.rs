@@ -143,6 +143,15 @@ impl Store {
     }
 }
 
+impl Partial {
+    /// Whether our open file is still the one at `path`.
+    fn is_named(&self, path: &Path) -> Result<bool, StoreError> {
+        let ours = self.data.fingerprint().map_err(StoreError::file("stat", path))?;
+        let named = self.store.inner.disk.open(path, Access::Read).and_then(|file| file.fingerprint());
+        Ok(named.is_ok_and(|named| (named.device, named.inode) == (ours.device, ours.inode)))
+    }
+}
+
 impl Sink for Partial {
     fn write(&mut self, piece: Verified) -> Result<(), StoreError> {
         let blob = self.blob;
@@ -175,6 +184,11 @@ impl Sink for Partial {
         }
         let (store, blob) = (&self.store, self.blob);
         let path = store.cache_file(blob);
+        if !self.is_named(&path)? {
+            info!(%blob, "its files were taken from the cache meanwhile");
+            self.written = RangeSet::new();
+            return Ok(());
+        }
         self.data.sync().map_err(StoreError::file("sync", &path))?;
         self.outboard.sync().map_err(StoreError::file("sync", store.cache_outboard_file(blob)))?;
         if !self.named {

@@ -9,9 +9,9 @@ use crate::{
 
 /// A user's file whose damaged chunk groups are being written over with proven ones.
 ///
-/// Before the first write the file's fingerprint is put aside, durably: writing moves the file's mtime, and a
-/// crash before it is put back must not make the file count as edited. [`finish`](Self::finish) puts it back;
-/// after a crash the next [`Store::open`] does.
+/// Before the first write the file's fingerprint is put aside, durably: a write moves the file's mtime, and though
+/// that is put back at once, a crash between the two must not make the file count as edited. After a crash the
+/// next [`Store::open`] puts it back.
 pub struct Mending {
     store: Store,
     file: FileRef,
@@ -65,7 +65,9 @@ impl Store {
                 .collect()
         })?;
         for (file, before) in interrupted {
-            let Some(row) = self.file(&file)? else {
+            // A file that was indexed anew meanwhile is none of our business any more.
+            let row = self.file(&file)?.filter(|row| row.fingerprint.drift(&before) != Drift::Edited);
+            let Some(row) = row else {
                 self.end_mending(&file, None)?;
                 continue;
             };
@@ -98,6 +100,9 @@ impl Store {
         let now = data.fingerprint()?;
         if (now.inode, now.size) != (before.inode, before.size) {
             return Ok(None);
+        }
+        if now.mtime == before.mtime {
+            return Ok(Some(now));
         }
         let Ok(outboard) = self.outboard(row.blob, before.size) else { return Ok(None) };
         let found = tree::find_damage(row.blob, before.size, &data, &outboard, &|_| {});
@@ -137,19 +142,19 @@ impl Mending {
         self.row.fingerprint.size
     }
 
-    /// Syncs what was written, puts the mtime back, and lifts the quarantine from what was mended. Returns the
+    /// Syncs what was written, and lifts the quarantine from what was mended. Returns the
     /// file's new fingerprint and the bytes that were mended. Durable on return.
     ///
     /// Fails with [`StoreError::Modified`] if somebody else wrote to the file meanwhile: then it counts as edited.
     pub fn finish(mut self) -> Result<(Fingerprint, RangeSet), StoreError> {
         let path = self.store.absolute(&self.file);
+        let row = self.store.file(&self.file)?;
+        self.lost |= row.is_none_or(|row| (row.blob, row.fingerprint) != (self.row.blob, self.row.fingerprint));
         if let Err(error) = self.check_unchanged() {
             self.store.end_mending(&self.file, None)?;
             return Err(error);
         }
         let restore = || {
-            self.data.sync()?;
-            self.data.set_mtime(self.row.fingerprint.mtime)?;
             self.data.sync()?;
             self.data.fingerprint()
         };
@@ -181,7 +186,10 @@ impl Sink for Mending {
             return Ok(());
         }
         self.check_unchanged()?;
-        let write = self.data.write_all_at(data.bytes(), data.offset()).and_then(|()| self.data.fingerprint());
+        let write = self.data.write_all_at(data.bytes(), data.offset()).and_then(|()| {
+            self.data.set_mtime(self.row.fingerprint.mtime)?;
+            self.data.fingerprint()
+        });
         self.last = write.map_err(StoreError::file("write", self.store.absolute(&self.file)))?;
         self.mended.insert(range);
         Ok(())

@@ -65,10 +65,11 @@ impl Namespace {
             let (log, versions) = (txn.open_table(LOG)?, txn.open_table(VERSIONS)?);
             let restart = after.epoch != epoch || after.seq > head;
             let from = if restart { 0 } else { after.seq };
-            let (mut statements, mut bytes, mut upto) = (Vec::new(), 0, head);
+            let (mut statements, mut bytes, mut upto) = (Vec::<Statement>::new(), 0, head);
             for row in log.range(from + 1..)? {
                 let (seq, key) = row?;
-                if bytes >= bytes_max {
+                if let Some(last) = statements.last().filter(|_| bytes >= bytes_max) {
+                    upto = last.version.seq;
                     break;
                 }
                 let (arena, path) = key.value();
@@ -76,12 +77,8 @@ impl Namespace {
                     return Err(redb::Error::Corrupted(format!("the log's change {} has no row", seq.value())));
                 };
                 bytes += arena.len() + path.len() + row.value().len();
-                upto = seq.value();
                 let VersionRow { version, .. } = decode(row.value())?;
                 statements.push(Statement { arena: arena_name(arena)?, path: rel_path(path)?, version });
-            }
-            if bytes < bytes_max {
-                upto = head;
             }
             Ok(Batch { restart, statements, upto: Cursor { epoch, seq: upto }, head })
         })

@@ -45,10 +45,12 @@ impl Namespace {
             while let Some(row) = versions.range((&from[..], &[][..], 0)..)?.next() {
                 let name = arena_name(row?.0.value().0)?;
                 from = format!("{name}\0");
-                let (table, peers) = (txn.open_table(VERSIONS)?, PeerNames::load(txn)?);
-                let paths = Paths { table, arena: name.as_str(), names: peers };
-                if paths.next_from(b"")?.is_some() {
-                    names.push(name);
+                // Where all is deleted is still an arena; where all is withdrawn, nobody has one.
+                for row in versions.range((name.as_str(), &[][..], 0)..(&from[..], &[][..], 0))? {
+                    if decode::<VersionRow>(row?.1.value())?.version.content != Content::Withdrawn {
+                        names.push(name);
+                        break;
+                    }
                 }
             }
             names.sort();

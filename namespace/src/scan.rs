@@ -1,15 +1,12 @@
 use std::{
     cmp::Reverse,
-    ffi::{CStr, OsStr},
+    ffi::OsStr,
     io,
     os::{fd::OwnedFd, unix::ffi::OsStrExt},
     path::PathBuf,
 };
 
-use rustix::{
-    fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, Stat},
-    io::Errno,
-};
+use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, Stat};
 use tree::{Drift, Fingerprint, UnixTime};
 
 use crate::{Content, Known, RelPath};
@@ -81,6 +78,8 @@ pub struct Walk {
     left_out: Vec<PathBuf>,
     /// What is still to come, the next one last; deeper directories' entries behind shallower ones'.
     stack: Vec<Pending>,
+    /// The directory that was looked into last; the root has no path.
+    open: Option<(Option<RelPath>, OwnedFd)>,
     started: bool,
 }
 
@@ -88,71 +87,85 @@ pub struct Walk {
 #[derive(Debug)]
 enum Pending {
     Directory(RelPath),
-    Entry(Seen),
+    Entry(RelPath),
     Failed(WalkError),
 }
 
 impl Walk {
-    /// Walks through `root`, but not into `left_out`, which are absolute paths without symbolic links.
+    /// Walks through `root`, but not into `left_out`, which are absolute paths.
     pub fn new(root: impl Into<PathBuf>, left_out: Vec<PathBuf>) -> Self {
-        Self { root: root.into(), left_out, stack: Vec::new(), started: false }
+        let real = |path: PathBuf| path.canonicalize().unwrap_or(path);
+        let left_out = left_out.into_iter().map(real).collect();
+        Self { root: real(root.into()), left_out, stack: Vec::new(), open: None, started: false }
+    }
+
+    /// The open directory `dir`, the root if there is none given.
+    fn directory(&mut self, dir: Option<&RelPath>) -> io::Result<&OwnedFd> {
+        if self.open.as_ref().is_none_or(|(open, _)| open.as_ref() != dir) {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let mut fd = rustix::fs::openat(CWD, &self.root, flags, Mode::empty())?;
+            if let Some(dir) = dir {
+                let below = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+                fd = rustix::fs::openat2(fd, dir.as_path(), flags | OFlags::NOFOLLOW, Mode::empty(), below)?;
+            }
+            self.open = Some((dir.cloned(), fd));
+        }
+        self.open.as_ref().map(|(_, fd)| fd).ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 
     /// Puts the entries of a directory on the stack.
     fn enter(&mut self, dir: Option<&RelPath>) -> io::Result<()> {
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root = rustix::fs::openat(CWD, &self.root, flags, Mode::empty())?;
-        let below = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
-        let (absolute, fd) = match dir {
-            Some(dir) => {
-                let fd = rustix::fs::openat2(root, dir.as_path(), flags | OFlags::NOFOLLOW, Mode::empty(), below)?;
-                (self.root.join(dir.as_path()), fd)
-            }
-            None => (self.root.clone(), root),
-        };
-        let mut entries = Vec::new();
-        for entry in Dir::read_from(&fd)? {
+        let absolute = dir.map_or(self.root.clone(), |dir| self.root.join(dir.as_path()));
+        let fd = self.directory(dir)?;
+        let (mut entries, mut failed) = (Vec::new(), Vec::new());
+        for entry in Dir::read_from(fd)? {
             let entry = entry?;
             let name = entry.file_name().to_bytes();
-            let absolute = absolute.join(OsStr::from_bytes(name));
-            if matches!(name, b"." | b"..") || self.left_out.contains(&absolute) {
+            if matches!(name, b"." | b"..") {
                 continue;
             }
-            let path = dir.map_or_else(|| name.to_owned().try_into(), |dir| dir.join(name));
-            match path {
-                // Gone since it was listed: as if it had never been there.
-                Ok(path) => entries.extend(look(&fd, entry.file_name(), path)),
-                Err(_) => self.stack.push(Pending::Failed(WalkError::Name { path: absolute })),
+            let is_dir = match entry.file_type() {
+                FileType::Unknown => {
+                    let stat = rustix::fs::statat(fd, entry.file_name(), AtFlags::SYMLINK_NOFOLLOW);
+                    stat.is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Directory)
+                }
+                known => known == FileType::Directory,
+            };
+            match dir.map_or_else(|| name.to_owned().try_into(), |dir| dir.join(name)) {
+                Ok(path) => entries.push((path, is_dir)),
+                Err(_) => {
+                    let path = absolute.join(OsStr::from_bytes(name));
+                    failed.push(Pending::Failed(WalkError::Name { path }));
+                }
             }
         }
+        entries.retain(|(path, _)| !self.left_out.contains(&self.root.join(path.as_path())));
         // What is in a directory "a" stands behind a file "a-b", since '-' is less than '/'.
-        entries.sort_by_cached_key(|(rank, _)| Reverse(rank.clone()));
-        self.stack.extend(entries.into_iter().map(|(_, pending)| pending));
+        let rank = |(path, is_dir): &(RelPath, bool)| [path.as_bytes(), if *is_dir { b"/" } else { b"" }].concat();
+        entries.sort_by_cached_key(|entry| Reverse(rank(entry)));
+        let pending = |(path, is_dir)| if is_dir { Pending::Directory(path) } else { Pending::Entry(path) };
+        self.stack.extend(entries.into_iter().map(pending).chain(failed));
         Ok(())
     }
-}
 
-/// What an entry of the open directory `dir` is, with its place in the order; `None` if it is gone.
-fn look(dir: &OwnedFd, name: &CStr, path: RelPath) -> Option<(Vec<u8>, Pending)> {
-    let kind = || -> Result<Option<SeenKind>, Errno> {
+    fn look(&mut self, path: &RelPath) -> io::Result<SeenKind> {
+        let bytes = path.as_bytes();
+        let slash = bytes.iter().rposition(|&b| b == b'/');
+        let parent =
+            slash.map(|slash| RelPath::try_from(bytes[..slash].to_owned())).transpose().map_err(io::Error::other)?;
+        let name = &bytes[slash.map_or(0, |slash| slash + 1)..];
+        let dir = self.directory(parent.as_ref())?;
         let stat = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
         let fingerprint = fingerprint(&stat);
-        Ok(Some(match FileType::from_raw_mode(stat.st_mode) {
-            FileType::Directory => return Ok(None),
+        Ok(match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => SeenKind::File { fingerprint, mode: (stat.st_mode & 0o777) as u16 },
             FileType::Symlink => {
                 let target = rustix::fs::readlinkat(dir, name, Vec::new())?.into_bytes();
                 SeenKind::Symlink { target, mtime: fingerprint.mtime }
             }
+            FileType::Directory => return Err(io::Error::other("it became a directory meanwhile")),
             _ => SeenKind::Special,
-        }))
-    };
-    let rank = path.as_bytes().to_owned();
-    match kind() {
-        Ok(Some(kind)) => Some((rank, Pending::Entry(Seen { path, kind }))),
-        Ok(None) => Some(([&rank[..], b"/"].concat(), Pending::Directory(path))),
-        Err(Errno::NOENT) => None,
-        Err(error) => Some((rank, Pending::Failed(WalkError::Unreadable { path, source: error.into() }))),
+        })
     }
 }
 
@@ -179,23 +192,26 @@ impl Iterator for Walk {
             }
         }
         loop {
-            match self.stack.pop()? {
-                Pending::Entry(seen) => return Some(Ok(seen)),
+            let (path, outcome) = match self.stack.pop()? {
                 Pending::Failed(error) => return Some(Err(error)),
-                Pending::Directory(path) => match self.enter(Some(&path)) {
-                    Ok(()) => {}
-                    // Gone, or something else by now: the next scan will see what.
-                    Err(error) if is_gone(&error) => {}
-                    Err(source) => return Some(Err(WalkError::Unreadable { path, source })),
-                },
+                Pending::Directory(path) => {
+                    let entered = self.enter(Some(&path));
+                    (path, entered.map(|()| None))
+                }
+                Pending::Entry(path) => {
+                    let kind = self.look(&path);
+                    (path, kind.map(Some))
+                }
+            };
+            match outcome {
+                Ok(Some(kind)) => return Some(Ok(Seen { path, kind })),
+                Ok(None) => {}
+                // Gone since it was listed: as if it had never been there.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(source) => return Some(Err(WalkError::Unreadable { path, source })),
             }
         }
     }
-}
-
-fn is_gone(error: &io::Error) -> bool {
-    let gone = [Errno::NOENT, Errno::NOTDIR, Errno::LOOP];
-    gone.iter().any(|gone| error.raw_os_error() == Some(gone.raw_os_error()))
 }
 
 /// What is to be done about a path of this machine.

@@ -1,0 +1,80 @@
+//! What the test files share: data, ranges, proven pieces, and what a read must give.
+#![allow(dead_code, reason = "every test file uses a part of it")]
+
+use blobstore::{Sink, Store};
+use tree::{BlobId, ByteRange, Decoder, Geometry, Hashed, Prover, Query, RangeSet, Verified};
+
+pub(crate) const GROUP: u64 = tree::GROUP_BYTES;
+
+/// A size whose outboard is a file of its own, and no row.
+pub(crate) const LARGE: usize = (5 << 20) + 321;
+
+/// `size` bytes that look random, so that no two chunks are alike; another `seed` gives other bytes.
+pub(crate) fn random(seed: u64, size: usize) -> Vec<u8> {
+    let mut bytes = vec![0; size];
+    fastrand::Rng::with_seed(seed).fill(&mut bytes);
+    bytes
+}
+
+pub(crate) fn range(start: u64, end: u64) -> ByteRange {
+    ByteRange::new(start, end).expect("a range in order")
+}
+
+/// All bytes of a blob of `size` bytes.
+pub(crate) fn all(size: usize) -> RangeSet {
+    Geometry::new(size as u64).all().into()
+}
+
+/// The chunk groups of these numbers, of a blob of `size` bytes.
+pub(crate) fn groups(size: usize, numbers: impl IntoIterator<Item = u64>) -> RangeSet {
+    let size = size as u64;
+    numbers.into_iter().map(|n| range((n * GROUP).min(size), ((n + 1) * GROUP).min(size))).collect()
+}
+
+/// How many chunk groups a blob of `size` bytes has.
+pub(crate) fn group_count(size: usize) -> u64 {
+    Geometry::new(size as u64).groups()
+}
+
+pub(crate) fn hashed(bytes: &[u8]) -> Hashed {
+    tree::hash(bytes, bytes.len() as u64).expect("memory can be read")
+}
+
+/// The pieces, proofs included, that a peer who has `bytes` sends for `ranges`.
+pub(crate) fn pieces(bytes: &[u8], ranges: &RangeSet) -> Vec<Verified> {
+    let Hashed { id, outboard } = hashed(bytes);
+    let prover = Prover::new(id, bytes.len() as u64, bytes, &outboard[..], &Query::groups(ranges));
+    prover.map(|piece| piece.expect("sound bytes prove")).collect()
+}
+
+/// The pieces that come from a peer who has `bytes` and says that they are `claimed`.
+pub(crate) fn pieces_claiming(bytes: &[u8], claimed: u64, ranges: &RangeSet) -> Vec<Verified> {
+    let mut decoder = Decoder::new(BlobId::of(bytes), Query::groups(ranges)).expecting(claimed);
+    decoder.push(&claimed.to_le_bytes());
+    pieces(bytes, ranges).iter().for_each(|piece| decoder.push(piece.wire_bytes()));
+    std::iter::from_fn(|| decoder.next().expect("only the size is wrong")).collect()
+}
+
+/// Writes what a peer who has `bytes` sends for `ranges`.
+pub(crate) fn feed(sink: &mut impl Sink, bytes: &[u8], ranges: &RangeSet) {
+    for piece in pieces(bytes, ranges) {
+        sink.write(piece).expect("a piece of this blob is taken");
+    }
+}
+
+/// Reads `asked` of the blob that is `bytes`: exactly `missing` may be missing, and everything else must come,
+/// once, in order, cut to what was asked, and right.
+pub(crate) fn check_read(store: &Store, bytes: &[u8], asked: ByteRange, missing: &RangeSet) {
+    let (blob, size) = (BlobId::of(bytes), bytes.len() as u64);
+    let outcome = store.read(blob, size, asked).expect("the store can be read");
+    assert_eq!(outcome.missing, *missing, "missing when {asked} of {size} was asked");
+    let mut seen = RangeSet::new();
+    for piece in &outcome.pieces {
+        let at = piece.range();
+        assert!(seen.end() <= at.start() && !at.is_empty(), "{at} comes after {seen:?}");
+        assert!(bytes[at.start() as usize..at.end() as usize] == piece.bytes()[..], "wrong bytes at {at}");
+        seen.insert(at);
+    }
+    let inside = asked.intersection(range(0, size));
+    assert_eq!(seen, RangeSet::from(inside).difference(missing), "read when {asked} of {size} was asked");
+}

@@ -1,0 +1,186 @@
+//! A store in a directory of its own, with an arena beside it.
+
+use std::{
+    fs::{self, File},
+    os::unix::{
+        ffi::OsStrExt,
+        fs::{FileExt, MetadataExt},
+    },
+    path::PathBuf,
+    sync::Arc,
+};
+
+use blobstore::{FileRef, FileRow, NewFile, RealDisk, RootId, Store, StoreError, Verdict};
+use redb::Database;
+use tempfile::TempDir;
+use tree::{BlobId, Drift, Fingerprint, RangeSet};
+
+use crate::common::{GROUP, all, feed, hashed};
+
+pub(crate) struct Home {
+    pub(crate) store: Store,
+    pub(crate) root: RootId,
+    dir: TempDir,
+    /// How often the program was killed, and so the name of the database.
+    kills: u32,
+}
+
+impl Home {
+    pub(crate) fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("arena")).unwrap();
+        Self::open(dir, 0)
+    }
+
+    fn open(dir: TempDir, kills: u32) -> Self {
+        let store = Self::try_open(&dir, kills).unwrap();
+        let root = store.add_root(&dir.path().join("arena")).unwrap();
+        Self { store, root, dir, kills }
+    }
+
+    pub(crate) fn try_open(dir: &TempDir, kills: u32) -> Result<Store, StoreError> {
+        let db = Arc::new(Database::create(database(dir, kills)).unwrap());
+        Store::open(Arc::new(RealDisk), db, &dir.path().join("outboards"), &dir.path().join("cache"))
+    }
+
+    /// Closes the store; only the files are left.
+    pub(crate) fn close(self) -> TempDir {
+        self.dir
+    }
+
+    /// What the next start of the program finds.
+    pub(crate) fn reopen(self) -> Self {
+        let kills = self.kills;
+        Self::open(self.close(), kills)
+    }
+
+    /// What the next start finds if the program is killed here: nothing of it runs any more, not even a drop.
+    pub(crate) fn kill_and_reopen(self) -> Self {
+        let Self { store, dir, kills, .. } = self;
+        // The database is locked as long as this process lives; a copy of it is not.
+        fs::copy(database(&dir, kills), database(&dir, kills + 1)).unwrap();
+        std::mem::forget(store);
+        Self::open(dir, kills + 1)
+    }
+
+    pub(crate) fn file(&self, name: &str) -> FileRef {
+        FileRef { root: self.root, path: name.into() }
+    }
+
+    /// Where the file `name` of the arena is.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join("arena").join(name)
+    }
+
+    /// The store's own file of a blob, if it were there.
+    pub(crate) fn own_file(&self, dir: &str, blob: BlobId, extension: &str) -> PathBuf {
+        let hex = blob.to_string();
+        self.dir.path().join(dir).join(&hex[..2]).join(format!("{hex}.{extension}"))
+    }
+
+    /// All files in the directory `dir` of the store, at any depth.
+    pub(crate) fn own_files(&self, dir: &str) -> Vec<PathBuf> {
+        blobstore::Disk::files_below(&RealDisk, &self.dir.path().join(dir)).unwrap()
+    }
+
+    pub(crate) fn write(&self, name: &str, bytes: &[u8]) {
+        let path = self.path(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, bytes).unwrap();
+    }
+
+    /// Hashes and links files of the arena.
+    pub(crate) fn link(&self, names: &[&str]) {
+        let new = names.iter().map(|name| {
+            let path = self.path(name);
+            let bytes = fs::read(&path).unwrap();
+            let fingerprint = Fingerprint::from(&fs::metadata(&path).unwrap());
+            let below = path.strip_prefix(self.path("")).unwrap();
+            NewFile { path: below.as_os_str().as_bytes().into(), fingerprint, hashed: hashed(&bytes) }
+        });
+        self.store.link(self.root, &new.collect::<Vec<_>>()).unwrap();
+    }
+
+    /// Writes and links a file.
+    pub(crate) fn put(&self, name: &str, bytes: &[u8]) {
+        self.write(name, bytes);
+        self.link(&[name]);
+    }
+
+    /// Puts `ranges` of the blob that is `bytes` into the cache.
+    pub(crate) fn cache(&self, bytes: &[u8], ranges: &RangeSet) {
+        let mut partial = self.store.partial(BlobId::of(bytes), bytes.len() as u64).unwrap();
+        feed(&mut partial, bytes, ranges);
+        blobstore::Sink::commit(&mut partial).unwrap();
+    }
+
+    /// Puts a whole blob into the cache.
+    pub(crate) fn cache_all(&self, bytes: &[u8]) {
+        self.cache(bytes, &all(bytes.len()));
+    }
+
+    /// Rot: one bit in the first byte of each of these groups of an arena's file flips, and its mtime stays.
+    pub(crate) fn rot(&self, name: &str, groups: &RangeSet) {
+        let mtime = fs::metadata(self.path(name)).unwrap().modified().unwrap();
+        let file = File::options().read(true).write(true).open(self.path(name)).unwrap();
+        let starts = groups.iter().flat_map(|range| (range.start()..range.end()).step_by(GROUP as usize));
+        starts.for_each(|start| flip(&file, start));
+        file.set_modified(mtime).unwrap();
+    }
+
+    pub(crate) fn row(&self, name: &str) -> FileRow {
+        self.store.file(&self.file(name)).unwrap().expect("the file is linked")
+    }
+
+    pub(crate) fn damaged(&self, name: &str) -> RangeSet {
+        self.row(name).damaged
+    }
+
+    pub(crate) fn verify(&self, name: &str) -> Verdict {
+        self.store.verify_file(&self.file(name), &|_| {}).unwrap().expect("the file is linked")
+    }
+
+    /// What happened to the file since the row was written.
+    pub(crate) fn drift(&self, name: &str) -> Drift {
+        self.row(name).fingerprint.drift(&Fingerprint::from(&fs::metadata(self.path(name)).unwrap()))
+    }
+
+    /// The file's mtime in seconds and nanoseconds.
+    pub(crate) fn mtime(&self, name: &str) -> (i64, i64) {
+        let meta = fs::metadata(self.path(name)).unwrap();
+        (meta.mtime(), meta.mtime_nsec())
+    }
+}
+
+fn database(dir: &TempDir, kills: u32) -> PathBuf {
+    dir.path().join(format!("db{kills}"))
+}
+
+/// Waits until the file system's clock gives another time than the files have: it ticks some hundred times a second.
+pub(crate) fn let_the_clock_tick() {
+    std::thread::sleep(std::time::Duration::from_millis(20));
+}
+
+/// Flips a bit of the byte at `offset`.
+pub(crate) fn flip(file: &File, offset: u64) {
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, offset).unwrap();
+    file.write_all_at(&[byte[0] ^ 4], offset).unwrap();
+}
+
+/// Flips a bit in a file of the store's own.
+pub(crate) fn flip_own(path: PathBuf, offset: u64) {
+    flip(&File::options().read(true).write(true).open(path).unwrap(), offset);
+}
+
+/// `verdict` says that exactly `data` and `outboard` are damaged; that the file is sound, if both are empty.
+pub(crate) fn assert_damaged(verdict: &Verdict, data: &RangeSet, outboard: &RangeSet) {
+    let found = match verdict {
+        Verdict::Sound => (RangeSet::new(), RangeSet::new()),
+        Verdict::Damaged { data, outboard, unreadable: None } if !(data.is_empty() && outboard.is_empty()) => {
+            (data.clone(), outboard.clone())
+        }
+        other => panic!("{other:?}, where {data:?} of the data and {outboard:?} of the outboard are damaged"),
+    };
+    assert_eq!(found, (data.clone(), outboard.clone()));
+}

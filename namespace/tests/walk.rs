@@ -1,0 +1,429 @@
+//! The walk over real directories, against a plain recursive look at all of them: nothing is dropped in silence,
+//! nothing is followed out of the arena, and the order is that of the paths.
+
+mod common;
+
+use std::{
+    collections::BTreeMap,
+    ffi::OsStr,
+    fs::{self, File, Metadata},
+    os::unix::{
+        ffi::{OsStrExt, OsStringExt},
+        fs::{FileTypeExt, MetadataExt, PermissionsExt, symlink},
+        net::UnixListener,
+    },
+    path::{Path, PathBuf},
+    process::Command,
+    time::{Duration, SystemTime},
+};
+
+use namespace::{RelPath, Seen, SeenKind, Walk, WalkError};
+use tempfile::TempDir;
+use tree::{Fingerprint, UnixTime};
+
+use crate::common::{for_seeds, path};
+
+#[test]
+fn random_trees() {
+    for_seeds(60, |mut rng| {
+        let root = TempDir::new().unwrap();
+        grow(&mut rng, root.path(), 0);
+        check(root.path());
+    });
+}
+
+/// What is in a directory stands behind files whose names only begin as its own.
+#[test]
+fn the_order_of_paths() {
+    let root = TempDir::new().unwrap();
+    fs::create_dir_all(root.path().join("a/b")).unwrap();
+    for name in ["a/b/c", "a/b-", "a/b0", "a-b", "a.b", "a0", "a\x01", "A", "aa", "a:b", "\u{e4}"] {
+        fs::write(root.path().join(name), name).unwrap();
+    }
+    for name in [b"\xff", b"\x80"] {
+        fs::write(root.path().join(OsStr::from_bytes(name)), name).unwrap();
+    }
+    let walked: Vec<Vec<u8>> = check(root.path()).into_iter().map(Vec::from).collect();
+    let expected: [&[u8]; 13] = [
+        b"A",
+        b"a\x01",
+        b"a-b",
+        b"a.b",
+        b"a/b-",
+        b"a/b/c",
+        b"a/b0",
+        b"a0",
+        b"a:b",
+        b"aa",
+        b"\x80",
+        b"\xc3\xa4",
+        b"\xff",
+    ];
+    assert_eq!(walked, expected);
+}
+
+#[test]
+fn links_are_not_followed() {
+    let (root, outside) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    fs::create_dir(root.path().join("dir")).unwrap();
+    fs::write(root.path().join("dir/file"), "x").unwrap();
+    fs::write(outside.path().join("secret"), "x").unwrap();
+    let outside = outside.path().to_str().unwrap();
+    let links = [("to-file", "dir/file"), ("to-dir", "dir"), ("to-nothing", "no/thing"), ("to-self", "to-self")];
+    let links = links.into_iter().chain([("dir/up", ".."), ("dir/root", "../../"), ("out", outside)]);
+    let links: BTreeMap<&str, &str> = links.collect();
+    for (name, target) in &links {
+        symlink(target, root.path().join(name)).unwrap();
+    }
+    let seen = walk(root.path()).into_iter().map(Result::unwrap).filter_map(|seen| match seen.kind {
+        SeenKind::Symlink { target, .. } => Some((seen.path.to_string(), String::from_utf8(target).unwrap())),
+        _ => None,
+    });
+    let expected = links.iter().map(|(name, target)| (name.to_string(), target.to_string()));
+    assert_eq!(seen.collect::<BTreeMap<_, _>>(), expected.collect());
+    check(root.path());
+}
+
+/// The root may be a link: whoever named it meant what it leads to.
+#[test]
+fn a_root_behind_a_link() {
+    let (real, other) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    fs::write(real.path().join("a"), "x").unwrap();
+    let link = other.path().join("link");
+    symlink(real.path(), &link).unwrap();
+    assert_eq!(paths(Walk::new(&link, vec![])), ["a"]);
+}
+
+/// A directory that becomes a link while the walk is on its way must not lead it out.
+#[test]
+fn a_directory_that_becomes_a_link() {
+    let (root, outside) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    fs::write(outside.path().join("secret"), "x").unwrap();
+    fs::write(root.path().join("a"), "x").unwrap();
+    fs::create_dir(root.path().join("dir")).unwrap();
+    fs::write(root.path().join("z"), "x").unwrap();
+    let mut walk = Walk::new(root.path(), vec![]);
+    assert_eq!(walk.next().unwrap().unwrap().path, path("a"));
+    fs::remove_dir(root.path().join("dir")).unwrap();
+    symlink(outside.path(), root.path().join("dir")).unwrap();
+    let rest: Vec<_> = walk.filter_map(Result::ok).map(|seen| seen.path).collect();
+    assert!(!rest.contains(&path("dir/secret")), "it went through the link: {rest:?}");
+    assert!(rest.contains(&path("z")));
+}
+
+/// What is gone when its turn comes was never there; what took its place is not taken for it.
+#[test]
+fn changes_on_the_way() {
+    let root = TempDir::new().unwrap();
+    for name in ["d/e/x", "f/x"] {
+        fs::create_dir_all(root.path().join(name).parent().unwrap()).unwrap();
+        fs::write(root.path().join(name), "x").unwrap();
+    }
+    for name in ["a", "b", "c", "z"] {
+        fs::write(root.path().join(name), "x").unwrap();
+    }
+    let mut walk = Walk::new(root.path(), vec![]);
+    assert_eq!(walk.next().unwrap().unwrap().path, path("a"));
+    fs::remove_file(root.path().join("b")).unwrap();
+    fs::remove_dir_all(root.path().join("d")).unwrap();
+    fs::remove_file(root.path().join("c")).unwrap();
+    symlink("a", root.path().join("c")).unwrap();
+    fs::remove_dir_all(root.path().join("f")).unwrap();
+    fs::write(root.path().join("f"), "now a file").unwrap();
+    let (seen, errors): (Vec<_>, Vec<_>) = walk.partition(Result::is_ok);
+    let seen: Vec<Seen> = seen.into_iter().map(Result::unwrap).collect();
+    assert!(matches!(&seen[0], Seen { path: at, kind: SeenKind::Symlink { .. } } if *at == path("c")), "{seen:?}");
+    assert_eq!(seen.last().unwrap().path, path("z"));
+    // Of what is no directory any more, either the file is seen, or it is told that it could not be; of what is gone,
+    // nothing.
+    let told = |error: &Result<Seen, WalkError>| matches!(error, Err(WalkError::Unreadable { path: at, .. }) if *at == path("f"));
+    assert!(errors.iter().all(told), "{errors:?}");
+    assert!(!errors.is_empty() || seen.iter().any(|seen| seen.path == path("f")), "{seen:?}");
+    assert!(seen.iter().all(|seen| ["c", "f", "z"].map(path).contains(&seen.path)), "{seen:?}");
+}
+
+#[test]
+fn special_files() {
+    let root = TempDir::new().unwrap();
+    let fifo = root.path().join("fifo");
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let _listener = UnixListener::bind(root.path().join("socket")).unwrap();
+    fs::write(root.path().join("x"), "x").unwrap();
+    assert_eq!(check(root.path()), ["fifo", "socket", "x"].map(path));
+    let special =
+        Walk::new(root.path(), vec![]).filter(|seen| matches!(seen, Ok(Seen { kind: SeenKind::Special, .. })));
+    assert_eq!(special.count(), 2);
+    assert_eq!(paths(Walk::new("/dev", vec![]).take(3)).len(), 3, "devices are only looked at");
+}
+
+#[test]
+fn what_is_left_out() {
+    let root = TempDir::new().unwrap();
+    for name in ["a", "state/db", "state/x/y", "state2", "sub/state/db", "z"] {
+        fs::create_dir_all(root.path().join(name).parent().unwrap()).unwrap();
+        fs::write(root.path().join(name), "x").unwrap();
+    }
+    let check = |left_out: &[&str], expected: &[&str]| {
+        let left_out: Vec<PathBuf> = left_out.iter().map(|name| root.path().join(name)).collect();
+        assert_eq!(paths(Walk::new(root.path(), left_out.clone())), expected, "{left_out:?}");
+        // However the root is spelt.
+        let slash = [root.path().as_os_str().as_bytes(), b"/"].concat();
+        let slash = PathBuf::from(OsStr::from_bytes(&slash));
+        assert_eq!(paths(Walk::new(slash, left_out.clone())), expected, "{left_out:?}");
+    };
+    check(&["state"], &["a", "state2", "sub/state/db", "z"]);
+    check(&["state/"], &["a", "state2", "sub/state/db", "z"]);
+    check(&["state/db", "sub"], &["a", "state/x/y", "state2", "z"]);
+    check(&["a", "z", "no/such"], &["state/db", "state/x/y", "state2", "sub/state/db"]);
+    check(&[], &["a", "state/db", "state/x/y", "state2", "sub/state/db", "z"]);
+}
+
+/// An arena reached by a link still leaves out the program's own database.
+#[test]
+fn what_is_left_out_of_a_root_behind_a_link() {
+    let (real, other) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    fs::write(real.path().join("a"), "x").unwrap();
+    fs::write(real.path().join("db"), "x").unwrap();
+    let link = other.path().join("link");
+    symlink(real.path(), &link).unwrap();
+    assert_eq!(paths(Walk::new(&link, vec![real.path().join("db")])), ["a"]);
+    assert_eq!(paths(Walk::new(real.path(), vec![link.join("db")])), ["a"]);
+}
+
+/// Nothing is known then: that is not the same as an arena with nothing in it.
+#[test]
+fn no_root() {
+    let dir = TempDir::new().unwrap();
+    fs::write(dir.path().join("file"), "x").unwrap();
+    symlink("nowhere", dir.path().join("dangling")).unwrap();
+    for name in ["missing", "file", "dangling", "file/x"] {
+        let root = dir.path().join(name);
+        let seen = walk(&root);
+        assert!(matches!(&seen[..], [Err(WalkError::Root { path, .. })] if *path == root), "{name}: {seen:?}");
+    }
+    fs::create_dir(dir.path().join("empty")).unwrap();
+    assert!(walk(&dir.path().join("empty")).is_empty());
+}
+
+#[test]
+fn a_directory_without_permission() {
+    let root = TempDir::new().unwrap();
+    let locked = root.path().join("locked");
+    fs::create_dir(&locked).unwrap();
+    for name in ["a", "locked/x", "z"] {
+        fs::write(root.path().join(name), "x").unwrap();
+    }
+    fs::set_permissions(&locked, PermissionsExt::from_mode(0o000)).unwrap();
+    if fs::read_dir(&locked).is_ok() {
+        eprintln!("SKIPPED: this user may read everything; see `paths_the_system_does_not_take` instead");
+        return;
+    }
+    let check = |mode, expected: [Result<&str, &str>; 3]| {
+        fs::set_permissions(&locked, PermissionsExt::from_mode(mode)).unwrap();
+        let seen = walk(root.path()).into_iter().map(|seen| match seen {
+            Ok(seen) => Ok(seen.path.to_string()),
+            Err(WalkError::Unreadable { path, .. }) => Err(path.to_string()),
+            Err(error) => panic!("{error:?}"),
+        });
+        let expected = expected.map(|seen| seen.map(String::from).map_err(String::from));
+        assert_eq!(seen.collect::<Vec<_>>(), expected, "{mode:o}");
+    };
+    check(0o000, [Ok("a"), Err("locked"), Ok("z")]);
+    check(0o400, [Ok("a"), Err("locked/x"), Ok("z")]);
+    check(0o700, [Ok("a"), Ok("locked/x"), Ok("z")]);
+}
+
+/// Deeper than an absolute path can reach is seen all the same; deeper than a path in an arena may be is told of.
+#[test]
+fn paths_the_system_does_not_take() {
+    let root = TempDir::new().unwrap();
+    // The absolute path of "deep" ends just below the limit of 4,096 with its NUL; what is in it lies behind.
+    let deep = dig(root.path(), 4080 - root.path().as_os_str().len(), |deep| {
+        fs::write(deep.join("beyond-the-limit-of-the-system"), "x").unwrap();
+        fs::create_dir(deep.join("d-beyond-the-limit")).unwrap();
+        fs::write(deep.join("d-beyond-the-limit/x"), "x").unwrap();
+        fs::write(deep.join("ok"), "x").unwrap();
+        fs::write(deep.join("y".repeat(255)), "x").unwrap();
+    });
+    for name in ["A", "z"] {
+        fs::write(root.path().join(name), "x").unwrap();
+    }
+    let told = walk(root.path()).into_iter().map(|seen| match seen {
+        Ok(seen) => format!("seen {}", seen.path),
+        Err(WalkError::Unreadable { path, .. }) => format!("unreadable {path}"),
+        Err(WalkError::Name { path }) => format!("no name {}", path.display()),
+        Err(error) => panic!("{error:?}"),
+    });
+    let told: Vec<String> = told.collect();
+    let short = |told: &String| told.replace(&*root.path().to_string_lossy(), "/").replace(&deep, "DEEP");
+    let mut told: Vec<String> = told.iter().map(short).collect();
+    told.sort();
+    let mut expected = vec![
+        "seen A".to_owned(),
+        "seen DEEP/ok".to_owned(),
+        "seen z".to_owned(),
+        "seen DEEP/beyond-the-limit-of-the-system".to_owned(),
+        "seen DEEP/d-beyond-the-limit/x".to_owned(),
+        format!("no name //DEEP/{}", "y".repeat(255)),
+    ];
+    expected.sort();
+    assert_eq!(told, expected);
+}
+
+/// Whoever mends the first name has not mended the second.
+#[test]
+fn every_name_that_is_none_is_told() {
+    let root = TempDir::new().unwrap();
+    dig(root.path(), 4080 - root.path().as_os_str().len(), |deep| {
+        for name in ["x", "y"] {
+            fs::write(deep.join(name.repeat(255)), "x").unwrap();
+        }
+    });
+    let told = walk(root.path()).into_iter().filter(|seen| matches!(seen, Err(WalkError::Name { .. })));
+    assert_eq!(told.count(), 2);
+}
+
+#[test]
+fn the_longest_names() {
+    let root = TempDir::new().unwrap();
+    let long = "n".repeat(255);
+    fs::create_dir(root.path().join(&long)).unwrap();
+    fs::write(root.path().join(&long).join(&long), "x").unwrap();
+    assert_eq!(check(root.path()), [path(format!("{long}/{long}"))]);
+}
+
+#[test]
+fn times_and_modes() {
+    let root = TempDir::new().unwrap();
+    let epoch = SystemTime::UNIX_EPOCH;
+    let check = |name: &str, mtime: SystemTime, mode: u32, expected: (i64, u32)| {
+        let at = root.path().join(name);
+        let file = File::create(&at).unwrap();
+        file.set_permissions(PermissionsExt::from_mode(mode)).unwrap();
+        file.set_modified(mtime).unwrap();
+        let seen = walk(root.path()).into_iter().map(Result::unwrap).find(|seen| seen.path == path(name)).unwrap();
+        let SeenKind::File { fingerprint, mode: seen } = seen.kind else { panic!("{seen:?}") };
+        assert_eq!(fingerprint.mtime, UnixTime { seconds: expected.0, nanos: expected.1 }, "{name}");
+        assert_eq!(u32::from(seen), mode & 0o777, "{name}");
+    };
+    check("just before 1970", epoch - Duration::new(0, 1), 0o644, (-1, 999_999_999));
+    check("before 1970", epoch - Duration::new(86_400, 250_000_000), 0o600, (-86_401, 750_000_000));
+    check("1970", epoch, 0o000, (0, 0));
+    check("2033", epoch + Duration::new(2_000_000_000, 123_456_789), 0o777, (2_000_000_000, 123_456_789));
+    check("setuid, setgid, sticky", epoch, 0o7755, (0, 0));
+}
+
+/// Compares the walk with the plain look; returns the paths.
+fn check(root: &Path) -> Vec<RelPath> {
+    let seen: Vec<Seen> = walk(root).into_iter().map(|seen| seen.expect("all can be read")).collect();
+    let mut expected = BTreeMap::new();
+    look(root, Path::new(""), &mut expected);
+    assert_eq!(seen.len(), expected.len());
+    for (seen, (path, kind)) in seen.iter().zip(expected) {
+        assert_eq!((seen.path.as_bytes(), &seen.kind), (&path[..], &kind));
+    }
+    seen.into_iter().map(|seen| seen.path).collect()
+}
+
+fn look(root: &Path, dir: &Path, found: &mut BTreeMap<Vec<u8>, SeenKind>) {
+    for entry in fs::read_dir(root.join(dir)).unwrap() {
+        let path = dir.join(entry.unwrap().file_name());
+        let absolute = root.join(&path);
+        let meta = fs::symlink_metadata(&absolute).unwrap();
+        let kind = if meta.is_dir() {
+            look(root, &path, found);
+            continue;
+        } else if meta.is_file() {
+            SeenKind::File { fingerprint: fingerprint(&meta), mode: (meta.mode() & 0o777) as u16 }
+        } else if meta.is_symlink() {
+            let target = fs::read_link(&absolute).unwrap().into_os_string().into_vec();
+            SeenKind::Symlink { target, mtime: fingerprint(&meta).mtime }
+        } else {
+            assert!(meta.file_type().is_fifo() || meta.file_type().is_socket());
+            SeenKind::Special
+        };
+        found.insert(path.into_os_string().into_vec(), kind);
+    }
+}
+
+fn fingerprint(meta: &Metadata) -> Fingerprint {
+    let time = |seconds, nanos| UnixTime { seconds, nanos: u32::try_from(nanos).unwrap() };
+    Fingerprint {
+        device: meta.dev(),
+        inode: meta.ino(),
+        size: meta.size(),
+        mtime: time(meta.mtime(), meta.mtime_nsec()),
+        ctime: time(meta.ctime(), meta.ctime_nsec()),
+    }
+}
+
+/// All that a walk yields; it stays at its end once it has come to it.
+fn walk(root: &Path) -> Vec<Result<Seen, WalkError>> {
+    let mut walk = Walk::new(root, vec![]);
+    let seen = walk.by_ref().collect();
+    assert!(walk.next().is_none());
+    seen
+}
+
+fn paths(walk: impl Iterator<Item = Result<Seen, WalkError>>) -> Vec<String> {
+    walk.map(|seen| seen.unwrap().path.to_string()).collect()
+}
+
+/// Puts all kinds of things into `dir`.
+fn grow(rng: &mut fastrand::Rng, dir: &Path, depth: usize) {
+    let mut files: Vec<PathBuf> = Vec::new();
+    for _ in 0..rng.usize(0..8) {
+        let name = match rng.u8(..4) {
+            0 => (0..rng.usize(1..4)).map(|_| rng.u8(1..)).filter(|b| *b != b'/').collect(),
+            _ => rng.choice(&NAMES).unwrap().to_vec(),
+        };
+        let at = dir.join(OsStr::from_bytes(&name));
+        if matches!(&name[..], b"" | b"." | b"..") || at.symlink_metadata().is_ok() {
+            continue;
+        }
+        match rng.u8(..10) {
+            0 => symlink(rng.choice(&["a", "..", "/", "no\nwhere", "a/b"]).unwrap(), at).unwrap(),
+            1 => drop(UnixListener::bind(&at).unwrap()),
+            2 if !files.is_empty() => fs::hard_link(rng.choice(&files).unwrap(), at).unwrap(),
+            3..6 if depth < 4 => {
+                fs::create_dir(&at).unwrap();
+                grow(rng, &at, depth + 1);
+            }
+            _ => {
+                fs::write(&at, "x".repeat(rng.usize(..3))).unwrap();
+                fs::set_permissions(&at, PermissionsExt::from_mode(rng.u32(..0o1000))).unwrap();
+                files.push(at);
+            }
+        }
+    }
+}
+
+/// Makes a directory whose path below `root` has `len` bytes, with what `fill` puts into it; returns that path.
+fn dig(root: &Path, len: usize, fill: impl Fn(&Path)) -> String {
+    // Made high up, where the system reaches everything in it, and then moved down.
+    let lower = root.join("d".repeat(200));
+    let mut bottom = lower.clone();
+    (0..9).for_each(|_| bottom.push("d".repeat(200)));
+    fs::create_dir_all(&bottom).unwrap();
+    fill(&bottom);
+    let mut upper = root.to_owned();
+    let mut left = len - 10 * 201;
+    while left > 0 {
+        let name = if left > 400 {
+            199
+        } else if left > 200 {
+            left / 2
+        } else {
+            left - 1
+        };
+        upper.push("u".repeat(name));
+        left -= name + 1;
+    }
+    fs::create_dir_all(&upper).unwrap();
+    fs::rename(&lower, upper.join("d".repeat(200))).unwrap();
+    let deep = upper.strip_prefix(root).unwrap().join(bottom.strip_prefix(root).unwrap());
+    deep.into_os_string().into_string().unwrap()
+}
+
+const NAMES: [&[u8]; 12] =
+    [b"a", b"a-", b"a-b", b"a.b", b"a:b", b"a0", b"a\x01", b"a\n", b"-", b".x", b"\xff\xfe", b"..."];
