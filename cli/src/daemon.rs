@@ -29,7 +29,9 @@ impl Daemon {
     pub(crate) async fn start(home: &Home, options: &NodeOptions) -> Result<Self, Failure> {
         home.create()?;
         let listener = listen(&home.socket).await?;
-        let node = Node::open(home, options)?;
+        let node = Node::open(home, options).inspect_err(|_| {
+            let _ = fs::remove_file(&home.socket);
+        })?;
         let (stop, mut stopped) = watch::channel(false);
         let router = control::router(node.clone());
         let serving = tokio::spawn(async move {

@@ -23,8 +23,9 @@ use crate::{
 /// The task that keeps a peer connected.
 pub(crate) struct Dialler {
     pub(crate) last_error: Option<String>,
-    /// How often dialling has failed.
+    /// How often dialling has failed, and when last.
     failures: u64,
+    failed_at: Option<Instant>,
     /// Wakes the task up to dial at once.
     hurry: Arc<Notify>,
 }
@@ -46,22 +47,32 @@ pub(crate) fn start(inner: &Arc<Inner>, peer: PeerId) {
         Some(dialler) => dialler.wake(),
         None => {
             let hurry = Arc::new(Notify::new());
-            contact.dialler = Some(Dialler { last_error: None, failures: 0, hurry: hurry.clone() });
+            contact.dialler = Some(Dialler { last_error: None, failures: 0, failed_at: None, hurry: hurry.clone() });
             tokio::spawn(keep_connected(inner.clone(), peer, hurry));
         }
     }
 }
 
-/// The connection with `peer`. If there is none, it is dialled, and waited for until that fails or `limit` is over.
+/// The connection with `peer`. If there is none, it is dialled, and waited for until that fails or `limit` is over;
+/// where it has failed a moment ago, it is not tried again for this.
 pub(crate) async fn reach(inner: &Arc<Inner>, peer: PeerId, limit: Duration) -> Result<quinn::Connection, String> {
     let failures = |inner: &Inner| {
         let contacts = inner.contacts();
         contacts.get(&peer).and_then(|contact| contact.dialler.as_ref()).map_or(0, |dialler| dialler.failures)
     };
-    let before = failures(inner);
+    let failed_just_now = || {
+        let contacts = inner.contacts();
+        let failed_at = contacts.get(&peer).and_then(|contact| contact.dialler.as_ref()).and_then(|d| d.failed_at);
+        failed_at.is_some_and(|at| at.elapsed() < FRESH)
+    };
+    let mut before = failures(inner);
     let mut moved = inner.moved.subscribe();
     if live(inner, peer).is_none() {
-        start(inner, peer);
+        if failed_just_now() {
+            before = 0;
+        } else {
+            start(inner, peer);
+        }
     }
     let wait = async {
         loop {
@@ -110,6 +121,8 @@ async fn keep_connected(inner: Arc<Inner>, peer: PeerId, hurry: Arc<Notify>) {
             } else {
                 match dial(&inner, &target).await {
                     Ok(()) => continue,
+                    // The peer dialled us meanwhile, and one connection is enough.
+                    Err(_) if live(&inner, peer).is_some() => continue,
                     Err(error) => {
                         let wait = backoff.after_failure(fastrand::f64());
                         failed(&inner, &target, &error, wait);
@@ -165,12 +178,15 @@ fn failed(inner: &Inner, peer: &Peer, error: &io::Error, wait: Duration) {
         }
         dialler.last_error = Some(text);
         dialler.failures += 1;
+        dialler.failed_at = Some(Instant::now());
     }
     drop(contacts);
     inner.moved.send_modify(|count| *count += 1);
 }
 
 const DIAL_LIMIT: Duration = Duration::from_secs(5);
+/// For how long a failed dial speaks for the next one.
+const FRESH: Duration = Duration::from_secs(5);
 /// A connection that lasted less has failed.
 const STEADY: Duration = Duration::from_secs(5);
 /// How long to rest when there is nothing to do; whatever changes that wakes us up.

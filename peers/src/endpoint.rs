@@ -3,7 +3,7 @@ use std::{
     io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use blobstore::Store;
@@ -114,7 +114,17 @@ impl Peers {
         let transport = Arc::new(transport());
         let admits = {
             let (roster, open) = (options.roster.clone(), options.public.is_some());
-            Arc::new(move |peer| open || roster.get(peer).is_some() || roster.has_invites(unix_now()))
+            let last_told = Mutex::new(None::<Instant>);
+            Arc::new(move |peer| {
+                let admitted = open || roster.get(peer).is_some() || roster.has_invites(unix_now());
+                let mut last_told = last_told.lock().unwrap_or_else(PoisonError::into_inner);
+                // A flood of strangers must not become one of the log.
+                if !admitted && last_told.is_none_or(|at| at.elapsed() > TOLD_EVERY) {
+                    *last_told = Some(Instant::now());
+                    warn!(%peer, "refused: an unknown peer");
+                }
+                admitted
+            })
         };
         let mut alpns = vec![ALPN, JOIN_ALPN];
         alpns.extend(options.public.is_some().then_some(iroh_wire::ALPN));
@@ -351,6 +361,7 @@ pub(crate) fn unix_now() -> i64 {
 /// Sent by nobody and checked by nobody, but TLS wants a name.
 const SERVER_NAME: &str = "blobd.invalid";
 pub(crate) const GREETING_LIMIT: Duration = Duration::from_secs(10);
+const TOLD_EVERY: Duration = Duration::from_secs(1);
 const HANDSHAKES_MAX: usize = 64;
 const STRANGERS_MAX: usize = 16;
 const INCOMING_MAX: usize = 256;

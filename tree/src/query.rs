@@ -20,7 +20,10 @@ impl Query {
 
     /// The chunks from each `start` up to its `end`; pairs that end before they start count as empty.
     pub fn chunks(ranges: impl IntoIterator<Item = (u64, u64)>) -> Self {
-        Self { chunks: ranges.into_iter().filter_map(|(start, end)| ByteRange::new(start, end)).collect() }
+        // What starts at the very end stands for the last chunk, and is not empty.
+        let start_of = |start: u64, end| if end == u64::MAX { start.min(u64::MAX - 1) } else { start };
+        let ranges = ranges.into_iter().filter_map(|(start, end)| ByteRange::new(start_of(start, end), end));
+        Self { chunks: ranges.collect() }
     }
 
     /// The chunks that hold `ranges`.

@@ -7,7 +7,7 @@ use tree::{BlobId, RangeSet};
 
 use crate::{
     common::{GROUP, LARGE, all, check_read, group_count, groups, random, range},
-    home::{Home, assert_damaged, flip_own},
+    home::{Home, assert_damaged, flip_own, let_the_clock_tick},
 };
 
 /// Any set of damaged groups is found, exactly, and is the row's quarantine then; the progress heard is the size.
@@ -48,6 +48,24 @@ fn verify_says_what_is_damaged_now() {
     home.rot("file", &second);
     assert_damaged(&home.verify("file"), &second, &RangeSet::new());
     assert_eq!(home.damaged("file"), second);
+}
+
+/// The owner edits the file while it is being read: that is an edit, and what was read of it is no damage.
+#[test]
+fn an_edit_during_verify_is_an_edit() {
+    let (home, bytes) = (Home::new(), random(7, LARGE));
+    home.put("file", &bytes);
+    let row = home.row("file");
+    let edit = std::sync::Once::new();
+    let progress = |_| {
+        edit.call_once(|| {
+            let_the_clock_tick();
+            fs::write(home.path("file"), random(8, LARGE)).unwrap();
+        });
+    };
+    let verdict = home.store.verify_file(&home.file("file"), &progress).unwrap();
+    assert!(matches!(verdict, Some(Verdict::Modified)), "{verdict:?}");
+    assert_eq!(home.row("file"), row);
 }
 
 #[test]

@@ -225,7 +225,8 @@ impl Getting {
         match &job.content {
             Content::Symlink { target } => {
                 let (getting, to, target) = (self.clone(), job.to.clone(), target.clone());
-                blocking(move || Ok(getting.destination.symlink(&to, &target)?)).await?;
+                let mtime = job.mtime;
+                blocking(move || Ok(getting.destination.symlink(&to, &target, mtime)?)).await?;
                 Ok(Arrived::Copied(Fetched::default()))
             }
             Content::File { blob, size, mode } => {

@@ -70,9 +70,11 @@ impl Destination {
         }))
     }
 
-    pub(super) fn symlink(&self, path: &RelPath, target: &[u8]) -> io::Result<()> {
+    /// Makes a symbolic link; it is not followed to set its mtime.
+    pub(super) fn symlink(&self, path: &RelPath, target: &[u8], mtime: UnixTime) -> io::Result<()> {
         let (parent, name) = self.parent(path)?;
-        Ok(rustix::fs::symlinkat(target, &parent, name)?)
+        rustix::fs::symlinkat(target, &parent, name)?;
+        Ok(rustix::fs::utimensat(&parent, name, &times(mtime), AtFlags::SYMLINK_NOFOLLOW)?)
     }
 
     /// Begins a file that is to stand at `path`.
@@ -174,11 +176,14 @@ impl Drop for Staged {
 
 fn set_attributes(file: &File, mode: u16, mtime: UnixTime) -> io::Result<()> {
     file.set_permissions(Permissions::from_mode((mode & 0o777).into()))?;
-    let times = Timestamps {
+    Ok(rustix::fs::futimens(file, &times(mtime))?)
+}
+
+fn times(mtime: UnixTime) -> Timestamps {
+    Timestamps {
         last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
         last_modification: Timespec { tv_sec: mtime.seconds, tv_nsec: mtime.nanos.into() },
-    };
-    Ok(rustix::fs::futimens(file, &times)?)
+    }
 }
 
 #[cfg(test)]
@@ -222,10 +227,10 @@ mod tests {
         fs::create_dir(&outside).unwrap();
         fs::write(outside.join("file"), b"mine").unwrap();
         let destination = Destination::open(&inside).unwrap();
-        destination.symlink(&path("link"), outside.as_os_str().as_bytes()).unwrap();
+        destination.symlink(&path("link"), outside.as_os_str().as_bytes(), MTIME).unwrap();
         assert!(destination.stage(&path("link/file")).is_err());
         assert!(destination.make_dir(&path("link/dir")).is_err());
-        assert!(destination.symlink(&path("link/l"), b"x").is_err());
+        assert!(destination.symlink(&path("link/l"), b"x", MTIME).is_err());
         assert!(destination.existing(&path("link/file")).is_err());
         assert!(matches!(destination.existing(&path("link")).unwrap(), Some(Existing::Symlink(_))));
         assert_eq!(fs::read_dir(&outside).unwrap().count(), 1);

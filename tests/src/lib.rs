@@ -1,0 +1,19 @@
+//! What the end-to-end tests share: machines that run the real programs, real trees, an exact comparison of trees,
+//! and a peer that lies.
+//!
+//! The tests run `blob` and `blobd` as users do, and look at nothing but what users see: output, exit codes, logs,
+//! and files. They wait for states, each wait with an end, and never for time to pass.
+
+mod damage;
+mod liar;
+mod machine;
+mod real_tree;
+mod snapshot;
+mod wait;
+
+pub use damage::{GROUP_BYTES, groups_of, path_of, ranges_of, rot, target};
+pub use liar::{Answer, Liar, Statement, file_statement};
+pub use machine::{Machine, Output, Scratch, blob, blobd};
+pub use real_tree::{BIG, BIG_BYTES, SMALL_ENOUGH, TreeSpec, build_tree, random_bytes, set_mtime, write_random};
+pub use snapshot::{Item, Mtime, Tree, differences, indexed, snapshot, without_link_times};
+pub use wait::wait_for;

@@ -1,0 +1,382 @@
+use std::{
+    cell::RefCell,
+    env,
+    ffi::{OsStr, OsString},
+    fs::{self, File},
+    io::{BufRead, BufReader, Read},
+    os::unix::process::ExitStatusExt,
+    path::{Path, PathBuf},
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+
+use crate::wait_for;
+
+/// A temporary directory for all that a test makes.
+pub struct Scratch {
+    dir: tempfile::TempDir,
+}
+
+/// A machine of the household: a home of its own, and a daemon that runs until this is dropped.
+pub struct Machine {
+    name: String,
+    home: PathBuf,
+    log: PathBuf,
+    daemon: RefCell<Option<Child>>,
+    ready: Value,
+}
+
+/// How a command ended, and what it said.
+#[derive(Debug, Clone)]
+pub struct Output {
+    /// The exit code; 128 and the signal's number if a signal ended it.
+    pub code: i32,
+    /// Standard output.
+    pub stdout: Vec<u8>,
+    /// Standard error.
+    pub stderr: String,
+}
+
+/// The program `blob`.
+pub fn blob() -> PathBuf {
+    program("blob")
+}
+
+/// The program `blobd`.
+pub fn blobd() -> PathBuf {
+    program("blobd")
+}
+
+fn program(name: &str) -> PathBuf {
+    let this = env::current_exe().expect("this test is a file");
+    let profile = this.parent().and_then(Path::parent).expect("tests are in target/PROFILE/deps");
+    let program = profile.join(name);
+    assert!(program.is_file(), "{program:?} is missing; make it with: cargo build -p cli --bins");
+    program
+}
+
+impl Scratch {
+    /// An empty directory, deleted on drop.
+    pub fn new() -> Self {
+        Self { dir: tempfile::Builder::new().prefix("blobd-").tempdir().expect("make a temporary directory") }
+    }
+
+    /// A path in it.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// A new directory in it.
+    pub fn dir(&self, name: &str) -> PathBuf {
+        let dir = self.path(name);
+        fs::create_dir_all(&dir).expect("make a directory");
+        dir
+    }
+}
+
+impl Default for Scratch {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Machine {
+    /// Starts a daemon with `blob up`, in a new home, and waits until it has indexed `dirs` and says that it is ready.
+    pub fn up<P: AsRef<Path>>(scratch: &Scratch, name: &str, dirs: &[P]) -> Self {
+        Self::up_with_config(scratch, name, dirs, "")
+    }
+
+    /// The same with a configuration file.
+    pub fn up_with_config<P: AsRef<Path>>(scratch: &Scratch, name: &str, dirs: &[P], config: &str) -> Self {
+        let home = scratch.dir(&format!("{name}.home"));
+        if !config.is_empty() {
+            fs::write(home.join("config.toml"), config).expect("write the configuration");
+        }
+        let log = scratch.path(&format!("{name}.log"));
+        let mut machine = Self { name: name.to_owned(), home, log, daemon: RefCell::default(), ready: Value::Null };
+        let mut command = machine.daemon_command(blob());
+        command.args(["up", "--json", "--listen", "127.0.0.1:0", "--name", name]);
+        command.args(dirs.iter().map(|dir| dir.as_ref()));
+        let mut child = command.stdout(Stdio::piped()).spawn().expect("start blob up");
+        let stdout = child.stdout.take().expect("it is a pipe");
+        machine.daemon.replace(Some(child));
+        let (said, ready) = mpsc::channel();
+        // Reads to the end, so that the daemon never writes into a closed or a full pipe.
+        thread::spawn(move || {
+            for line in BufReader::new(stdout).lines().map_while(Result::ok) {
+                let line: Value = serde_json::from_str(&line).unwrap_or_default();
+                if line["type"] == "ready" {
+                    let _ = said.send(line);
+                }
+            }
+        });
+        machine.ready = ready.recv_timeout(START_LIMIT).unwrap_or_else(|error| {
+            panic!("blob up on {name} does not get ready: {error}\n{}", machine.log());
+        });
+        machine
+    }
+
+    /// A home without a daemon: made with `blob init`.
+    pub fn cold(scratch: &Scratch, name: &str) -> Self {
+        let home = scratch.path(&format!("{name}.home"));
+        let log = scratch.path(&format!("{name}.log"));
+        fs::write(&log, "").expect("make the log");
+        let machine = Self { name: name.to_owned(), home, log, daemon: RefCell::default(), ready: Value::Null };
+        machine.ok(["init"]);
+        machine
+    }
+
+    fn daemon_command(&self, program: PathBuf) -> Command {
+        let log = File::options().create(true).append(true).open(&self.log).expect("open the log");
+        let mut command = Command::new(program);
+        command.arg("--home").arg(&self.home).env_remove("BLOBD_HOME").stdin(Stdio::null()).stderr(log);
+        command
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its home.
+    pub fn home(&self) -> &Path {
+        &self.home
+    }
+
+    /// The ticket that `blob up` printed.
+    pub fn ticket(&self) -> String {
+        self.ready["ticket"].as_str().expect("it listens").to_owned()
+    }
+
+    /// Its peer id.
+    pub fn id(&self) -> String {
+        self.ok(["id"]).text().trim().to_owned()
+    }
+
+    /// The address it listens on now.
+    pub fn address(&self) -> String {
+        self.status()["listens_on"].as_str().expect("it listens").to_owned()
+    }
+
+    /// All that its daemons have logged so far.
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
+    }
+
+    /// The daemon's process id.
+    pub fn pid(&self) -> u32 {
+        self.daemon.borrow().as_ref().expect("a daemon runs").id()
+    }
+
+    /// How much memory the daemon has, in bytes.
+    pub fn resident_bytes(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("the daemon runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("it has memory");
+        line.trim().trim_end_matches(" kB").trim().parse::<u64>().expect("a number") * 1024
+    }
+
+    /// Whether the daemon still runs.
+    pub fn is_running(&self) -> bool {
+        self.daemon.borrow_mut().as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
+    }
+
+    /// A `blob` command line for this home.
+    pub fn command<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Command {
+        let mut command = Command::new(blob());
+        command.arg("--home").arg(&self.home).args(args).env_remove("BLOBD_HOME").env_remove("BLOBD_LOG");
+        command
+    }
+
+    /// Runs a `blob` command to its end.
+    pub fn run<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Output {
+        Output::of(self.command(args))
+    }
+
+    /// Runs a command that must exit with 0.
+    #[track_caller]
+    pub fn ok<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Output {
+        self.exits(0, args)
+    }
+
+    /// Runs a command that must exit with `code`.
+    #[track_caller]
+    pub fn exits<A: AsRef<OsStr>>(&self, code: i32, args: impl IntoIterator<Item = A>) -> Output {
+        let args: Vec<OsString> = args.into_iter().map(|arg| arg.as_ref().to_owned()).collect();
+        let output = self.run(&args);
+        assert_eq!(
+            output.code,
+            code,
+            "blob {args:?} on {}\nstdout: {:.4000}\nstderr: {}",
+            self.name,
+            output.text(),
+            output.stderr
+        );
+        output
+    }
+
+    /// What `blob status` says.
+    #[track_caller]
+    pub fn status(&self) -> Value {
+        self.ok(["status", "--json"]).json().remove(0)
+    }
+
+    /// What this machine's status says of its peer `name`.
+    pub fn peer(&self, name: &str) -> Option<Value> {
+        let status = self.status();
+        status["peers"].as_array()?.iter().find(|peer| peer["name"] == name).cloned()
+    }
+
+    /// Pairs with `other` by a new ticket, and waits until each has heard all that the other says.
+    #[track_caller]
+    pub fn join(&self, other: &Machine) {
+        let ticket = other.ok(["invite", "--json"]).json()[0]["ticket"].as_str().expect("a ticket").to_owned();
+        self.ok(["join", &ticket]);
+        self.hears(other);
+        other.hears(self);
+    }
+
+    /// Waits until this machine is connected with `other` and has heard all that it says now.
+    #[track_caller]
+    pub fn hears(&self, other: &Machine) {
+        let said = other.status()["seq"].as_u64();
+        wait_for(&format!("{} hears {} up to {said:?}", self.name, other.name), HEAR_LIMIT, || {
+            let peer = self.peer(&other.name)?;
+            (peer["connected"].is_string() && peer["heard_seq"].as_u64() >= said).then_some(())
+        });
+    }
+
+    /// Ends the daemon as a power cut would.
+    pub fn kill9(&self) {
+        let mut child = self.daemon.borrow_mut().take().expect("a daemon runs");
+        child.kill().expect("kill the daemon");
+        child.wait().expect("reap the daemon");
+    }
+
+    /// Ends the daemon as a user would, and returns how it ended and how long that took.
+    pub fn stop(&self) -> (ExitStatus, Duration) {
+        let started = Instant::now();
+        let child = self.daemon.borrow_mut().take().expect("a daemon runs");
+        (terminate(child), started.elapsed())
+    }
+
+    /// Starts `blobd` in the same home, and waits until it answers.
+    #[track_caller]
+    pub fn restart(&self) {
+        assert!(self.daemon.borrow().is_none(), "a daemon runs already");
+        let mut command = self.daemon_command(blobd());
+        command.args(["--listen", "127.0.0.1:0", "--name", &self.name]).stdout(Stdio::null());
+        self.daemon.replace(Some(command.spawn().expect("start blobd")));
+        wait_for(&format!("blobd on {} answers", self.name), START_LIMIT, || {
+            assert!(self.is_running(), "blobd on {} ended:\n{}", self.name, self.log());
+            (self.run(["status"]).code == 0).then_some(())
+        });
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        if let Some(child) = self.daemon.get_mut().take() {
+            terminate(child);
+        }
+        if thread::panicking() {
+            let log = self.log();
+            let lines: Vec<&str> = log.lines().collect();
+            eprintln!("--- the log of {}\n{}", self.name, lines[lines.len().saturating_sub(40)..].join("\n"));
+        }
+    }
+}
+
+/// SIGTERM, and if that does not help, SIGKILL.
+fn terminate(mut child: Child) -> ExitStatus {
+    let pid = Pid::from_child(&child);
+    let _ = kill_process(pid, Signal::TERM);
+    let started = Instant::now();
+    while started.elapsed() < STOP_LIMIT {
+        if let Ok(Some(status)) = child.try_wait() {
+            return status;
+        }
+        thread::sleep(Duration::from_millis(10));
+    }
+    let _ = child.kill();
+    child.wait().expect("reap the daemon")
+}
+
+impl Output {
+    /// Runs a command to its end, which must come in time.
+    #[track_caller]
+    pub fn of(mut command: Command) -> Self {
+        let mut child =
+            command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("start it");
+        let mut out = child.stdout.take().expect("it is a pipe");
+        let mut err = child.stderr.take().expect("it is a pipe");
+        let reading = thread::spawn(move || {
+            let mut stdout = Vec::new();
+            out.read_to_end(&mut stdout).map(|_| stdout)
+        });
+        let reading_errors = thread::spawn(move || {
+            let mut stderr = Vec::new();
+            err.read_to_end(&mut stderr).map(|_| stderr)
+        });
+        let started = Instant::now();
+        let status = loop {
+            if let Some(status) = child.try_wait().expect("wait for it") {
+                break status;
+            }
+            if started.elapsed() > COMMAND_LIMIT {
+                let _ = child.kill();
+                panic!("{command:?} did not end within {COMMAND_LIMIT:?}");
+            }
+            thread::sleep(Duration::from_millis(2));
+        };
+        let read = |thread: thread::JoinHandle<std::io::Result<Vec<u8>>>| {
+            thread.join().expect("reading does not panic").expect("read what it says")
+        };
+        Self {
+            code: status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0)),
+            stdout: read(reading),
+            stderr: String::from_utf8_lossy(&read(reading_errors)).into_owned(),
+        }
+    }
+
+    /// Standard output as text.
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.stdout).into_owned()
+    }
+
+    /// Standard output as JSON Lines.
+    #[track_caller]
+    pub fn json(&self) -> Vec<Value> {
+        let lines = self.stdout.split(|&b| b == b'\n').filter(|line| !line.is_empty());
+        lines
+            .map(|line| {
+                serde_json::from_slice(line)
+                    .unwrap_or_else(|error| panic!("{error}: {:?}", String::from_utf8_lossy(line)))
+            })
+            .collect()
+    }
+
+    /// The lines of one type.
+    #[track_caller]
+    pub fn of_type(&self, kind: &str) -> Vec<Value> {
+        self.json().into_iter().filter(|line| line["type"] == kind).collect()
+    }
+
+    /// The summary, which must be the last line.
+    #[track_caller]
+    pub fn summary(&self) -> Value {
+        let last = self.json().pop().expect("there is output");
+        assert_eq!(last["type"], "summary", "the last line: {last}");
+        last
+    }
+}
+
+/// Debug builds on a busy machine are slow; nothing waits this long unless it is stuck.
+const START_LIMIT: Duration = Duration::from_secs(90);
+const HEAR_LIMIT: Duration = Duration::from_secs(60);
+const COMMAND_LIMIT: Duration = Duration::from_secs(150);
+const STOP_LIMIT: Duration = Duration::from_secs(10);

@@ -1,0 +1,283 @@
+//! What a user meets: exit codes, the text of errors, help, pipes that break, and the daemon's manners.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use tests::{Machine, Output, Scratch, blob, blobd};
+
+/// Runs `blob ARGS` and compares its exit code and standard error. `{dir}` stands for the test's directory.
+#[track_caller]
+fn check(scratch: &Scratch, machine: &Machine, args: &str, code: i32, expected: &str) {
+    let dir = scratch.path("").display().to_string();
+    let dir = dir.trim_end_matches('/');
+    let args: Vec<String> = args.split(' ').map(|arg| arg.replace("{dir}", dir)).collect();
+    let output = machine.run(&args);
+    let said = output.stderr.replace(dir, "{dir}");
+    assert_eq!((said.trim_end(), output.code), (expected.trim(), code), "blob {args:?}");
+}
+
+#[test]
+fn errors_without_a_daemon() {
+    let scratch = Scratch::new();
+    let cold = Machine::cold(&scratch, "a");
+    let none = "error: no daemon answers at \"{dir}/a.home/blobd.sock\"\n  because: No such file or directory (os error \
+                2)\nhint: start one with: blob up";
+    for args in ["status", "ls", "cat docs/file", "get docs {dir}/x", "arena ls", "peer ls", "invite", "join ticket"] {
+        check(&scratch, &cold, args, 10, none);
+    }
+    check(&scratch, &cold, "verify", 0, "files: 0, in 0.0 s");
+    fs::remove_dir_all(cold.home()).unwrap();
+    let homeless = "error: there is no home at \"{dir}/a.home/state\"\nhint: make one with: blob up DIR";
+    check(&scratch, &cold, "verify", 7, homeless);
+    check(&scratch, &cold, "repair", 7, homeless);
+    assert!(!cold.home().exists(), "asking makes no home");
+}
+
+#[test]
+fn errors_that_a_user_meets() {
+    let scratch = Scratch::new();
+    let root = scratch.dir("docs");
+    fs::write(root.join("file"), "hello").unwrap();
+    let a = Machine::up(&scratch, "a", &[&root]);
+    let see = "\nhint: see what there is with: blob ls -R";
+    for (args, code, expected) in [
+        ("cat docs/nothing", 7, format!("error: there is no docs/nothing{see}")),
+        ("cat nowhere/file", 7, format!("error: there is no nowhere/file{see}")),
+        ("stat docs/nothing", 7, format!("error: there is no docs/nothing{see}")),
+        ("ls nowhere", 7, format!("error: list nowhere\n  because: there is no nowhere{see}")),
+        ("ls docs/file/below", 7, format!("error: list docs/file/below\n  because: there is no docs/file/below{see}")),
+        ("get docs/nothing {dir}/x", 7, format!("error: get docs/nothing\n  because: there is no docs/nothing{see}")),
+        ("verify nowhere", 7, "error: verify\n  because: this machine does not hold an arena nowhere".into()),
+        ("verify docs/nothing", 7, "error: verify\n  because: no file is indexed at docs/nothing".into()),
+        ("arena rm nowhere", 7, "error: this machine has no arena nowhere".into()),
+        ("peer rm nobody", 7, "error: no peer is called nobody".into()),
+        (
+            "cat docs/../file",
+            2,
+            "error: \"../file\" cannot be a path in an arena: it has an empty, '.' or '..' component\nhint: name what \
+             you mean as ARENA or ARENA/PATH"
+                .into(),
+        ),
+        ("cat docs/file --range 5", 2, "error: \"5\" is not a range\nhint: a range is A..B, such as 0..1024".into()),
+        ("invite --expires 0s", 2, "error: a ticket cannot expire in \"0s\"".into()),
+        ("peer add x 00", 2, "error: \"00\" is not a peer id (64 hex digits)".into()),
+        (
+            "arena add docs {dir}/a.home",
+            2,
+            "error: add the arena docs\n  because: there is an arena of that name, at \"{dir}/docs\"\nhint: choose \
+             another name, or remove that arena first: blob arena rm NAME"
+                .into(),
+        ),
+        (
+            "arena add other {dir}/docs",
+            2,
+            "error: add the arena other\n  because: \"{dir}/docs\" overlaps with an arena at \"{dir}/docs\"".into(),
+        ),
+        (
+            "arena add other {dir}/nowhere",
+            1,
+            "error: find \"{dir}/nowhere\"\n  because: No such file or directory (os error 2)".into(),
+        ),
+        (
+            "get docs {dir}/no/parent",
+            1,
+            "error: open \"{dir}/no\"\n  because: No such file or directory (os error 2)".into(),
+        ),
+        (
+            "get docs docs {dir}/nowhere",
+            2,
+            "error: \"{dir}/nowhere\" is not a directory, and there are several sources".into(),
+        ),
+        (
+            "up --listen 127.0.0.1:0",
+            1,
+            "error: a daemon runs already at \"{dir}/a.home/blobd.sock\"\nhint: one daemon holds all arenas: add \
+             another with blob arena add NAME DIR"
+                .into(),
+        ),
+    ] {
+        check(&scratch, &a, args, code, &expected);
+    }
+    for usage in ["frobnicate", "cat", "get docs", "arena", "--nonsense", "hash"] {
+        let output = a.exits(2, usage.split(' '));
+        assert!(output.stderr.contains("Usage: "), "{usage}: {}", output.stderr);
+    }
+    let error = a.exits(7, ["cat", "docs/nothing", "--json"]).of_type("error").remove(0);
+    assert_eq!((&error["code"], &error["error"]), (&7.into(), &"there is no docs/nothing".into()));
+}
+
+#[test]
+fn get_leaves_what_differs_alone() {
+    let scratch = Scratch::new();
+    let root = scratch.dir("docs");
+    fs::write(root.join("file"), "hello").unwrap();
+    fs::write(root.join("second"), "there").unwrap();
+    let a = Machine::up(&scratch, "a", &[&root]);
+    let copies = scratch.dir("copies/docs");
+    fs::write(copies.join("file"), "mine").unwrap();
+    let get = "get docs {dir}/copies";
+    let differs = "failed: docs/file: something else is at \"{dir}/copies/docs/file\" already";
+    let scrub =
+        |output: &Output| output.stderr.replace(scratch.path("").to_str().unwrap().trim_end_matches('/'), "{dir}");
+    let dir = scratch.path("");
+    let args: Vec<_> = get.split(' ').map(|arg| arg.replace("{dir}", dir.to_str().unwrap())).collect();
+    for _ in 0..2 {
+        let output = a.exits(3, &args);
+        assert!(scrub(&output).contains(differs), "{}", output.stderr);
+        assert_eq!(fs::read_to_string(copies.join("file")).unwrap(), "mine");
+        assert_eq!(fs::read_to_string(copies.join("second")).unwrap(), "there");
+    }
+    // The same where a directory, or a link to just that file, is in the way.
+    fs::remove_file(copies.join("file")).unwrap();
+    std::os::unix::fs::symlink(root.join("file"), copies.join("file")).unwrap();
+    a.exits(3, &args);
+    assert!(copies.join("file").is_symlink());
+    fs::remove_file(copies.join("file")).unwrap();
+    fs::create_dir(copies.join("file")).unwrap();
+    a.exits(3, &args);
+    assert!(copies.join("file").is_dir());
+}
+
+#[test]
+fn mistakes_in_the_configuration() {
+    let scratch = Scratch::new();
+    let a = Machine::cold(&scratch, "a");
+    for (config, expected) in [
+        ("listne = \"x\"", "unknown field `listne`"),
+        ("listen = 5", "invalid type"),
+        ("[serve]\niroh = \"yes\"", "invalid type"),
+        ("listen = ", "TOML parse error at line 1"),
+        ("listen = \"nonsense\"", "error: find the address \"nonsense\""),
+    ] {
+        fs::write(a.home().join("config.toml"), config).unwrap();
+        let mut command = Command::new(blobd());
+        command.arg("--home").arg(a.home());
+        let output = Output::of(command);
+        assert_eq!(output.code, 2, "{config}: {}", output.stderr);
+        assert!(output.stderr.contains(expected), "{config}: {}", output.stderr);
+    }
+}
+
+/// A socket says that a daemon runs.
+#[test]
+fn a_daemon_that_does_not_start_leaves_no_socket() {
+    let scratch = Scratch::new();
+    let a = Machine::cold(&scratch, "a");
+    fs::write(a.home().join("config.toml"), "listne = \"x\"").unwrap();
+    let mut command = Command::new(blobd());
+    command.arg("--home").arg(a.home());
+    assert_eq!(Output::of(command).code, 2);
+    assert!(!a.home().join("blobd.sock").exists());
+}
+
+#[test]
+fn every_command_has_help() {
+    let mut seen = 0;
+    let mut commands = vec![vec![]];
+    while let Some(path) = commands.pop() {
+        let mut command = Command::new(blob());
+        command.args(&path).arg("--help");
+        let output = Output::of(command);
+        assert_eq!((output.code, &*output.stderr), (0, ""), "{path:?}");
+        let text = output.text();
+        let listed = text.split_once("Commands:\n").map_or("", |(_, rest)| rest.split("\n\n").next().unwrap_or(""));
+        let names = listed.lines().filter(|line| line.starts_with("  ") && !line.starts_with("   "));
+        for name in names.filter_map(|line| line.split_whitespace().next()).filter(|&name| name != "help") {
+            commands.push([&path[..], &[name.to_owned()]].concat());
+        }
+        seen += 1;
+    }
+    assert!(seen > 15, "{seen} commands");
+    for program in [blob(), blobd()] {
+        for flag in ["--help", "--version"] {
+            let mut command = Command::new(&program);
+            command.arg(flag);
+            assert_eq!(Output::of(command).code, 0, "{program:?} {flag}");
+        }
+    }
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_panic() {
+    let scratch = Scratch::new();
+    let root = scratch.dir("docs");
+    for number in 0..5000 {
+        fs::write(root.join(format!("a file with a name that is not all that short, number {number}")), "").unwrap();
+    }
+    fs::write(root.join("large"), vec![7; 20 << 20]).unwrap();
+    let a = Machine::up(&scratch, "a", &[&root]);
+    for args in ["ls -R", "ls -R --json", "cat docs/large", "verify --json"] {
+        let script = "\"$0\" --home \"$1\" $2 | head -c 10 >\"$3\"";
+        let mut command = Command::new("sh");
+        command.args(["-c", script]).arg(blob()).arg(a.home()).arg(args).arg(scratch.path("head"));
+        let output = Output::of(command);
+        assert!(!output.stderr.contains("panic") && !output.stderr.contains("error"), "{args}: {}", output.stderr);
+    }
+    let mut closed = a.command(["status"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(closed.stdout.take());
+    let output = closed.wait_with_output().unwrap();
+    assert!(!String::from_utf8_lossy(&output.stderr).contains("panic"), "{:?}", output.stderr);
+    assert!(a.is_running() && !a.log().contains("panicked"), "{}", a.log());
+}
+
+#[test]
+fn the_daemon_is_private_answers_http_and_stops_when_told() {
+    let scratch = Scratch::new();
+    let root = scratch.dir("docs");
+    fs::write(root.join("file"), "hello").unwrap();
+    let a = Machine::up(&scratch, "a", &[&root]);
+    let b = Machine::up::<&Path>(&scratch, "b", &[]);
+    b.join(&a);
+    let mode = |path: &str| fs::metadata(a.home().join(path)).unwrap().permissions().mode() & 0o777;
+    let socket = a.home().join("blobd.sock");
+    assert_eq!([mode("blobd.sock"), mode("state"), mode("cache"), mode("state/key")], [0o600, 0o700, 0o700, 0o600]);
+    let mut curl = Command::new("curl");
+    curl.args(["--silent", "--unix-socket"]).arg(&socket).arg("http://localhost/v1/status");
+    if Command::new("curl").arg("--version").stdout(Stdio::null()).status().is_ok() {
+        let status: serde_json::Value = serde_json::from_slice(&Output::of(curl).stdout).unwrap();
+        assert_eq!((&status["name"], &status["arenas"][0]["name"]), (&"a".into(), &"docs".into()));
+    }
+    let (status, took) = a.stop();
+    assert_eq!(status.code(), Some(0), "{}", a.log());
+    assert!(took < Duration::from_secs(10), "{took:?}");
+    assert!(!socket.exists());
+    a.restart();
+    let (status, took) = a.stop();
+    assert_eq!((status.code(), took < Duration::from_secs(10), socket.exists()), (Some(0), true, false));
+    // A socket that a killed daemon left behind is in nobody's way.
+    a.restart();
+    a.kill9();
+    assert!(socket.exists());
+    assert_eq!(a.run(["status"]).code, 10);
+    a.restart();
+    a.ok(["status"]);
+}
+
+/// SIGTERM while much is being done: it ends all the same, and in time.
+#[test]
+fn the_daemon_stops_in_the_middle_of_work() {
+    let scratch = Scratch::new();
+    let root = scratch.dir("docs");
+    tests::write_random(&root.join("large"), 60 << 20, &mut fastrand::Rng::new());
+    let a = Machine::up(&scratch, "a", &[&root]);
+    let b = Machine::up::<&Path>(&scratch, "b", &[]);
+    b.join(&a);
+    for args in [["get", "docs", "copy"], ["verify", "--json", "docs"], ["get", "docs", "copy"]] {
+        for machine in [&a, &b] {
+            let mut command = machine.command(args);
+            let mut work =
+                command.current_dir(scratch.path("")).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+            let (status, took) = machine.stop();
+            assert_eq!(status.code(), Some(0), "{}", machine.log());
+            assert!(took < Duration::from_secs(10), "{took:?}");
+            work.wait().unwrap();
+            machine.restart();
+            machine.ok(["verify"]);
+        }
+    }
+}
