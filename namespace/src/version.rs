@@ -68,11 +68,14 @@ impl Content {
 }
 
 /// Which of the versions that peers have at one path is shown: of those that are present, the one with the newest
-/// mtime; among equals, the one with the greatest blob id, target and mode, so that all peers show the same.
+/// mtime; among equals, the one with the greatest blob id, target, mode and size, so that all peers show the same.
 pub fn shown<'a, T>(versions: &'a [(T, Version)]) -> Option<&'a (T, Version)> {
     let rank = |version: &'a Version| {
-        let mode = if let Content::File { mode, .. } = version.content { mode } else { 0 };
-        (version.mtime, version.content.blob(), target(&version.content), mode)
+        let (size, mode) = match version.content {
+            Content::File { size, mode, .. } => (size, mode),
+            _ => (0, 0),
+        };
+        (version.mtime, version.content.blob(), target(&version.content), mode, size)
     };
     versions.iter().filter(|(_, version)| version.content.is_present()).max_by(|(_, a), (_, b)| rank(a).cmp(&rank(b)))
 }

@@ -281,13 +281,14 @@ fn a_content() -> impl Strategy<Value = Content> {
     ]
 }
 
-/// Few blobs, times and modes, so that some are equal.
+/// Few blobs, targets, times and modes, so that some are equal.
 fn a_version() -> impl Strategy<Value = (u8, Version)> {
-    let any_mode = (a_content(), 0..2u16).prop_map(|(content, mode)| match content {
-        Content::File { blob, size, .. } => Content::File { blob, size, mode },
-        Content::Symlink { .. } => symlink(["x", "y"][mode as usize]),
-        other => other,
-    });
-    (any::<u8>(), any_mode, 0..2i64)
+    let size = 1;
+    let content = prop_oneof![
+        (0..2u8, 0..2u16).prop_map(move |(blob, mode)| Content::File { blob: BlobId::of(&[blob]), size, mode }),
+        sample::select(vec!["x", "y"]).prop_map(symlink),
+        Just(Content::Deleted),
+    ];
+    (any::<u8>(), content, 0..2i64)
         .prop_map(|(who, content, mtime)| (who, Version { content, mtime: seconds(mtime), seq: 1 }))
 }

@@ -50,7 +50,7 @@ fn a_restored_backup_whose_log_has_overtaken_the_listener() {
     hear(&listener, &speaker);
     drop(speaker);
 
-    let speaker = backup.open(1);
+    let speaker = backup.open(3);
     commit(&speaker, "new", file("y"));
     hear(&listener, &speaker);
     check_same(&listener, &speaker, ["lost", "new"]);
@@ -71,7 +71,7 @@ fn a_backup_restored_while_a_listing_is_under_way() {
     listener.apply(peer(1), &part).unwrap();
     drop(speaker);
 
-    let speaker = backup.open(1);
+    let speaker = backup.open(3);
     hear(&listener, &speaker);
     check_same(&listener, &speaker, ["a", "b"]);
 }
@@ -88,10 +88,10 @@ fn a_restored_backup_behind_the_listener() {
     hear(&listener, &speaker);
     drop(speaker);
 
-    let speaker = backup.open(1);
+    let speaker = backup.open(3);
     let batch = hear(&listener, &speaker);
     assert!(batch.restart);
-    assert_eq!(batch.upto, Cursor { epoch: 1, seq: 1 });
+    assert_eq!(batch.upto, Cursor { epoch: speaker.epoch(), seq: 1 });
     check_same(&listener, &speaker, ["kept", "lost"]);
     assert_eq!(listener.versions(&arena("photos"), &path("lost")).unwrap(), []);
     assert_eq!(listener.peers_with(BlobId::of(b"y")).unwrap(), []);
