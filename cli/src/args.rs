@@ -48,7 +48,7 @@ pub(crate) struct Common {
 
 #[derive(Debug, Args)]
 pub(crate) struct DaemonArgs {
-    /// Where to listen: HOST:PORT, or "none" to dial others only [default: [::]:7700].
+    /// Where to listen: HOST:PORT, or "none" to dial others only; by default all addresses at port 7700.
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) listen: Option<String>,
     /// What this machine calls itself [default: its host name].

@@ -13,7 +13,7 @@ pub(crate) const READ_BYTES_MAX: u64 = 8 << 20;
 
 impl Node {
     /// Reads `range` of `blob`, which has `size` bytes: from this machine, or else through the cache from whoever has
-    /// it. Gives the proven pieces, in order; all of them, or fails. `range` has at most [`READ_BYTES_MAX`] bytes.
+    /// it. Gives the proven pieces, in order; all of them, or fails. `range` has at most 8 MiB.
     pub async fn read(&self, blob: BlobId, size: u64, range: ByteRange) -> Result<Vec<Bytes>, Failure> {
         let what = || format!("read bytes {range} of blob {blob}");
         if range.len() > READ_BYTES_MAX {
