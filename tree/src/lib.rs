@@ -11,7 +11,7 @@
 //!
 //! | to do this | use |
 //! | --- | --- |
-//! | name bytes, and make their outboard | [`hash`] |
+//! | name bytes, and make their outboard | [`hash()`] |
 //! | read or send ranges of what is here, proven | [`Prover`] |
 //! | prove ranges that arrive from elsewhere | [`Decoder`] |
 //! | find what is damaged | [`find_damage`] |
