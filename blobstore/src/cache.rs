@@ -189,6 +189,8 @@ impl Sink for Partial {
             self.written = RangeSet::new();
             return Ok(());
         }
+        // Once a sync has failed nobody knows what is on the disk, and the next sync does not say.
+        let written = std::mem::take(&mut self.written);
         self.data.sync().map_err(StoreError::file("sync", &path))?;
         self.outboard.sync().map_err(StoreError::file("sync", store.cache_outboard_file(blob)))?;
         if !self.named {
@@ -198,7 +200,6 @@ impl Sink for Partial {
             }
             self.named = true;
         }
-        let written = std::mem::take(&mut self.written);
         let size = self.geometry.size();
         let new = CachedRow { size, proven: RangeSet::new() };
         store.update_cached(blob, Some(new), |row| {

@@ -1,3 +1,5 @@
+use std::sync::PoisonError;
+
 use redb::ReadableTable;
 use tracing::{info, warn};
 use tree::{Drift, Fingerprint, Geometry, RangeSet, Verified};
@@ -36,23 +38,23 @@ impl Store {
         if row.fingerprint.drift(&now) == Drift::Edited {
             return Err(StoreError::Modified { path });
         }
+        // Better to learn now than after the first write that the mtime cannot be put back.
+        data.set_mtime(now.mtime).map_err(StoreError::file("set the mtime of", &path))?;
+        let now = data.fingerprint().map_err(StoreError::file("stat", &path))?;
+        // From here on dropping it takes the mark away, also if the row cannot be written.
+        self.inner.mending.lock().unwrap_or_else(PoisonError::into_inner).insert(file.clone());
+        let (store, last) = (self.clone(), now);
+        let mending = Mending { store, file: file.clone(), row, data, last, lost: false, mended: RangeSet::new() };
         self.write("begin to mend a file", |txn| {
             txn.open_table(MENDING)?.insert((file.root.0, &file.path[..]), &encode(&now)?[..])?;
             Ok(())
         })?;
-        Ok(Mending {
-            store: self.clone(),
-            file: file.clone(),
-            row,
-            data,
-            last: now,
-            lost: false,
-            mended: RangeSet::new(),
-        })
+        Ok(mending)
     }
 
     /// Ends every mending that a crash cut off: gives the file its mtime back, and lifts no quarantine. A file that
-    /// cannot be reached now, because its disk is not mounted, is left for the next call: before a scan, for instance.
+    /// cannot be reached now, because its disk is not mounted, is left for the next call: before a scan, for instance. One
+    /// that is being mended at this moment is left alone.
     pub fn finish_mending(&self) -> Result<(), StoreError> {
         let interrupted: Vec<(FileRef, Fingerprint)> = self.read_rows("look for interrupted mending", |txn| {
             let rows = txn.open_table(MENDING)?;
@@ -65,6 +67,9 @@ impl Store {
                 .collect()
         })?;
         for (file, before) in interrupted {
+            if self.inner.mending.lock().unwrap_or_else(PoisonError::into_inner).contains(&file) {
+                continue;
+            }
             // A file that was indexed anew meanwhile is none of our business any more.
             let row = self.file(&file)?.filter(|row| row.fingerprint.drift(&before) != Drift::Edited);
             let Some(row) = row else {
@@ -149,7 +154,9 @@ impl Mending {
     pub fn finish(mut self) -> Result<(Fingerprint, RangeSet), StoreError> {
         let path = self.store.absolute(&self.file);
         let row = self.store.file(&self.file)?;
-        self.lost |= row.is_none_or(|row| (row.blob, row.fingerprint) != (self.row.blob, self.row.fingerprint));
+        self.lost |= row.is_none_or(|row| {
+            row.blob != self.row.blob || self.row.fingerprint.drift(&row.fingerprint) == Drift::Edited
+        });
         if let Err(error) = self.check_unchanged() {
             self.store.end_mending(&self.file, None)?;
             return Err(error);
@@ -160,7 +167,13 @@ impl Mending {
         };
         let now = restore().map_err(StoreError::file("sync", path))?;
         self.store.end_mending(&self.file, Some((now, &self.mended)))?;
-        Ok((now, self.mended))
+        Ok((now, std::mem::take(&mut self.mended)))
+    }
+}
+
+impl Drop for Mending {
+    fn drop(&mut self) {
+        self.store.inner.mending.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.file);
     }
 }
 
@@ -186,17 +199,24 @@ impl Sink for Mending {
             return Ok(());
         }
         self.check_unchanged()?;
-        let write = self.data.write_all_at(data.bytes(), data.offset()).and_then(|()| {
-            self.data.set_mtime(self.row.fingerprint.mtime)?;
-            self.data.fingerprint()
+        let write = self.data.write_all_at(data.bytes(), data.offset());
+        // Also after a write that failed, for it may have written something.
+        let restored = self.data.set_mtime(self.row.fingerprint.mtime).and_then(|()| self.data.fingerprint());
+        let written = restored.and_then(|now| {
+            self.last = now;
+            write
         });
-        self.last = write.map_err(StoreError::file("write", self.store.absolute(&self.file)))?;
+        written.map_err(StoreError::file("write", self.store.absolute(&self.file)))?;
         self.mended.insert(range);
         Ok(())
     }
 
     /// Syncs what was written.
     fn commit(&mut self) -> Result<(), StoreError> {
-        self.data.sync().map_err(StoreError::file("sync", self.store.absolute(&self.file)))
+        let synced = self.data.sync().map_err(StoreError::file("sync", self.store.absolute(&self.file)));
+        if synced.is_err() {
+            self.mended = RangeSet::new();
+        }
+        synced
     }
 }

@@ -34,6 +34,8 @@ pub(crate) struct Inner {
     roots: RwLock<BTreeMap<u32, PathBuf>>,
     /// Held while outboard files come and go with their rows.
     linking: Mutex<()>,
+    /// The files that are being mended now.
+    pub(crate) mending: Mutex<HashSet<FileRef>>,
 }
 
 /// A user's file that was hashed and is to be linked in place.
@@ -65,6 +67,7 @@ impl Store {
             cache: cache.to_owned(),
             roots: RwLock::default(),
             linking: Mutex::default(),
+            mending: Mutex::default(),
         };
         let store = Self { inner: Arc::new(inner) };
         let roots = store.write("open the store", |txn| {

@@ -158,6 +158,27 @@ fn nothing_is_written_behind_the_end() {
     assert_eq!(fs::metadata(home.own_file("cache", BlobId::of(&bytes), "data")).unwrap().len(), 2 * GROUP);
 }
 
+/// Somebody empties the cache behind our back: what was in it is not claimed any more once the blob comes again.
+#[test]
+fn a_blob_whose_files_are_gone_is_begun_anew() {
+    type Harm = fn(std::path::PathBuf);
+    let harms: [(&str, Harm); 3] = [
+        ("data", |path| fs::remove_file(path).unwrap()),
+        ("obao4", |path| fs::remove_file(path).unwrap()),
+        ("data", |path| fs::File::options().write(true).open(path).unwrap().set_len(GROUP).unwrap()),
+    ];
+    for (number, (file, harm)) in harms.iter().enumerate() {
+        println!("harm {number}");
+        let (home, bytes) = (Home::new(), random(1, 5 * GROUP as usize));
+        let (blob, size) = (BlobId::of(&bytes), bytes.len());
+        home.cache(&bytes, &groups(size, [0, 1, 4]));
+        harm(home.own_file("cache", blob, file));
+        home.cache(&bytes, &groups(size, [2]));
+        assert_eq!(home.store.missing_from_cache(blob, size as u64, &all(size)).unwrap(), groups(size, [0, 1, 3, 4]));
+        assert!(matches!(home.store.verify_cached(blob, &|_| {}).unwrap(), Some(Verdict::Sound)));
+    }
+}
+
 /// A fetch of `claimed` bytes is still running when the blob's files go away: it must not claim what went with them.
 fn check_commit_after(claimed: u64, bytes: &[u8], go_away: impl Fn(&Home)) {
     let (home, blob) = (Home::new(), BlobId::of(bytes));

@@ -10,7 +10,7 @@ use std::{
     sync::Arc,
 };
 
-use blobstore::{FileRef, FileRow, NewFile, RealDisk, RootId, Store, StoreError, Verdict};
+use blobstore::{Disk, FileRef, FileRow, NewFile, RealDisk, RootId, Store, StoreError, Verdict};
 use redb::Database;
 use tempfile::TempDir;
 use tree::{BlobId, Drift, Fingerprint, RangeSet};
@@ -29,18 +29,18 @@ impl Home {
     pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("arena")).unwrap();
-        Self::open(dir, 0)
+        Self::open(dir, 0, Arc::new(RealDisk))
     }
 
-    fn open(dir: TempDir, kills: u32) -> Self {
-        let store = Self::try_open(&dir, kills).unwrap();
+    fn open(dir: TempDir, kills: u32, disk: Arc<dyn Disk>) -> Self {
+        let store = Self::try_open(&dir, kills, disk).unwrap();
         let root = store.add_root(&dir.path().join("arena")).unwrap();
         Self { store, root, dir, kills }
     }
 
-    pub(crate) fn try_open(dir: &TempDir, kills: u32) -> Result<Store, StoreError> {
+    pub(crate) fn try_open(dir: &TempDir, kills: u32, disk: Arc<dyn Disk>) -> Result<Store, StoreError> {
         let db = Arc::new(Database::create(database(dir, kills)).unwrap());
-        Store::open(Arc::new(RealDisk), db, &dir.path().join("outboards"), &dir.path().join("cache"))
+        Store::open(disk, db, &dir.path().join("outboards"), &dir.path().join("cache"))
     }
 
     /// Closes the store; only the files are left.
@@ -50,8 +50,13 @@ impl Home {
 
     /// What the next start of the program finds.
     pub(crate) fn reopen(self) -> Self {
+        self.reopen_on(Arc::new(RealDisk))
+    }
+
+    /// The same, with something between the store and the file system.
+    pub(crate) fn reopen_on(self, disk: Arc<dyn Disk>) -> Self {
         let kills = self.kills;
-        Self::open(self.close(), kills)
+        Self::open(self.close(), kills, disk)
     }
 
     /// What the next start finds if the program is killed here: nothing of it runs any more, not even a drop.
@@ -60,7 +65,7 @@ impl Home {
         // The database is locked as long as this process lives; a copy of it is not.
         fs::copy(database(&dir, kills), database(&dir, kills + 1)).unwrap();
         std::mem::forget(store);
-        Self::open(dir, kills + 1)
+        Self::open(dir, kills + 1, Arc::new(RealDisk))
     }
 
     pub(crate) fn file(&self, name: &str) -> FileRef {
@@ -80,7 +85,7 @@ impl Home {
 
     /// All files in the directory `dir` of the store, at any depth.
     pub(crate) fn own_files(&self, dir: &str) -> Vec<PathBuf> {
-        blobstore::Disk::files_below(&RealDisk, &self.dir.path().join(dir)).unwrap()
+        RealDisk.files_below(&self.dir.path().join(dir)).unwrap()
     }
 
     pub(crate) fn write(&self, name: &str, bytes: &[u8]) {

@@ -157,11 +157,11 @@ fn a_newer_format_is_refused() {
         txn.commit().unwrap();
     };
     set(2);
-    let error = Home::try_open(&dir, 0).err().expect("a newer format was opened");
+    let error = Home::try_open(&dir, 0, Arc::new(RealDisk)).err().expect("a newer format was opened");
     let causes = std::iter::successors(std::error::Error::source(&error), |cause| cause.source());
     assert!(causes.map(ToString::to_string).any(|cause| cause.contains("format 2")), "{error:?}");
     set(1);
-    let store = Home::try_open(&dir, 0).unwrap();
+    let store = Home::try_open(&dir, 0, Arc::new(RealDisk)).unwrap();
     check_read(&store, &random(1, LARGE), range(0, LARGE as u64), &RangeSet::new());
 }
 
@@ -190,7 +190,7 @@ fn a_root_that_was_removed_can_be_added_again() {
     check_read(&home.store, &bytes, range(0, 50_000), &RangeSet::new());
     let arena = home.path("");
     let dir = home.close();
-    let store = Home::try_open(&dir, 0).unwrap();
+    let store = Home::try_open(&dir, 0, Arc::new(RealDisk)).unwrap();
     check_read(&store, &bytes, range(0, 50_000), &RangeSet::new());
     let root = store.add_root(&arena).unwrap();
     assert_eq!(store.files(root).unwrap().len(), 1);

@@ -11,4 +11,5 @@ mod damaged;
 mod links;
 mod mend;
 mod reading;
+mod refusing;
 mod verify;

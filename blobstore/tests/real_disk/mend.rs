@@ -280,6 +280,28 @@ fn a_file_linked_anew_during_a_mending_cut_off_keeps_its_new_time() {
     assert!(matches!(home.verify("dir/file"), Verdict::Sound));
 }
 
+/// The daemon goes on working while a file is mended: a scan begins, which ends mendings that were cut off, and the
+/// file is verified. Neither takes it away from the mending that is under way.
+#[test]
+fn a_scan_and_a_verify_during_mending_do_no_harm() {
+    type Meanwhile = fn(&Home);
+    let meanwhile: [Meanwhile; 2] = [|home| home.store.finish_mending().unwrap(), |home| _ = home.verify("dir/file")];
+    let (bytes, rot) = (random(18, SIZE), groups(SIZE, [3, 9]));
+    for (written, act) in [(vec![], 0), (vec![3], 0), (vec![3, 9], 0), (vec![3], 1), (vec![3, 9], 1)] {
+        println!("{written:?} of {rot:?} are written, then act {act}");
+        let home = damaged_home(&bytes, &rot);
+        let mut mending = mend(&home).unwrap();
+        let written = groups(SIZE, written);
+        feed(&mut mending, &bytes, &written);
+        let_the_clock_tick();
+        meanwhile[act](&home);
+        feed(&mut mending, &bytes, &rot.difference(&written));
+        mending.finish().unwrap();
+        assert_eq!((home.drift("dir/file"), home.damaged("dir/file")), (Drift::None, RangeSet::new()));
+        assert!(matches!(home.verify("dir/file"), Verdict::Sound));
+    }
+}
+
 /// Readers meet every state of the file while it is mended again and again: they never see a wrong byte, and
 /// never put sound groups under quarantine.
 #[test]

@@ -50,6 +50,7 @@ fn every_range_reads_as_it_was_written() {
 fn the_empty_blob_is_always_here() {
     let home = Home::new();
     check_read(&home.store, b"", range(0, 100), &RangeSet::new());
+    assert_eq!(home.store.presence(BlobId::EMPTY).unwrap(), Presence::Cached);
     let sources = home.store.sources(BlobId::EMPTY).unwrap();
     let proof: Vec<_> = sources[0].prover(&tree::Query::all()).collect();
     assert!(matches!(&proof[..], [Ok(tree::Verified::Data(piece))] if piece.bytes().is_empty()), "{proof:?}");
