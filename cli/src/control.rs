@@ -121,6 +121,9 @@ pub(crate) struct Targets {
     pub targets: Vec<Target>,
 }
 
+/// How long joining waits for what the other machine has.
+const CATALOG_LIMIT: Duration = Duration::from_secs(30);
+
 type Body_<T> = Result<Json<T>, JsonRejection>;
 type Answer = Result<Json<Value>, Failure>;
 
@@ -180,7 +183,9 @@ async fn invite(State(node): State<Node>, body: Body_<Invite>) -> Answer {
 async fn join(State(node): State<Node>, body: Body_<Join>) -> Answer {
     let ticket = understood(body)?.ticket.parse().map_err(usage)?;
     let peer = node.peers().join(&ticket).await.while_doing("join")?;
-    Ok(Json(json!({ "name": peer.name, "id": peer.id.to_string(), "addresses": peer.told })))
+    let complete = node.peers().wait_for_catalog(peer.id, CATALOG_LIMIT).await;
+    let id = peer.id.to_string();
+    Ok(Json(json!({ "name": peer.name, "id": id, "addresses": peer.told, "catalog_complete": complete })))
 }
 
 async fn peers(State(node): State<Node>) -> Answer {

@@ -94,6 +94,15 @@ impl Namespace {
         })
     }
 
+    /// Whether all of `peer`'s catalog has been heard once: not if nothing has, or if a listing is still coming.
+    pub fn is_complete(&self, peer: PeerId) -> Result<bool, NamespaceError> {
+        self.read("look up a peer", |txn| {
+            let Some(number) = txn.open_table(PEERS)?.get(peer.as_bytes())? else { return Ok(false) };
+            let head = txn.open_table(HEADS)?.get(number.value())?.map(|row| decode::<HeadRow>(row.value()));
+            Ok(head.transpose()?.is_some_and(|head| head.epoch != 0 && !head.listing))
+        })
+    }
+
     /// Takes in what `peer` says of itself, in one commit, durable on return. Batches must come in order.
     pub fn apply(&self, peer: PeerId, batch: &Batch) -> Result<(), ApplyError> {
         let mut refused = None;

@@ -1,16 +1,53 @@
 //! Catalogs over streams: the one who wants to hear sends its cursor, the other sends batches for as long as the
 //! connection lasts. Order and bounds: spec/wire.md, "Catalog streams".
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use namespace::{ApplyError, Batch, Cursor, Namespace, PeerId};
-use tokio::{task::spawn_blocking, time::sleep};
+use tokio::{
+    task::spawn_blocking,
+    time::{sleep, timeout},
+};
 use tracing::{debug, error, warn};
 
 use crate::{
+    Peers,
     endpoint::{Close, GREETING_LIMIT, Inner},
     frame::{FRAME_BYTES_MAX, FrameError, GREETING_BYTES_MAX, StreamKind, read_frame, within, write_frame},
 };
+
+impl Peers {
+    /// Waits until all of `peer`'s catalog has been heard once, for `limit` at most. Tells whether it has.
+    pub async fn wait_for_catalog(&self, peer: PeerId, limit: Duration) -> bool {
+        let mut moved = self.inner.moved.subscribe();
+        let wait = async {
+            loop {
+                let complete = blocking(&self.inner.namespace, move |namespace| Ok(namespace.is_complete(peer)?)).await;
+                match complete {
+                    Ok(false) if moved.changed().await.is_ok() => {}
+                    complete => return complete.unwrap_or(false),
+                }
+            }
+        };
+        timeout(limit, wait).await.unwrap_or(false)
+    }
+
+    /// Waits until the catalogs of all peers that are connected have been heard once, for `limit` at most. Returns the
+    /// names of those whose catalogs are still coming.
+    pub async fn wait_for_catalogs(&self, limit: Duration) -> Vec<String> {
+        let until = Instant::now() + limit;
+        let mut coming = Vec::new();
+        for status in self.status().into_iter().filter(|status| status.connected.is_some()) {
+            if !self.wait_for_catalog(status.peer.id, until.saturating_duration_since(Instant::now())).await {
+                coming.push(status.peer.name);
+            }
+        }
+        coming
+    }
+}
 
 /// Hears the peer's catalog until the connection ends.
 pub(crate) async fn listen(inner: Arc<Inner>, connection: quinn::Connection, peer: PeerId) {
@@ -53,6 +90,7 @@ async fn hear(inner: &Arc<Inner>, connection: &quinn::Connection, peer: PeerId) 
         let batch: Batch = read_frame(&mut recv, FRAME_BYTES_MAX).await.map_err(HearError::Frame)?;
         debug!(%peer, rows = batch.statements.len(), restart = batch.restart, seq = batch.upto.seq, head = batch.head, "heard");
         blocking(namespace, move |namespace| namespace.apply(peer, &batch)).await?;
+        inner.moved.send_modify(|count| *count += 1);
         if inner.roster.get(peer).is_none() {
             // It was taken off the roster meanwhile, and forgotten, perhaps before this was taken in.
             return blocking(namespace, move |namespace| Ok(namespace.forget_peer(peer)?)).await;

@@ -210,3 +210,18 @@ fn same(machine: &Machine, root: &Path) {
     }
     assert_eq!(listed, expected);
 }
+
+/// Whoever joins and goes on at once, as people do who paste commands, finds everything there.
+#[test]
+fn what_the_other_machine_has_is_there_when_join_returns() {
+    let scratch = Scratch::new();
+    let root = scratch.dir("docs");
+    for number in 0..5000 {
+        fs::write(root.join(number.to_string()), format!("file {number}")).unwrap();
+    }
+    let a = Machine::up(&scratch, "a", &[&root]);
+    let b = Machine::up::<&Path>(&scratch, "b", &[]);
+    let ticket = a.ok(["invite", "--json"]).json()[0]["ticket"].as_str().expect("a ticket").to_owned();
+    assert_eq!(b.ok(["join", "--json", &ticket]).json()[0]["catalog_complete"], true);
+    assert_eq!(b.ok(["ls", "-R", "--json", "docs"]).json().len(), 5000);
+}

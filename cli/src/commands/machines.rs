@@ -44,7 +44,13 @@ pub(crate) async fn invite(home: &Home, common: &Common, expires: &str) -> Resul
 /// `blob join`
 pub(crate) async fn join(home: &Home, common: &Common, ticket: String) -> Result<Code, Failure> {
     let peer = daemon(home)?.value(Method::POST, "/v1/join", &Join { ticket }).await?;
-    print(common, "joined", peer, |peer| format!("joined {}  {}", text(peer, "name"), text(peer, "id")))
+    print(common, "joined", peer, |peer| {
+        let joined = format!("joined {}  {}", text(peer, "name"), text(peer, "id"));
+        match peer["catalog_complete"].as_bool() {
+            Some(true) => joined,
+            _ => format!("{joined}\nwhat it has is still coming in; see blob status"),
+        }
+    })
 }
 
 /// `blob peer`

@@ -8,7 +8,7 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use blobstore::{Fetched, Presence};
@@ -89,6 +89,16 @@ impl Node {
             done: Arc::default(),
             totals: Mutex::default(),
         });
+        // Half a catalog makes half a tree. A peer that never tells the rest must not keep the others' files from us.
+        for peer in self.inner.peers.wait_for_catalogs(CATALOG_LIMIT).await {
+            getting.totals().failed_files += 1;
+            let reason = format!("what {peer} has is still coming in, so this may not be all; try again later");
+            for target in &targets {
+                let path = target.path.as_ref().map_or(&[][..], RelPath::as_bytes);
+                let (file, reason) = (FileName::new(&target.arena, path), reason.clone());
+                reporter.send(Event::Failed { file, reason }).await?;
+            }
+        }
         for target in &targets {
             let top = name.clone().map_or_else(|| last_component(target), Ok)?;
             getting.get(target, &top).await.while_doing(format!("get {target}"))?;
@@ -366,6 +376,8 @@ fn last_component(target: &Target) -> Result<RelPath, Failure> {
 
 /// Files at most this long are fetched into memory and written at once.
 const SMALL_BYTES_MAX: u64 = 1 << 20;
+/// How long to wait for catalogs that are still coming in.
+const CATALOG_LIMIT: Duration = Duration::from_secs(10);
 const FILES_AT_ONCE: usize = 16;
 const LARGE_AT_ONCE: usize = 2;
 const JOBS_AHEAD: usize = 256;
