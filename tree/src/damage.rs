@@ -1,11 +1,12 @@
 use std::io;
 
 use crate::{
-    cv::{Cv, Pair, join, parent_cv, split, subtree_cv},
-    geometry::{Geometry, PAIR_BYTES, Subtree},
-    hash::{TASK_GROUPS, hash_subtree, with_bytes},
+    bulk::hash_block,
+    cv::{Cv, Pair, join, parent_cv, split},
+    geometry::{Geometry, Grain, PAIR_BYTES, Subtree},
+    hash::{TASK_BYTES, hash_subtree, with_bytes},
     id::BlobId,
-    range::RangeSet,
+    range::{ByteRange, RangeSet},
     read_at::ReadAt,
 };
 
@@ -48,20 +49,63 @@ where
     D: ReadAt + ?Sized,
     O: ReadAt + ?Sized,
 {
-    let search = Search { data, outboard, progress };
-    search.descend(Subtree::root(Geometry::new(size)), *blob.as_bytes())
+    DamageSearch::new(blob, size, data, outboard).run(progress)
+}
+
+/// A search for damage as [`find_damage`] makes it, of a part of a blob, or by a coarser outboard.
+#[derive(Clone, Copy)]
+pub struct DamageSearch<'a, D: ?Sized, O: ?Sized> {
+    blob: BlobId,
+    geometry: Geometry,
+    data: &'a D,
+    outboard: &'a O,
+    grain: Grain,
+    within: ByteRange,
+}
+
+impl<'a, D: ReadAt + ?Sized, O: ReadAt + ?Sized> DamageSearch<'a, D, O> {
+    /// A search of all of `blob`, whose size is `size`, by an outboard down to chunk groups.
+    pub fn new(blob: BlobId, size: u64, data: &'a D, outboard: &'a O) -> Self {
+        let geometry = Geometry::new(size);
+        Self { blob, geometry, data, outboard, grain: Grain::GROUP, within: geometry.all() }
+    }
+
+    /// By an outboard that is kept down to `grain` only: damaged data is found in units of that.
+    pub fn with_grain(self, grain: Grain) -> Self {
+        Self { grain, ..self }
+    }
+
+    /// Only of `range`, widened to whole units of 1 MiB. Pairs that have none of it below them are not looked at.
+    pub fn within(self, range: ByteRange) -> Self {
+        Self { within: range, ..self }
+    }
+
+    /// Searches. `progress` hears how many more bytes have been judged.
+    pub fn run(self, progress: &(dyn Fn(u64) + Sync)) -> Damage {
+        if self.within.is_empty() && self.geometry.size() > 0 {
+            return Damage::default();
+        }
+        let DamageSearch { blob, geometry, data, outboard, grain, within } = self;
+        let search = Search { data, outboard, grain, within, progress };
+        search.descend(Subtree::root(geometry), *blob.as_bytes())
+    }
 }
 
 struct Search<'a, D: ?Sized, O: ?Sized> {
     data: &'a D,
     outboard: &'a O,
+    grain: Grain,
+    within: ByteRange,
     progress: &'a (dyn Fn(u64) + Sync),
 }
 
 impl<D: ReadAt + ?Sized, O: ReadAt + ?Sized> Search<'_, D, O> {
     /// Judges a subtree that must have the hash `expected`, by its stored pairs down to what one task reads.
     fn descend(&self, subtree: Subtree, expected: Cv) -> Damage {
-        if subtree.groups() <= TASK_GROUPS {
+        if subtree.bytes().intersection(self.within).is_empty() && !subtree.is_root() {
+            return Damage::default();
+        }
+        if subtree.bytes().len() <= TASK_BYTES {
             let damage = self.judge(subtree, expected);
             (self.progress)(subtree.bytes().len());
             return damage;
@@ -77,7 +121,7 @@ impl<D: ReadAt + ?Sized, O: ReadAt + ?Sized> Search<'_, D, O> {
         let judge = |subtree, expected| self.judge(subtree, expected);
         match self.data_cv(subtree) {
             Ok(cv) if cv == expected && self.pairs_prove(subtree, expected) => Damage::default(),
-            outcome if subtree.groups() == 1 => {
+            outcome if self.is_leaf(subtree) => {
                 Damage { data: subtree.bytes().into(), unreadable: outcome.err(), ..Damage::default() }
             }
             _ => match self.stored_pair(subtree).filter(|pair| parent_cv(pair, subtree.is_root()) == expected) {
@@ -89,7 +133,7 @@ impl<D: ReadAt + ?Sized, O: ReadAt + ?Sized> Search<'_, D, O> {
 
     /// Whether the stored pairs of a subtree prove, all the way down.
     fn pairs_prove(&self, subtree: Subtree, expected: Cv) -> bool {
-        if subtree.groups() == 1 {
+        if self.is_leaf(subtree) {
             return true;
         }
         let Some(pair) = self.stored_pair(subtree).filter(|pair| parent_cv(pair, subtree.is_root()) == expected) else {
@@ -114,7 +158,7 @@ impl<D: ReadAt + ?Sized, O: ReadAt + ?Sized> Search<'_, D, O> {
         match self.seek_pair(subtree, expected) {
             Ok(pair) => wrong_here.merge(self.both(subtree, &pair, judge)),
             Err(unreadable) => {
-                if subtree.groups() > TASK_GROUPS {
+                if subtree.bytes().len() > TASK_BYTES {
                     (self.progress)(subtree.bytes().len());
                 }
                 wrong_here.merge(Damage { data: subtree.bytes().into(), unreadable, ..Damage::default() })
@@ -128,8 +172,8 @@ impl<D: ReadAt + ?Sized, O: ReadAt + ?Sized> Search<'_, D, O> {
         if subtree.groups() > COMPARED_GROUPS_MAX {
             return None;
         }
-        let mut right = vec![0; ((subtree.groups() - 1) * PAIR_BYTES) as usize];
-        if hash_subtree(self.data, subtree, &mut right).ok()? != expected {
+        let mut right = vec![0; (subtree.pairs(self.grain) * PAIR_BYTES) as usize];
+        if hash_subtree(self.data, subtree, self.grain, &mut right).ok()? != expected {
             return None;
         }
         let mut outboard = RangeSet::new();
@@ -140,10 +184,10 @@ impl<D: ReadAt + ?Sized, O: ReadAt + ?Sized> Search<'_, D, O> {
                 outboard.insert(subtree.bytes());
             }
             let (l, r) = subtree.split();
-            let (left, right) = below.split_at(((l.groups() - 1) * PAIR_BYTES) as usize);
+            let (left, right) = below.split_at((l.pairs(self.grain) * PAIR_BYTES) as usize);
             pending.extend([(l, left), (r, right)]);
         }
-        if subtree.groups() > TASK_GROUPS {
+        if subtree.bytes().len() > TASK_BYTES {
             (self.progress)(subtree.bytes().len());
         }
         Some(Damage { outboard, ..Damage::default() })
@@ -170,16 +214,21 @@ impl<D: ReadAt + ?Sized, O: ReadAt + ?Sized> Search<'_, D, O> {
         fitting(&lefts, &rights).ok_or(left.err().or(right.err()))
     }
 
+    /// Whether the outboard keeps nothing below this subtree's hash.
+    fn is_leaf(&self, subtree: Subtree) -> bool {
+        subtree.pairs(self.grain) == 0
+    }
+
     fn stored_pair(&self, subtree: Subtree) -> Option<Pair> {
         let mut pair = [0; 64];
-        let index = subtree.pair_index()?;
+        let index = subtree.pair_index(self.grain)?;
         self.outboard.read_exact_at(&mut pair, index * PAIR_BYTES).ok()?;
         Some(pair)
     }
 
     fn data_cv(&self, subtree: Subtree) -> io::Result<Cv> {
-        if subtree.groups() <= TASK_GROUPS {
-            return with_bytes(self.data, subtree.bytes(), |bytes| subtree_cv(bytes, subtree.start, subtree.is_root()));
+        if subtree.bytes().len() <= TASK_BYTES {
+            return with_bytes(self.data, subtree.bytes(), |bytes| hash_block(bytes, subtree, Grain::NOTHING, &mut []));
         }
         let (l, r) = subtree.split();
         let (left, right) = rayon::join(|| self.data_cv(l), || self.data_cv(r));

@@ -2,7 +2,7 @@ use bytes::BytesMut;
 
 use crate::{
     cv::{Cv, parent_cv, split, subtree_cv},
-    geometry::{Geometry, PAIR_BYTES},
+    geometry::{Geometry, Grain, PAIR_BYTES},
     id::BlobId,
     query::Query,
     range::ByteRange,
@@ -132,7 +132,7 @@ impl Decoder {
                 let (l, r) = split(&pair);
                 expected.extend(right.then_some(r));
                 expected.extend(left.then_some(l));
-                Verified::Node(VerifiedNode { blob: self.blob, index: subtree.pair_index(), pair })
+                Verified::Node(VerifiedNode { blob: self.blob, index: subtree.pair_index(Grain::GROUP), pair })
             }
             Step::Leaf { .. } => {
                 if subtree_cv(&bytes, subtree.start, subtree.is_root()) != wanted {

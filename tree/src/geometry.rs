@@ -12,6 +12,49 @@ pub(crate) const GROUP_CHUNKS: u64 = GROUP_BYTES / CHUNK_BYTES;
 /// Bytes in a hash pair, the unit of an outboard.
 pub(crate) const PAIR_BYTES: u64 = 64;
 
+/// How far down an outboard keeps the tree: how many bytes there are below the lowest nodes whose hashes it has.
+///
+/// The coarser, the smaller the outboard; what is below is computed from the bytes when it is needed. Proofs that
+/// are sent go down to chunk groups whatever the grain of the outboard they were made from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Grain {
+    log_chunks: u8,
+}
+
+impl Grain {
+    /// Chunk groups of 16 KiB: the tree as proofs need it.
+    pub const GROUP: Self = Self { log_chunks: 4 };
+    /// 64 KiB.
+    pub const KIB_64: Self = Self { log_chunks: 6 };
+    /// 256 KiB.
+    pub const KIB_256: Self = Self { log_chunks: 8 };
+    /// 1 MiB.
+    pub const MIB_1: Self = Self { log_chunks: 10 };
+    /// All that a store may keep its outboards at, from the finest to the coarsest.
+    pub const ALL: [Self; 4] = [Self::GROUP, Self::KIB_64, Self::KIB_256, Self::MIB_1];
+    /// No pair is kept at all.
+    pub(crate) const NOTHING: Self = Self { log_chunks: 63 };
+
+    /// The grain of `bytes`; `None` if it is none of [`ALL`](Self::ALL).
+    pub fn from_bytes(bytes: u64) -> Option<Self> {
+        Self::ALL.into_iter().find(|grain| grain.bytes() == bytes)
+    }
+
+    /// How many bytes are below one hash.
+    pub const fn bytes(&self) -> u64 {
+        self.chunks() * CHUNK_BYTES
+    }
+
+    /// The number in bao-tree's name for an outboard of this grain: 4 for `obao4`, and so on.
+    pub const fn log_chunks(&self) -> u8 {
+        self.log_chunks
+    }
+
+    pub(crate) const fn chunks(&self) -> u64 {
+        1 << self.log_chunks
+    }
+}
+
 /// The shape of the tree over a blob of a given size. The size alone decides it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Geometry {
@@ -41,7 +84,17 @@ impl Geometry {
 
     /// How many bytes the blob's outboard has: 64 for each inner node, 0 up to one chunk group.
     pub const fn outboard_bytes(&self) -> u64 {
-        (self.groups() - 1) * PAIR_BYTES
+        self.outboard_bytes_at(Grain::GROUP)
+    }
+
+    /// The same for an outboard that is kept down to `grain`.
+    pub const fn outboard_bytes_at(&self, grain: Grain) -> u64 {
+        (self.chunks().div_ceil(grain.chunks()) - 1) * PAIR_BYTES
+    }
+
+    /// The chunk that holds the byte at `offset`; the last one if there is no such byte.
+    pub(crate) fn chunk_at(&self, offset: u64) -> u64 {
+        (offset / CHUNK_BYTES).min(self.chunks() - 1)
     }
 
     /// All bytes of the blob.
@@ -70,22 +123,19 @@ impl Geometry {
     }
 }
 
-/// A subtree, in chunks, and where the pair of its top node is in the outboard.
-///
-/// `index` counts pairs in pre-order: the left child's pair follows its parent's, and the right child's
-/// follows those of the whole left side, of which there is one less than it has chunk groups. Below chunk
-/// groups there are no pairs in the outboard, and `index` means nothing.
+/// A subtree, in chunks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Subtree {
     pub(crate) start: u64,
     pub(crate) end: u64,
-    index: u64,
+    /// How many nodes there are above it.
+    pub(crate) depth: u64,
     size: u64,
 }
 
 impl Subtree {
     pub(crate) fn root(geometry: Geometry) -> Self {
-        Self { start: 0, end: geometry.chunks(), index: 0, size: geometry.size }
+        Self { start: 0, end: geometry.chunks(), depth: 0, size: geometry.size }
     }
 
     pub(crate) fn chunks(&self) -> u64 {
@@ -97,12 +147,36 @@ impl Subtree {
     }
 
     pub(crate) fn is_root(&self) -> bool {
-        self.start == 0 && self.end == Geometry::new(self.size).chunks()
+        self.depth == 0
     }
 
-    /// Which pair of the outboard belongs to the top node; `None` for a chunk group and what is below one.
-    pub(crate) fn pair_index(&self) -> Option<u64> {
-        (self.chunks() > GROUP_CHUNKS).then_some(self.index)
+    /// The subtree whose top pair is number `node` of an outboard down to chunk groups; `None` behind the last.
+    pub(crate) fn at(geometry: Geometry, node: u64) -> Option<Self> {
+        let mut subtree = Self::root(geometry);
+        loop {
+            let number = subtree.pair_index(Grain::GROUP)?;
+            if number == node {
+                return Some(subtree);
+            }
+            let (l, r) = subtree.split();
+            // What is on the left comes first, and has a number less than it has groups.
+            subtree = if node - number < l.groups() { l } else { r };
+        }
+    }
+
+    /// How many pairs an outboard of this grain has for the nodes of this subtree.
+    pub(crate) fn pairs(&self, grain: Grain) -> u64 {
+        self.chunks().div_ceil(grain.chunks()) - 1
+    }
+
+    /// Which pair of an outboard of this grain belongs to the top node; `None` if it keeps none for it.
+    ///
+    /// In pre-order, what comes before a node is every node above it, and every node that lies wholly to its left.
+    /// To the left of leaf `s` of a tree whose leaves are `grain` long stand `s` leaves in whole trees, one for each
+    /// bit of `s`, and a whole tree has one node less than it has leaves.
+    pub(crate) fn pair_index(&self, grain: Grain) -> Option<u64> {
+        let leaf = self.start / grain.chunks();
+        (self.chunks() > grain.chunks()).then(|| leaf - u64::from(leaf.count_ones()) + self.depth)
     }
 
     pub(crate) fn bytes(&self) -> ByteRange {
@@ -114,11 +188,9 @@ impl Subtree {
     /// There must be more than one chunk.
     pub(crate) fn split(&self) -> (Self, Self) {
         debug_assert!(self.chunks() > 1, "a chunk has no children");
-        let left_chunks = self.chunks().next_power_of_two() / 2;
-        let mid = self.start + left_chunks;
-        let left = Self { end: mid, index: self.index + 1, ..*self };
-        let right = Self { start: mid, index: self.index + left.groups(), ..*self };
-        (left, right)
+        let mid = self.start + self.chunks().next_power_of_two() / 2;
+        let depth = self.depth + 1;
+        (Self { end: mid, depth, ..*self }, Self { start: mid, depth, ..*self })
     }
 }
 

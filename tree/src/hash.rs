@@ -1,11 +1,12 @@
-use std::{cell::RefCell, io};
+use std::{cell::RefCell, io, sync::Mutex};
 
 use crate::{
-    cv::{Cv, join, parent_cv, subtree_cv},
-    geometry::{GROUP_BYTES, Geometry, PAIR_BYTES, Subtree},
+    bulk::hash_block,
+    cv::{Cv, join, parent_cv},
+    geometry::{Geometry, Grain, PAIR_BYTES, Subtree},
     id::BlobId,
     range::ByteRange,
-    read_at::ReadAt,
+    read_at::{ReadAt, WriteAt},
 };
 
 /// A blob's name, and its tree down to chunk groups.
@@ -17,53 +18,74 @@ pub struct Hashed {
     pub outboard: Vec<u8>,
 }
 
-/// How many chunk groups one task reads and hashes at a time: 1 MiB.
-pub(crate) const TASK_GROUPS: u64 = 64;
-
 /// Hashes the first `size` bytes of `data` into id and outboard, in one pass, on rayon's threads.
 ///
-/// Needs 1 MiB for each thread besides the outboard. Fails with what `data` fails with; if `data` has fewer
-/// than `size` bytes, that is [`io::ErrorKind::UnexpectedEof`]. Whether `data` changed meanwhile is for the
+/// Needs a megabyte or so for each thread besides the outboard. Fails with what `data` fails with; if `data` has
+/// fewer than `size` bytes, that is [`io::ErrorKind::UnexpectedEof`]. Whether `data` changed meanwhile is for the
 /// caller to find out: see [`Fingerprint`](crate::Fingerprint).
 pub fn hash<R: ReadAt + ?Sized>(data: &R, size: u64) -> io::Result<Hashed> {
-    let geometry = Geometry::new(size);
     let too_large = |_| io::Error::new(io::ErrorKind::OutOfMemory, "the outboard does not fit into memory");
     let mut outboard = Vec::new();
-    let bytes = usize::try_from(geometry.outboard_bytes()).map_err(too_large)?;
+    let bytes = usize::try_from(Geometry::new(size).outboard_bytes()).map_err(too_large)?;
     outboard.try_reserve_exact(bytes).map_err(|_| io::ErrorKind::OutOfMemory)?;
     outboard.resize(bytes, 0);
-    let root = hash_subtree(data, Subtree::root(geometry), &mut outboard)?;
-    Ok(Hashed { id: BlobId::from_bytes(root), outboard })
+    let outboard = Mutex::new(outboard);
+    let id = hash_into(data, size, Grain::GROUP, &outboard)?;
+    Ok(Hashed { id, outboard: outboard.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) })
 }
 
-/// Hashes `subtree` of `data` and fills `pairs`, which has just room for its pairs.
-pub(crate) fn hash_subtree<R: ReadAt + ?Sized>(data: &R, subtree: Subtree, pairs: &mut [u8]) -> io::Result<Cv> {
-    if subtree.groups() <= TASK_GROUPS {
-        return with_bytes(data, subtree.bytes(), |bytes| hash_in_memory(bytes, subtree, pairs));
+/// The same, with an outboard of any grain that goes into `outboard` while it is made, in pieces and in no order.
+///
+/// Memory is bounded, whatever the size: each thread has one or two buffers of [`SPAN_BYTES`] / 256.
+pub fn hash_into<R, W>(data: &R, size: u64, grain: Grain, outboard: &W) -> io::Result<BlobId>
+where
+    R: ReadAt + ?Sized,
+    W: WriteAt + ?Sized,
+{
+    Ok(BlobId::from_bytes(hash_spans(data, Subtree::root(Geometry::new(size)), grain, outboard)?))
+}
+
+/// Hashes `subtree` of `data` span by span; the pairs of a span go out at once, those above one by one.
+fn hash_spans<R, W>(data: &R, subtree: Subtree, grain: Grain, outboard: &W) -> io::Result<Cv>
+where
+    R: ReadAt + ?Sized,
+    W: WriteAt + ?Sized,
+{
+    let offset = subtree.pair_index(grain).unwrap_or_default() * PAIR_BYTES;
+    if subtree.bytes().len() <= SPAN_BYTES {
+        let mut pairs = vec![0; (subtree.pairs(grain) * PAIR_BYTES) as usize];
+        let cv = hash_subtree(data, subtree, grain, &mut pairs)?;
+        if !pairs.is_empty() {
+            outboard.write_all_at(&pairs, offset)?;
+        }
+        return Ok(cv);
     }
     let (l, r) = subtree.split();
-    let (top, left_pairs, right_pairs) = split_pairs(pairs, l);
-    let (left, right) = rayon::join(|| hash_subtree(data, l, left_pairs), || hash_subtree(data, r, right_pairs));
-    top.copy_from_slice(&join(left?, right?));
-    Ok(parent_cv(top, subtree.is_root()))
+    let (left, right) = rayon::join(|| hash_spans(data, l, grain, outboard), || hash_spans(data, r, grain, outboard));
+    let pair = join(left?, right?);
+    outboard.write_all_at(&pair, offset)?;
+    Ok(parent_cv(&pair, subtree.is_root()))
 }
 
-fn hash_in_memory(bytes: &[u8], subtree: Subtree, pairs: &mut [u8]) -> Cv {
-    if subtree.groups() == 1 {
-        return subtree_cv(bytes, subtree.start, subtree.is_root());
+/// Hashes `subtree` of `data` and fills `pairs`, which has just room for its pairs at `grain`.
+pub(crate) fn hash_subtree<R: ReadAt + ?Sized>(
+    data: &R,
+    subtree: Subtree,
+    grain: Grain,
+    pairs: &mut [u8],
+) -> io::Result<Cv> {
+    if subtree.bytes().len() <= TASK_BYTES {
+        return with_bytes(data, subtree.bytes(), |bytes| hash_block(bytes, subtree, grain, pairs));
     }
     let (l, r) = subtree.split();
-    let (top, left_pairs, right_pairs) = split_pairs(pairs, l);
-    let (left_bytes, right_bytes) = bytes.split_at((l.groups() * GROUP_BYTES) as usize);
-    *top = join(hash_in_memory(left_bytes, l, left_pairs), hash_in_memory(right_bytes, r, right_pairs));
-    parent_cv(top, subtree.is_root())
-}
-
-/// The top pair, the pairs of the left side, and those of the right side.
-fn split_pairs(pairs: &mut [u8], left: Subtree) -> (&mut [u8; 64], &mut [u8], &mut [u8]) {
-    let (top, rest) = pairs.split_first_chunk_mut().expect("a subtree of several groups has a pair");
-    let (left, right) = rest.split_at_mut(((left.groups() - 1) * PAIR_BYTES) as usize);
-    (top, left, right)
+    // Tasks are no smaller than the coarsest grain, so that a subtree of several has a pair, or none below has.
+    let (top, below) = pairs.split_at_mut(pairs.len().min(PAIR_BYTES as usize));
+    let (left_pairs, right_pairs) = below.split_at_mut(below.len().min((l.pairs(grain) * PAIR_BYTES) as usize));
+    let (left, right) =
+        rayon::join(|| hash_subtree(data, l, grain, left_pairs), || hash_subtree(data, r, grain, right_pairs));
+    let pair = join(left?, right?);
+    top.copy_from_slice(&pair[..top.len()]);
+    Ok(parent_cv(&pair, subtree.is_root()))
 }
 
 /// Reads `range` of `data`, at most one task's bytes, into this thread's buffer and hands it to `use_bytes`.
@@ -82,3 +104,8 @@ pub(crate) fn with_bytes<R: ReadAt + ?Sized, T>(
         Ok(use_bytes(&buffer[..len]))
     })
 }
+
+/// How many bytes one task reads and hashes at a time.
+pub(crate) const TASK_BYTES: u64 = 1 << 20;
+/// How many bytes have their pairs in one buffer while they are hashed.
+const SPAN_BYTES: u64 = 64 << 20;

@@ -14,7 +14,9 @@
 //! | name bytes, and make their outboard | [`hash()`] |
 //! | read or send ranges of what is here, proven | [`Prover`] |
 //! | prove ranges that arrive from elsewhere | [`Decoder`] |
-//! | find what is damaged | [`find_damage`] |
+//! | find what is damaged | [`find_damage`], [`DamageSearch`] |
+//! | find where two trees differ, wherever they are | [`Comparison`] |
+//! | prove with a part of a tree, and ask for the rest | [`PartialTree`] |
 //! | tell an edited file from a rotten one | [`Fingerprint::drift`] |
 //!
 //! ```
@@ -41,6 +43,8 @@
 //!
 //! Formats: spec/tree.md.
 
+mod bulk;
+mod compare;
 mod cv;
 mod damage;
 mod decode;
@@ -48,6 +52,7 @@ mod fingerprint;
 mod geometry;
 mod hash;
 mod id;
+mod partial;
 mod prove;
 mod query;
 mod range;
@@ -55,14 +60,16 @@ mod read_at;
 mod verified;
 mod walk;
 
-pub use damage::{Damage, find_damage};
+pub use compare::{CompareError, Comparison};
+pub use damage::{Damage, DamageSearch, find_damage};
 pub use decode::{DecodeError, Decoder};
 pub use fingerprint::{Drift, Fingerprint, UnixTime};
-pub use geometry::{CHUNK_BYTES, GROUP_BYTES, Geometry};
-pub use hash::{Hashed, hash};
+pub use geometry::{CHUNK_BYTES, GROUP_BYTES, Geometry, Grain};
+pub use hash::{Hashed, hash, hash_into};
 pub use id::{BlobId, ParseBlobIdError};
+pub use partial::{NodeError, PartialTree, node_pair};
 pub use prove::{ProveError, Prover};
 pub use query::Query;
 pub use range::{ByteRange, RangeSet};
-pub use read_at::ReadAt;
+pub use read_at::{ReadAt, WriteAt};
 pub use verified::{Verified, VerifiedData, VerifiedNode};

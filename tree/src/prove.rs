@@ -3,8 +3,9 @@ use std::io;
 use bytes::Bytes;
 
 use crate::{
+    bulk::hash_block,
     cv::{Cv, Pair, join, parent_cv, split, subtree_cv},
-    geometry::{Geometry, PAIR_BYTES, Subtree},
+    geometry::{Geometry, Grain, PAIR_BYTES, Subtree},
     id::BlobId,
     query::Query,
     range::ByteRange,
@@ -62,6 +63,9 @@ pub struct Prover<D, O> {
     walk: Walk,
     /// The hashes that the next subtrees must have, the next one on top.
     expected: Vec<Cv>,
+    grain: Grain,
+    /// The pairs down to chunk groups of the lowest subtree that the outboard knows, computed from the data.
+    below_grain: Option<(Subtree, Vec<u8>)>,
 }
 
 impl<D: ReadAt, O: ReadAt> Prover<D, O> {
@@ -75,7 +79,17 @@ impl<D: ReadAt, O: ReadAt> Prover<D, O> {
             outboard: PairReader { outboard, outboard_bytes: geometry.outboard_bytes(), start: 0, bytes: Vec::new() },
             walk: Walk::new(geometry, query),
             expected: vec![*blob.as_bytes()],
+            grain: Grain::GROUP,
+            below_grain: None,
         }
+    }
+
+    /// The same, where the outboard is kept down to `grain` only. What is below is computed from the data; if that
+    /// does not prove, [`ProveError::Data`] names all of the data below the lowest node that the outboard has.
+    pub fn with_grain(mut self, grain: Grain) -> Self {
+        self.grain = grain;
+        self.outboard.outboard_bytes = self.geometry.outboard_bytes_at(grain);
+        self
     }
 
     /// Reads `subtree`'s bytes; as far as more are asked for behind them, those are read in the same go.
@@ -85,11 +99,14 @@ impl<D: ReadAt, O: ReadAt> Prover<D, O> {
         self.data.read(range, run_end).map_err(|source| ProveError::Read { range, source })
     }
 
-    /// The pair at the top of `subtree`: from the outboard, or, inside a chunk group, from the data.
+    /// The pair at the top of `subtree`: from the outboard, or, where that has none, from the data.
     fn pair(&mut self, subtree: Subtree) -> Result<Pair, ProveError> {
         let range = subtree.bytes();
-        if let Some(index) = subtree.pair_index() {
+        if let Some(index) = subtree.pair_index(self.grain) {
             return self.outboard.pair(index).map_err(|_| ProveError::Outboard { range });
+        }
+        if subtree.groups() > 1 {
+            return self.pair_below_grain(subtree);
         }
         let bytes = self.read(subtree)?;
         let (l, r) = subtree.split();
@@ -97,12 +114,33 @@ impl<D: ReadAt, O: ReadAt> Prover<D, O> {
         Ok(join(subtree_cv(left, l.start, false), subtree_cv(right, r.start, false)))
     }
 
+    /// The pair at the top of a subtree of several groups that the outboard knows nothing of. In pre-order, the first
+    /// of these is always the topmost, from whose bytes all others are computed with it.
+    fn pair_below_grain(&mut self, subtree: Subtree) -> Result<Pair, ProveError> {
+        let range = subtree.bytes();
+        let index = |subtree: Subtree| subtree.pair_index(Grain::GROUP).unwrap_or_default();
+        let (top, pairs) = match self.below_grain.take() {
+            Some(below) if below.0.start <= subtree.start && subtree.end <= below.0.end => below,
+            _ => {
+                let mut pairs = vec![0; (subtree.pairs(Grain::GROUP) * PAIR_BYTES) as usize];
+                let bytes = self.data.read(range, range.end).map_err(|source| ProveError::Read { range, source })?;
+                hash_block(&bytes, subtree, Grain::GROUP, &mut pairs);
+                (subtree, pairs)
+            }
+        };
+        let from = ((index(subtree) - index(top)) * PAIR_BYTES) as usize;
+        let mut pair = [0; 64];
+        pair.copy_from_slice(&pairs[from..from + 64]);
+        self.below_grain = Some((top, pairs));
+        Ok(pair)
+    }
+
     fn node(&mut self, subtree: Subtree, left: bool, right: bool, expected: Cv) -> Result<Verified, ProveError> {
         let range = subtree.bytes();
-        let index = subtree.pair_index();
+        let stored = subtree.pair_index(self.grain).is_some();
         let checked = self.pair(subtree).and_then(|pair| match parent_cv(&pair, subtree.is_root()) {
             cv if cv == expected => Ok(pair),
-            _ if index.is_some() => Err(ProveError::Outboard { range }),
+            _ if stored => Err(ProveError::Outboard { range }),
             _ => Err(ProveError::Data { range }),
         });
         match checked {
@@ -110,6 +148,7 @@ impl<D: ReadAt, O: ReadAt> Prover<D, O> {
                 let (l, r) = split(&pair);
                 self.expected.extend(right.then_some(r));
                 self.expected.extend(left.then_some(l));
+                let index = subtree.pair_index(Grain::GROUP);
                 Ok(Verified::Node(VerifiedNode { blob: self.blob, index, pair }))
             }
             Err(error) => {
@@ -151,7 +190,7 @@ struct ReadAhead<D> {
 }
 
 impl<D: ReadAt> ReadAhead<D> {
-    /// The bytes at `range`, which is at most a chunk group; bytes up to `run_end` will be asked for next.
+    /// The bytes at `range`, which is at most the coarsest grain; bytes up to `run_end` will be asked for next.
     fn read(&mut self, range: ByteRange, run_end: u64) -> io::Result<Bytes> {
         let held = ByteRange { start: self.start, end: self.start + self.bytes.len() as u64 };
         if held.intersection(range) != range {

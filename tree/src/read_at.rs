@@ -1,4 +1,9 @@
-use std::{fs::File, io, os::unix::fs::FileExt};
+use std::{
+    fs::File,
+    io,
+    os::unix::fs::FileExt,
+    sync::{Mutex, PoisonError},
+};
 
 /// Bytes that can be read from any offset, by several threads at once.
 pub trait ReadAt: Sync {
@@ -40,5 +45,27 @@ impl<T: ReadAt + Send + ?Sized> ReadAt for std::sync::Arc<T> {
 impl<T: ReadAt + ?Sized> ReadAt for Box<T> {
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
         (**self).read_exact_at(buf, offset)
+    }
+}
+
+/// Where bytes can be written at any offset, by several threads at once.
+pub trait WriteAt: Sync {
+    /// Writes all of `bytes` from `offset` on.
+    fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
+}
+
+impl WriteAt for File {
+    fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        FileExt::write_all_at(self, bytes, offset)
+    }
+}
+
+/// Memory, which must have room already: what would go behind its end is [`io::ErrorKind::WriteZero`].
+impl WriteAt for Mutex<Vec<u8>> {
+    fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        let mut memory = self.lock().unwrap_or_else(PoisonError::into_inner);
+        let room = usize::try_from(offset).ok().and_then(|offset| memory.get_mut(offset..)?.get_mut(..bytes.len()));
+        room.ok_or(io::ErrorKind::WriteZero)?.copy_from_slice(bytes);
+        Ok(())
     }
 }
