@@ -2,7 +2,7 @@ use std::sync::PoisonError;
 
 use redb::ReadableTable;
 use tracing::{info, warn};
-use tree::{Drift, Fingerprint, Geometry, RangeSet, Verified};
+use tree::{DamageSearch, Drift, Fingerprint, Geometry, RangeSet, Verified};
 
 use crate::{
     Access, DiskFile, FileRef, RootId, Sink, Store, StoreError,
@@ -110,7 +110,8 @@ impl Store {
             return Ok(Some(now));
         }
         let Ok(outboard) = self.outboard(row.blob, before.size) else { return Ok(None) };
-        let found = tree::find_damage(row.blob, before.size, &data, &outboard, &|_| {});
+        let search = DamageSearch::new(row.blob, before.size, &data, &outboard.pairs).with_grain(outboard.grain);
+        let found = search.run(&|_| {});
         if !found.data.difference(&row.damaged).is_empty() {
             return Ok(None);
         }

@@ -1,12 +1,15 @@
 use std::io;
 
 use tracing::{debug, warn};
-use tree::{BlobId, ByteRange, Drift, Geometry, ProveError, Prover, Query, RangeSet, ReadAt, Verified, VerifiedData};
+use tree::{
+    BlobId, ByteRange, Drift, Geometry, Grain, ProveError, Prover, Query, RangeSet, ReadAt, Verified, VerifiedData,
+};
 
 use crate::{
     Access, DiskFile, FileRef, Store, StoreError,
+    outboard::{Outboard, Pairs},
     rows::FileRow,
-    store::{MAX_PLACES, is_inline},
+    store::MAX_PLACES,
 };
 
 /// One place on this machine that has bytes of a blob, open for reading.
@@ -24,11 +27,6 @@ enum Data {
     Nothing,
     InPlace(FileRef, FileRow, Box<dyn DiskFile>),
     Cached(Box<dyn DiskFile>),
-}
-
-pub(crate) enum Outboard {
-    Memory(Vec<u8>),
-    File(Box<dyn DiskFile>),
 }
 
 /// What a read found.
@@ -57,7 +55,8 @@ impl Source {
 
     /// Reads, with proofs, what `query` asks for. Errors are for [`Store::report`].
     pub fn prover(&self, query: &Query) -> Prover<impl ReadAt + '_, impl ReadAt + '_> {
-        Prover::new(self.blob, self.size, &self.data, &self.outboard, query)
+        let Outboard { pairs, grain } = &self.outboard;
+        Prover::new(self.blob, self.size, &self.data, pairs, query).with_grain(*grain)
     }
 }
 
@@ -67,7 +66,7 @@ impl Store {
     /// Files that are gone, or edited since they were indexed, are passed over.
     pub fn sources(&self, blob: BlobId) -> Result<Vec<Source>, StoreError> {
         if blob == BlobId::EMPTY {
-            let outboard = Outboard::Memory(Vec::new());
+            let outboard = Outboard { pairs: Pairs::Memory(Vec::new()), grain: Grain::GROUP };
             return Ok(vec![Source { blob, size: 0, available: RangeSet::new(), data: Data::Nothing, outboard }]);
         }
         let mut sources = Vec::new();
@@ -87,7 +86,7 @@ impl Store {
                     size: row.size,
                     available: row.proven,
                     data: Data::Cached(data),
-                    outboard: Outboard::File(outboard),
+                    outboard: Outboard { pairs: Pairs::File(outboard), grain: Grain::GROUP },
                 }),
                 Err(error) => warn!(%blob, %error, "a cached blob cannot be opened"),
             }
@@ -174,21 +173,6 @@ impl Store {
             data: Data::InPlace(file, row, data),
         })
     }
-
-    /// The outboard of a blob in place. If it is gone, an empty one, with which nothing proves.
-    pub(crate) fn outboard(&self, blob: BlobId, size: u64) -> Result<Outboard, StoreError> {
-        if is_inline(size) || Geometry::new(size).outboard_bytes() == 0 {
-            return Ok(Outboard::Memory(self.inline_outboard(blob)?));
-        }
-        let path = self.outboard_file(blob);
-        Ok(match self.inner.disk.open(&path, Access::Read) {
-            Ok(file) => Outboard::File(file),
-            Err(error) => {
-                warn!(?path, %error, "an outboard cannot be opened");
-                Outboard::Memory(Vec::new())
-            }
-        })
-    }
 }
 
 impl ReadAt for Data {
@@ -196,15 +180,6 @@ impl ReadAt for Data {
         match self {
             Self::Nothing => [].read_exact_at(buf, offset),
             Self::InPlace(_, _, data) | Self::Cached(data) => data.read_exact_at(buf, offset),
-        }
-    }
-}
-
-impl ReadAt for Outboard {
-    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        match self {
-            Self::Memory(bytes) => bytes[..].read_exact_at(buf, offset),
-            Self::File(file) => file.read_exact_at(buf, offset),
         }
     }
 }

@@ -3,19 +3,17 @@ use std::{
     ops::Bound,
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{Arc, Mutex, PoisonError, RwLock, atomic::AtomicU64},
 };
 
 use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable, WriteTransaction};
-use tree::{BlobId, ByteRange, Fingerprint, Geometry, Hashed, RangeSet};
+use tree::{BlobId, ByteRange, Fingerprint, Geometry, Grain, RangeSet};
 
 use crate::{
-    Access, Disk, FileRef, Presence, RootId, StoreError,
+    Disk, FileRef, HashedFile, Presence, RootId, StoreError,
+    outboard::{STAGED_DIR, forget_unheld, has_outboard_file, put_outboard_row},
     place::own_file,
-    rows::{
-        CACHED, CachedRow, FILES, FORMAT, FileRow, HOLDERS, INLINE_OUTBOARD_BYTES, MENDING, META, OUTBOARDS, ROOTS,
-        decode, encode,
-    },
+    rows::{CACHED, CachedRow, FILES, FORMAT, FileRow, HOLDERS, MENDING, META, OUTBOARDS, ROOTS, decode, encode},
 };
 
 /// All bytes on this machine that the daemon knows.
@@ -29,31 +27,43 @@ pub struct Store {
 pub(crate) struct Inner {
     pub(crate) disk: Arc<dyn Disk>,
     db: Arc<Database>,
-    outboards: PathBuf,
-    cache: PathBuf,
+    pub(crate) settings: Settings,
+    /// How many outboards were staged so far.
+    pub(crate) staged: AtomicU64,
     roots: RwLock<BTreeMap<u32, PathBuf>>,
     /// Held while outboard files come and go with their rows.
-    linking: Mutex<()>,
+    pub(crate) linking: Mutex<()>,
     /// The files that are being mended now.
     pub(crate) mending: Mutex<HashSet<FileRef>>,
 }
 
-/// A user's file that was hashed and is to be linked in place.
+/// Where a store keeps its own files, and how.
 #[derive(Debug, Clone)]
+pub struct Settings {
+    /// The directory of the outboards of blobs in place.
+    pub outboards: PathBuf,
+    /// The directory of the cache.
+    pub cache: PathBuf,
+    /// How far down outboards are kept that are made from now on. Those that are there stay as they are.
+    pub grain: Grain,
+}
+
+/// A user's file that was hashed and is to be linked in place.
+#[derive(Debug)]
 pub struct NewFile {
     /// The path below the root, `/`-separated.
     pub path: Vec<u8>,
     /// The file's fingerprint, the same before and after it was hashed.
     pub fingerprint: Fingerprint,
     /// Its id and outboard.
-    pub hashed: Hashed,
+    pub hashed: HashedFile,
 }
 
 impl Store {
-    /// Opens the store whose rows are in `db`, with its outboards below `outboards` and its cache below `cache`,
-    /// and makes it if it is not there. Finishes or undoes what a crash left half done.
-    pub fn open(disk: Arc<dyn Disk>, db: Arc<Database>, outboards: &Path, cache: &Path) -> Result<Self, StoreError> {
-        for dir in [outboards, cache] {
+    /// Opens the store whose rows are in `db`, and makes it if it is not there. Finishes or undoes what a crash left
+    /// half done.
+    pub fn open(disk: Arc<dyn Disk>, db: Arc<Database>, settings: Settings) -> Result<Self, StoreError> {
+        for dir in [&settings.outboards.join(STAGED_DIR), &settings.cache] {
             disk.create_dirs(dir).map_err(StoreError::file("create", dir))?;
             // The directories may be new, and so may those that they are in.
             for above in dir.ancestors().skip(1).take(2).filter(|above| !above.as_os_str().is_empty()) {
@@ -63,8 +73,8 @@ impl Store {
         let inner = Inner {
             disk,
             db,
-            outboards: outboards.to_owned(),
-            cache: cache.to_owned(),
+            settings,
+            staged: AtomicU64::new(0),
             roots: RwLock::default(),
             linking: Mutex::default(),
             mending: Mutex::default(),
@@ -92,7 +102,8 @@ impl Store {
             Ok(roots)
         })?;
         *store.inner.roots.write().unwrap_or_else(PoisonError::into_inner) = roots;
-        store.remove_orphans()?;
+        store.remove_orphan_outboards()?;
+        store.remove_orphans_of_cache()?;
         store.finish_mending()?;
         Ok(store)
     }
@@ -148,12 +159,12 @@ impl Store {
     /// A path that was linked before is linked anew.
     pub fn link(&self, root: RootId, files: &[NewFile]) -> Result<(), StoreError> {
         let _linking = self.inner.linking.lock().unwrap_or_else(PoisonError::into_inner);
-        self.write_outboard_files(files.iter().map(|file| (&file.hashed, file.fingerprint.size)))?;
+        self.place_outboard_files(files.iter().map(|file| &file.hashed))?;
         self.sync_file_systems(root, files)?;
         let unused = self.write("link files", |txn| {
             let mut unused = BTreeSet::new();
             for file in files {
-                let row = FileRow { blob: file.hashed.id, fingerprint: file.fingerprint, damaged: RangeSet::new() };
+                let row = FileRow { blob: file.hashed.id(), fingerprint: file.fingerprint, damaged: RangeSet::new() };
                 let old = txn
                     .open_table(FILES)?
                     .insert((root.0, &file.path[..]), &encode(&row)?[..])?
@@ -165,13 +176,14 @@ impl Store {
                     unused.insert((old.blob, old.fingerprint.size));
                 }
                 holders.insert((row.blob.as_bytes(), root.0, &file.path[..]), ())?;
-                if is_inline(file.fingerprint.size) {
-                    txn.open_table(OUTBOARDS)?.insert(row.blob.as_bytes(), &file.hashed.outboard[..])?;
-                }
+                put_outboard_row(txn, &file.hashed)?;
             }
             forget_unheld(txn, unused)
         })?;
-        self.remove_outboard_files(&unused)
+        // An outboard of another grain may be left from when the store was set so.
+        let mut long = files.iter().filter(|file| has_outboard_file(file.fingerprint.size));
+        long.try_for_each(|file| self.remove_outboard_files([file.hashed.id()], Some(&file.hashed)))?;
+        self.remove_outboard_files(unused, None)
     }
 
     /// Makes the bytes of `files` durable: syncs each file system that they are on.
@@ -207,7 +219,7 @@ impl Store {
             }
             forget_unheld(txn, unused)
         })?;
-        self.remove_outboard_files(&unused)
+        self.remove_outboard_files(unused, None)
     }
 
     /// What is known of the file in place `file`.
@@ -306,98 +318,25 @@ impl Store {
         })
     }
 
-    pub(crate) fn inline_outboard(&self, blob: BlobId) -> Result<Vec<u8>, StoreError> {
-        self.read_rows("look up an outboard", |txn| {
-            Ok(txn.open_table(OUTBOARDS)?.get(blob.as_bytes())?.map_or(Vec::new(), |row| row.value().to_owned()))
-        })
-    }
-
-    pub(crate) fn outboard_file(&self, blob: BlobId) -> PathBuf {
-        own_file(&self.inner.outboards, blob, "obao4")
-    }
-
     pub(crate) fn cache_file(&self, blob: BlobId) -> PathBuf {
-        own_file(&self.inner.cache, blob, "data")
+        own_file(&self.inner.settings.cache, blob, "data")
     }
 
     pub(crate) fn cache_outboard_file(&self, blob: BlobId) -> PathBuf {
-        own_file(&self.inner.cache, blob, "obao4")
+        own_file(&self.inner.settings.cache, blob, "obao4")
     }
 
-    /// Replaces the outboard of a blob that is in place, in its row or its file. Durable on return.
-    pub(crate) fn replace_outboard(&self, hashed: &Hashed, size: u64) -> Result<(), StoreError> {
-        let _linking = self.inner.linking.lock().unwrap_or_else(PoisonError::into_inner);
-        self.write_outboard_files([(hashed, size)])?;
-        if !is_inline(size) {
-            return Ok(());
-        }
-        self.write("replace an outboard", |txn| {
-            txn.open_table(OUTBOARDS)?.insert(hashed.id.as_bytes(), &hashed.outboard[..])?;
-            Ok(())
-        })
-    }
-
-    /// Writes the outboards that are too long for a row beside the database, each first under another name.
-    fn write_outboard_files<'a>(
-        &self,
-        outboards: impl IntoIterator<Item = (&'a Hashed, u64)>,
-    ) -> Result<(), StoreError> {
-        let disk = &self.inner.disk;
-        let mut dirs = HashSet::new();
-        for (hashed, size) in outboards {
-            if Geometry::new(size).outboard_bytes() <= INLINE_OUTBOARD_BYTES {
-                continue;
-            }
-            let path = self.outboard_file(hashed.id);
-            let staged = path.with_extension("new");
-            let dir = path.parent().unwrap_or(&self.inner.outboards).to_owned();
-            let written = disk.create_dirs(&dir).and_then(|()| {
-                disk.remove(&staged)?;
-                let file = disk.open(&staged, Access::Create)?;
-                file.write_all_at(&hashed.outboard, 0)?;
-                file.sync()?;
-                disk.rename(&staged, &path)
-            });
-            written.map_err(StoreError::file("write", &path))?;
-            dirs.insert(dir);
-        }
-        if dirs.is_empty() {
-            return Ok(());
-        }
-        dirs.insert(self.inner.outboards.clone());
-        dirs.iter().try_for_each(|dir| disk.sync_dir(dir).map_err(StoreError::file("sync", dir)))
-    }
-
-    fn remove_outboard_files(&self, blobs: &[BlobId]) -> Result<(), StoreError> {
-        blobs.iter().try_for_each(|&blob| {
-            let path = self.outboard_file(blob);
-            self.inner.disk.remove(&path).map_err(StoreError::file("remove", path))
-        })
-    }
-
-    /// Deletes own files that no row names: what a crash between a file and its row left behind.
-    fn remove_orphans(&self) -> Result<(), StoreError> {
-        let cached: HashSet<PathBuf> = self
-            .cached()?
-            .into_iter()
-            .flat_map(|blob| [self.cache_file(blob), self.cache_outboard_file(blob)])
-            .collect();
-        for (dir, extensions) in
-            [(&self.inner.cache, &["data", "obao4"][..]), (&self.inner.outboards, &["obao4", "new"])]
-        {
-            let files = self.inner.disk.files_below(dir).map_err(StoreError::file("list", dir))?;
-            for path in files {
-                let stem = path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse().ok());
-                let ours = extensions.iter().any(|&known| path.extension().is_some_and(|extension| extension == known));
-                let (Some(blob), true) = (stem, ours) else { continue };
-                let held = if *dir == self.inner.cache {
-                    cached.contains(&path)
-                } else {
-                    path == self.outboard_file(blob) && !self.holders(blob, 1)?.is_empty()
-                };
-                if !held {
-                    self.inner.disk.remove(&path).map_err(StoreError::file("remove", path))?;
-                }
+    /// Deletes files of the cache that no row names: what a crash between a file and its row left behind.
+    fn remove_orphans_of_cache(&self) -> Result<(), StoreError> {
+        let cached =
+            self.cached()?.into_iter().flat_map(|blob| [self.cache_file(blob), self.cache_outboard_file(blob)]);
+        let cached: HashSet<PathBuf> = cached.collect();
+        let dir = &self.inner.settings.cache;
+        for path in self.inner.disk.files_below(dir).map_err(StoreError::file("list", dir))? {
+            let is_ours = |blob| [self.cache_file(blob), self.cache_outboard_file(blob)].contains(&path);
+            let blob = path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse().ok());
+            if blob.is_some_and(is_ours) && !cached.contains(&path) {
+                self.inner.disk.remove(&path).map_err(StoreError::file("remove", path))?;
             }
         }
         Ok(())
@@ -430,12 +369,7 @@ impl Store {
     }
 }
 
-/// Whether the outboard of a blob of `size` bytes is kept in a row.
-pub(crate) fn is_inline(size: u64) -> bool {
-    (1..=INLINE_OUTBOARD_BYTES).contains(&Geometry::new(size).outboard_bytes())
-}
-
-fn holders(
+pub(crate) fn holders(
     table: &impl ReadableTable<(&'static [u8; 32], u32, &'static [u8]), ()>,
     blob: BlobId,
     max: usize,
@@ -452,24 +386,6 @@ fn holders(
         found.push(FileRef { root: RootId(root), path: path.to_owned() });
     }
     Ok(found)
-}
-
-/// Drops the inline outboards of those blobs that no file holds any more; returns the ids of those whose
-/// outboard is a file, which the caller deletes once this is committed.
-fn forget_unheld(txn: &WriteTransaction, blobs: BTreeSet<(BlobId, u64)>) -> Result<Vec<BlobId>, redb::Error> {
-    let table = txn.open_table(HOLDERS)?;
-    let mut files = Vec::new();
-    for (blob, size) in blobs {
-        if !holders(&table, blob, 1)?.is_empty() {
-            continue;
-        }
-        if is_inline(size) {
-            txn.open_table(OUTBOARDS)?.remove(blob.as_bytes())?;
-        } else if Geometry::new(size).outboard_bytes() > 0 {
-            files.push(blob);
-        }
-    }
-    Ok(files)
 }
 
 /// In how many places a blob is looked for; a licence text may be in thousands.

@@ -1,6 +1,6 @@
 use std::io;
 
-use tree::{BlobId, Drift, Geometry, ProveError, Query, RangeSet};
+use tree::{BlobId, DamageSearch, Drift, Geometry, ProveError, Query, RangeSet};
 
 use crate::{FileRef, Store, StoreError};
 
@@ -42,7 +42,8 @@ impl Store {
             return Ok(Some(Verdict::Modified));
         }
         let outboard = self.outboard(row.blob, size)?;
-        let found = tree::find_damage(row.blob, size, &data, &outboard, progress);
+        let search = DamageSearch::new(row.blob, size, &data, &outboard.pairs).with_grain(outboard.grain);
+        let found = search.run(progress);
         let now = fingerprint()?;
         if row.fingerprint.drift(&now) == Drift::Edited {
             return Ok(Some(Verdict::Modified));
@@ -105,12 +106,12 @@ impl Store {
         let Some(row) = self.file(file)? else { return Err(StoreError::Modified { path }) };
         let hashed = self
             .open_in_place(file, &row)
-            .and_then(|data| tree::hash(&data, row.fingerprint.size))
+            .and_then(|data| self.hash(&data, row.fingerprint.size))
             .map_err(StoreError::file("hash", &path))?;
-        if hashed.id != row.blob {
+        if hashed.id() != row.blob {
             return Err(StoreError::NotTheBlob { path, blob: row.blob });
         }
-        self.replace_outboard(&hashed, row.fingerprint.size)
+        self.replace_outboard(&hashed)
     }
 }
 

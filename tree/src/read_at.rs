@@ -69,3 +69,9 @@ impl WriteAt for Mutex<Vec<u8>> {
         Ok(())
     }
 }
+
+impl<T: WriteAt + ?Sized> WriteAt for Box<T> {
+    fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        (**self).write_all_at(bytes, offset)
+    }
+}

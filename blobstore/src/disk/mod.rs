@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use tree::{Fingerprint, ReadAt, UnixTime};
+use tree::{Fingerprint, ReadAt, UnixTime, WriteAt};
 
 pub use real::RealDisk;
 
@@ -50,10 +50,7 @@ pub trait Disk: Send + Sync {
 }
 
 /// An open file.
-pub trait DiskFile: ReadAt + Send {
-    /// Writes all of `bytes` from `offset` on.
-    fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
-
+pub trait DiskFile: ReadAt + WriteAt + Send {
     /// Makes the file `bytes` long, with zeros, which take no room, where it grows.
     fn set_len(&self, bytes: u64) -> io::Result<()>;
 

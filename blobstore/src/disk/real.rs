@@ -6,7 +6,7 @@ use std::{
 };
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, Timespec, Timestamps, UTIME_OMIT};
-use tree::{Fingerprint, ReadAt, UnixTime};
+use tree::{Fingerprint, ReadAt, UnixTime, WriteAt};
 
 use super::{Access, Disk, DiskFile};
 
@@ -83,11 +83,13 @@ impl ReadAt for RealFile {
     }
 }
 
-impl DiskFile for RealFile {
+impl WriteAt for RealFile {
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         FileExt::write_all_at(&self.0, bytes, offset)
     }
+}
 
+impl DiskFile for RealFile {
     fn set_len(&self, bytes: u64) -> io::Result<()> {
         self.0.set_len(bytes)
     }

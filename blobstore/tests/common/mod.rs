@@ -1,8 +1,10 @@
 //! What the test files share: data, ranges, proven pieces, and what a read must give.
 #![allow(dead_code, reason = "every test file uses a part of it")]
 
-use blobstore::{Sink, Store};
-use tree::{BlobId, ByteRange, Decoder, Geometry, Hashed, Prover, Query, RangeSet, Verified};
+use std::path::Path;
+
+use blobstore::{Settings, Sink, Store};
+use tree::{BlobId, ByteRange, Decoder, Geometry, Grain, Hashed, Prover, Query, RangeSet, Verified};
 
 pub(crate) const GROUP: u64 = tree::GROUP_BYTES;
 
@@ -34,6 +36,11 @@ pub(crate) fn groups(size: usize, numbers: impl IntoIterator<Item = u64>) -> Ran
 /// How many chunk groups a blob of `size` bytes has.
 pub(crate) fn group_count(size: usize) -> u64 {
     Geometry::new(size as u64).groups()
+}
+
+/// A store's own directories below `dir`, and everything else as by default.
+pub(crate) fn settings(dir: &Path) -> Settings {
+    Settings { outboards: dir.join("outboards"), cache: dir.join("cache"), grain: Grain::GROUP }
 }
 
 pub(crate) fn hashed(bytes: &[u8]) -> Hashed {

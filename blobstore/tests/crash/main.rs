@@ -18,7 +18,7 @@ use redb::Database;
 use tree::{BlobId, RangeSet};
 
 use crate::{
-    common::{all, check_read, feed, range},
+    common::{all, check_read, feed, range, settings},
     image::Luck,
     sim_disk::SimDisk,
     workload::{Blobs, FILES, LARGE, MEDIUM, Mark, Recorded, Start, UNLINKED, rotten},
@@ -46,7 +46,7 @@ pub(crate) fn open(disk: &SimDisk) -> Store {
     let db = Database::builder().create_with_backend(disk.database(Path::new("/home/db")));
     let db = db.expect("the database opens");
     let disk = Arc::new(disk.clone());
-    Store::open(disk, Arc::new(db), Path::new("/home/outboards"), Path::new("/home/cache")).expect("the store opens")
+    Store::open(disk, Arc::new(db), settings(Path::new("/home"))).expect("the store opens")
 }
 
 /// Records the workload and cuts it off in about `points` ways.
@@ -205,9 +205,10 @@ impl Survivor<'_> {
     fn check_own_files(&self) {
         let cached = self.store.cached().unwrap();
         for path in self.disk.files_below(Path::new("/home")).unwrap() {
+            assert!(!path.starts_with("/home/outboards/staged"), "left behind: {path:?}");
             let stem = path.file_stem().and_then(|stem| stem.to_str()).expect("our names are text");
             let Ok(blob) = stem.parse() else { continue };
-            let outboard = path.starts_with("/home/outboards") && path.extension().is_some_and(|new| new == "obao4");
+            let outboard = path.starts_with("/home/outboards");
             let named =
                 if outboard { !self.store.holders(blob, 1).unwrap().is_empty() } else { cached.contains(&blob) };
             assert!(named, "left behind: {path:?}");

@@ -9,7 +9,7 @@ use std::{
 };
 
 use blobstore::{Access, Disk, DiskFile};
-use tree::{Fingerprint, ReadAt, UnixTime};
+use tree::{Fingerprint, ReadAt, UnixTime, WriteAt};
 
 use crate::image::{Bytes, File, Image, Inode, Luck, Op, file_system};
 
@@ -123,8 +123,13 @@ impl Disk for SimDisk {
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        assert_eq!(from.parent(), to.parent(), "the model knows no renames between directories");
-        self.apply(Op::Rename(from.to_owned(), to.to_owned()))
+        if from.parent() == to.parent() {
+            return self.apply(Op::Rename(from.to_owned(), to.to_owned()));
+        }
+        // Between directories, either name may survive without the other.
+        let inode = self.lock().now.names.get(from).copied().ok_or(io::ErrorKind::NotFound)?;
+        self.apply(Op::Create(to.to_owned(), inode))?;
+        self.apply(Op::Remove(from.to_owned()))
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
@@ -157,11 +162,13 @@ impl ReadAt for SimFile {
     }
 }
 
-impl DiskFile for SimFile {
+impl WriteAt for SimFile {
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         self.disk.apply(Op::Write(self.inode, offset, Bytes(Arc::new(bytes.to_owned()))))
     }
+}
 
+impl DiskFile for SimFile {
     fn set_len(&self, bytes: u64) -> io::Result<()> {
         if self.look(|file| file.bytes.len() as u64) == bytes {
             return Ok(());

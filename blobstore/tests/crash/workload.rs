@@ -8,7 +8,7 @@ use tree::{BlobId, RangeSet, UnixTime};
 
 use crate::{
     commit,
-    common::{all, feed, groups, hashed, pieces_claiming, random, range},
+    common::{all, feed, groups, pieces_claiming, random, range},
     open,
     sim_disk::SimDisk,
 };
@@ -94,9 +94,13 @@ impl Recorded {
         }
     }
 
-    fn new_file(&self, path: &str, bytes: &[u8]) -> NewFile {
+    fn new_file(&self, store: &Store, path: &str, bytes: &[u8]) -> NewFile {
         let file = self.disk.open(&Path::new("/arena").join(path), Access::Read).unwrap();
-        NewFile { path: path.into(), fingerprint: file.fingerprint().unwrap(), hashed: hashed(bytes) }
+        NewFile {
+            path: path.into(),
+            fingerprint: file.fingerprint().unwrap(),
+            hashed: store.hash(bytes, bytes.len() as u64).unwrap(),
+        }
     }
 }
 
@@ -126,8 +130,8 @@ pub(crate) fn record(start: &Start) -> Recorded {
 fn link(start: &Start, store: &Store, recorded: &mut Recorded) {
     let root = store.add_root(Path::new("/arena")).unwrap();
     recorded.blobs.of.iter().for_each(|(path, bytes)| recorded.write(start, path, bytes));
-    let new: Vec<_> = recorded.blobs.of.iter().map(|(path, bytes)| recorded.new_file(path, bytes)).collect();
-    recorded.large_mtime = recorded.new_file(LARGE, b"").fingerprint.mtime;
+    let new: Vec<_> = recorded.blobs.of.iter().map(|(path, bytes)| recorded.new_file(store, path, bytes)).collect();
+    recorded.large_mtime = recorded.new_file(store, LARGE, b"").fingerprint.mtime;
     store.link(root, &new).unwrap();
     recorded.mark(Mark::Linked);
     store.rebuild_outboard(&FileRef { root, path: LARGE.into() }).unwrap();
@@ -185,7 +189,7 @@ fn replace_and_unlink(start: &Start, store: &Store, recorded: &mut Recorded) {
     recorded.write(start, "dir/staged", &recorded.blobs.new_medium);
     recorded.disk.rename(Path::new("/arena/dir/staged"), &Path::new("/arena").join(MEDIUM)).unwrap();
     recorded.sync(start);
-    store.link(root, &[recorded.new_file(MEDIUM, &recorded.blobs.new_medium)]).unwrap();
+    store.link(root, &[recorded.new_file(store, MEDIUM, &recorded.blobs.new_medium)]).unwrap();
     recorded.mark(Mark::LinkedAnew);
     recorded.mark(Mark::Unlinks);
     store.unlink(root, &[UNLINKED.as_bytes()]).unwrap();

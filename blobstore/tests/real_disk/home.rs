@@ -15,7 +15,7 @@ use redb::Database;
 use tempfile::TempDir;
 use tree::{BlobId, Drift, Fingerprint, RangeSet};
 
-use crate::common::{GROUP, all, feed, hashed};
+use crate::common::{GROUP, all, feed, settings};
 
 pub(crate) struct Home {
     pub(crate) store: Store,
@@ -40,7 +40,7 @@ impl Home {
 
     pub(crate) fn try_open(dir: &TempDir, kills: u32, disk: Arc<dyn Disk>) -> Result<Store, StoreError> {
         let db = Arc::new(Database::create(database(dir, kills)).unwrap());
-        Store::open(disk, db, &dir.path().join("outboards"), &dir.path().join("cache"))
+        Store::open(disk, db, settings(dir.path()))
     }
 
     /// Closes the store; only the files are left.
@@ -101,7 +101,11 @@ impl Home {
             let bytes = fs::read(&path).unwrap();
             let fingerprint = Fingerprint::from(&fs::metadata(&path).unwrap());
             let below = path.strip_prefix(self.path("")).unwrap();
-            NewFile { path: below.as_os_str().as_bytes().into(), fingerprint, hashed: hashed(&bytes) }
+            NewFile {
+                path: below.as_os_str().as_bytes().into(),
+                fingerprint,
+                hashed: self.store.hash(&bytes[..], bytes.len() as u64).unwrap(),
+            }
         });
         self.store.link(self.root, &new.collect::<Vec<_>>()).unwrap();
     }

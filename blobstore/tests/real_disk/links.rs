@@ -12,7 +12,7 @@ use redb::{Database, TableDefinition};
 use tree::{BlobId, Fingerprint, RangeSet};
 
 use crate::{
-    common::{LARGE, all, check_read, groups, hashed, random, range},
+    common::{LARGE, all, check_read, groups, hashed, random, range, settings},
     home::Home,
 };
 
@@ -95,7 +95,7 @@ fn names_are_bytes() {
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(&path, bytes).unwrap();
             let fingerprint = Fingerprint::from(&fs::metadata(path).unwrap());
-            NewFile { path: name.to_vec(), fingerprint, hashed: hashed(bytes) }
+            NewFile { path: name.to_vec(), fingerprint, hashed: home.store.hash(&bytes[..], 1000).unwrap() }
         })
         .collect();
     home.store.link(home.root, &new).unwrap();
@@ -119,8 +119,8 @@ fn a_start_deletes_orphans_and_nothing_else() {
     let orphan = BlobId::of(&orphan);
     let new = [
         (home.own_file("outboards", orphan, "obao4"), false),
-        (home.own_file("outboards", orphan, "new"), false),
-        (home.own_file("outboards", BlobId::of(&bytes), "new"), false),
+        (home.own_file("outboards", orphan, "obao10"), false),
+        (home.path("../outboards/staged/7"), false),
         (home.own_file("outboards", BlobId::of(&cached), "obao4"), false),
         (home.own_file("cache", orphan, "data"), false),
         (home.own_file("cache", orphan, "obao4"), false),
@@ -207,7 +207,8 @@ fn thousands_of_equal_files_stay_fast() {
         let hashed = hashed(&bytes);
         let new = names.iter().map(|name| {
             let fingerprint = Fingerprint::from(&fs::metadata(home.path(name)).unwrap());
-            NewFile { path: name.clone().into(), fingerprint, hashed: hashed.clone() }
+            let hashed = home.store.hash(&bytes[..], size as u64).unwrap();
+            NewFile { path: name.clone().into(), fingerprint, hashed }
         });
         let new: Vec<NewFile> = new.collect();
         let timed = |what: &str, limit: Duration, act: &dyn Fn()| {
@@ -242,6 +243,6 @@ fn a_clone_is_the_same_store() {
     check_read(&clone, &bytes, range(0, 1000), &RangeSet::new());
     assert!(Database::create(home.path("../db0")).is_err(), "a second open of the same database");
     let db = Arc::new(Database::create(home.path("../other db")).unwrap());
-    let empty = Store::open(Arc::new(RealDisk), db, &home.path("../o"), &home.path("../c")).unwrap();
+    let empty = Store::open(Arc::new(RealDisk), db, settings(&home.path("../other"))).unwrap();
     assert_eq!(empty.presence(BlobId::of(&bytes)).unwrap(), Presence::None);
 }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use blobstore::{Access, Disk, DiskFile, RealDisk, Sink, Verdict};
-use tree::{BlobId, Fingerprint, RangeSet, ReadAt, UnixTime};
+use tree::{BlobId, Fingerprint, RangeSet, ReadAt, UnixTime, WriteAt};
 
 use crate::{
     common::{GROUP, all, feed, groups, pieces, random},
@@ -94,7 +94,7 @@ impl ReadAt for RefusingFile {
     }
 }
 
-impl DiskFile for RefusingFile {
+impl WriteAt for RefusingFile {
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         if let Err(error) = self.disk.refuses(Refuse::HalfOfWrites) {
             self.file.write_all_at(&bytes[..bytes.len() / 2], offset)?;
@@ -102,7 +102,9 @@ impl DiskFile for RefusingFile {
         }
         self.file.write_all_at(bytes, offset)
     }
+}
 
+impl DiskFile for RefusingFile {
     fn set_len(&self, bytes: u64) -> io::Result<()> {
         self.file.set_len(bytes)
     }

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use blobstore::{Access, Disk, FileRef, NewFile, RealDisk, RootId};
+use blobstore::{Access, Disk, FileRef, NewFile, RealDisk, RootId, Store};
 use namespace::{
     ArenaName, Change, Content, Decision, Known, Namespace, NamespaceError, RelPath, Seen, SeenKind, Walk, WalkError,
     decide,
@@ -240,8 +240,8 @@ impl<'a> Scan<'a> {
     fn flush(&mut self) -> Result<(), Failure> {
         let jobs = std::mem::take(&mut self.jobs);
         self.job_bytes = 0;
-        let dir = &self.dir;
-        let outcomes: Vec<Outcome> = jobs.par_iter().map(|job| hash_at_rest(dir, &job.path)).collect();
+        let (store, dir) = (&self.node.inner.store, &self.dir);
+        let outcomes: Vec<Outcome> = jobs.par_iter().map(|job| hash_at_rest(store, dir, &job.path)).collect();
         let mut files = Vec::new();
         for (job, outcome) in jobs.into_iter().zip(outcomes) {
             match outcome {
@@ -279,10 +279,10 @@ impl<'a> Scan<'a> {
         self.totals.hashed_files += 1;
         self.totals.hashed_bytes += file.fingerprint.size;
         let expected = job.recheck.as_ref().and_then(|known| known.version.content.blob());
-        if let Some(blob) = expected.filter(|&blob| blob != file.hashed.id) {
+        if let Some(blob) = expected.filter(|&blob| blob != file.hashed.id()) {
             return self.suspect(&job.path, blob);
         }
-        let content = Content::File { blob: file.hashed.id, size: file.fingerprint.size, mode };
+        let content = Content::File { blob: file.hashed.id(), size: file.fingerprint.size, mode };
         self.changes.push(Change {
             path: job.path,
             content,
@@ -349,9 +349,9 @@ fn take_if(
 }
 
 /// Hashes a file, and makes sure that it was the same before and after.
-fn hash_at_rest(dir: &Path, path: &RelPath) -> Outcome {
+fn hash_at_rest(store: &Store, dir: &Path, path: &RelPath) -> Outcome {
     for _ in 0..TRIES {
-        match hash_once(dir, path) {
+        match hash_once(store, dir, path) {
             Ok(Some((file, mode))) => return Outcome::Hashed { file, mode },
             Ok(None) => {}
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Outcome::Vanished,
@@ -362,12 +362,12 @@ fn hash_at_rest(dir: &Path, path: &RelPath) -> Outcome {
 }
 
 /// `None` if the file changed meanwhile.
-fn hash_once(dir: &Path, path: &RelPath) -> io::Result<Option<(NewFile, u16)>> {
+fn hash_once(store: &Store, dir: &Path, path: &RelPath) -> io::Result<Option<(NewFile, u16)>> {
     use std::os::unix::fs::PermissionsExt;
     let file = RealDisk.open_beneath(dir, path.as_path(), Access::Read)?;
     wait_for_next_tick(file.fingerprint()?.ctime);
     let before = file.fingerprint()?;
-    let hashed = match tree::hash(&file, before.size) {
+    let hashed = match store.hash(&file, before.size) {
         Ok(hashed) => hashed,
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
         Err(error) => return Err(error),

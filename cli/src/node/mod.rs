@@ -81,7 +81,8 @@ impl Node {
         })?;
         let db = Arc::new(db);
         let identity = Identity::load_or_create(&home.key())?;
-        let store = Store::open(Arc::new(RealDisk), db.clone(), &home.outboards(), &home.cache)?;
+        let settings = config.store_settings(home)?;
+        let store = Store::open(Arc::new(RealDisk), db.clone(), settings)?;
         let namespace = Namespace::open(db.clone(), fastrand::u64(1..))?;
         let roster = Roster::open(db)?;
         let roots = Roots::default();
