@@ -36,6 +36,14 @@ pub enum StoreError {
         /// The blob that was expected.
         blob: BlobId,
     },
+    /// There is no room for more in the cache, and nothing more can be evicted.
+    #[error("the cache is full: its disk has {free} bytes free, of which it leaves {keep_free}")]
+    CacheFull {
+        /// Bytes free on the cache's file system.
+        free: u64,
+        /// Bytes that the cache leaves free there.
+        keep_free: u64,
+    },
     /// The bytes of an outboard made anew name another blob.
     #[error("the bytes of {path:?} are no longer blob {blob}")]
     NotTheBlob {

@@ -27,7 +27,7 @@ mod source;
 mod store;
 mod verify;
 
-pub use cache::Partial;
+pub use cache::{CacheUsage, Lease, Partial, Passage};
 pub use disk::{Access, Disk, DiskFile, RealDisk};
 pub use error::StoreError;
 pub use fetch::{Collected, Fetch, FetchError, Fetched, SharedSink, Sink, Want};
@@ -35,6 +35,6 @@ pub use mend::Mending;
 pub use outboard::HashedFile;
 pub use place::{FileRef, Presence, RootId};
 pub use rows::FileRow;
-pub use source::{ReadOutcome, Source};
+pub use source::{Proving, ReadOutcome, Source};
 pub use store::{NewFile, Settings, Store};
 pub use verify::Verdict;

@@ -16,6 +16,12 @@ pub(crate) const HOLDERS: TableDefinition<(&[u8; 32], u32, &[u8]), ()> = TableDe
 pub(crate) const OUTBOARDS: TableDefinition<&[u8; 32], &[u8]> = TableDefinition::new("store.outboards");
 /// Cached blob → [`CachedRow`].
 pub(crate) const CACHED: TableDefinition<&[u8; 32], &[u8]> = TableDefinition::new("store.cached");
+/// Cached blob of at most a chunk group → its bytes.
+pub(crate) const INLINE: TableDefinition<&[u8; 32], &[u8]> = TableDefinition::new("store.inline");
+/// Cached blob → a number that is the higher, the later it was used last.
+pub(crate) const USED: TableDefinition<&[u8; 32], u64> = TableDefinition::new("store.used");
+/// Blob of which nothing is evicted.
+pub(crate) const PINS: TableDefinition<&[u8; 32], ()> = TableDefinition::new("store.pins");
 /// File that is being mended → its fingerprint before.
 pub(crate) const MENDING: TableDefinition<FileKey, &[u8]> = TableDefinition::new("store.mending");
 

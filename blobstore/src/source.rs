@@ -1,4 +1,4 @@
-use std::io;
+use std::{io, path::PathBuf};
 
 use tracing::{debug, warn};
 use tree::{
@@ -6,7 +6,8 @@ use tree::{
 };
 
 use crate::{
-    Access, DiskFile, FileRef, Store, StoreError,
+    Access, DiskFile, FileRef, Lease, Store, StoreError,
+    cache::is_inline,
     outboard::{Outboard, Pairs},
     rows::FileRow,
     store::MAX_PLACES,
@@ -14,6 +15,7 @@ use crate::{
 
 /// One place on this machine that has bytes of a blob, open for reading.
 pub struct Source {
+    store: Store,
     blob: BlobId,
     size: u64,
     available: RangeSet,
@@ -22,11 +24,31 @@ pub struct Source {
 }
 
 /// Where the bytes are.
-enum Data {
+pub(crate) enum Data {
     /// Nowhere: the empty blob needs none.
     Nothing,
     InPlace(FileRef, FileRow, Box<dyn DiskFile>),
-    Cached(Box<dyn DiskFile>),
+    /// And when something of it was last evicted.
+    Cached(Cached, Option<u64>),
+}
+
+pub(crate) enum Cached {
+    Row(Vec<u8>),
+    File(Box<dyn DiskFile>),
+}
+
+/// Proven pieces of a query, and errors where there are none: see [`Source::prover`].
+pub struct Proving<'a> {
+    prover: Prover<&'a Data, &'a Pairs>,
+    _lease: Option<Lease>,
+}
+
+impl Iterator for Proving<'_> {
+    type Item = Result<Verified, ProveError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.prover.next()
+    }
 }
 
 /// What a read found.
@@ -50,11 +72,22 @@ impl Source {
     }
 
     pub(crate) fn is_cached(&self) -> bool {
-        matches!(self.data, Data::Cached(_))
+        matches!(self.data, Data::Cached(..))
     }
 
-    /// Reads, with proofs, what `query` asks for. Errors are for [`Store::report`].
-    pub fn prover(&self, query: &Query) -> Prover<impl ReadAt + '_, impl ReadAt + '_> {
+    /// Reads, with proofs, what `query` asks for. Errors are for [`Store::report`]. What is cached is not evicted
+    /// meanwhile.
+    pub fn prover(&self, query: &Query) -> Proving<'_> {
+        let lease = self.is_cached().then(|| {
+            let ranges = query.resolve_bytes(self.size);
+            self.store.ledger().touch(self.blob, &ranges);
+            self.store.lease(self.blob, ranges)
+        });
+        Proving { prover: self.prove(query), _lease: lease }
+    }
+
+    /// The same, where that is no use of the blob, and who calls sees to it that nothing is evicted.
+    pub(crate) fn prove(&self, query: &Query) -> Prover<&Data, &Pairs> {
         let Outboard { pairs, grain } = &self.outboard;
         Prover::new(self.blob, self.size, &self.data, pairs, query).with_grain(*grain)
     }
@@ -65,9 +98,11 @@ impl Store {
     ///
     /// Files that are gone, or edited since they were indexed, are passed over.
     pub fn sources(&self, blob: BlobId) -> Result<Vec<Source>, StoreError> {
+        let store = self.clone();
         if blob == BlobId::EMPTY {
             let outboard = Outboard { pairs: Pairs::Memory(Vec::new()), grain: Grain::GROUP };
-            return Ok(vec![Source { blob, size: 0, available: RangeSet::new(), data: Data::Nothing, outboard }]);
+            let available = RangeSet::new();
+            return Ok(vec![Source { store, blob, size: 0, available, data: Data::Nothing, outboard }]);
         }
         let mut sources = Vec::new();
         for file in self.holders(blob, MAX_PLACES)? {
@@ -77,21 +112,34 @@ impl Store {
                 Err(error) => debug!(path = ?self.absolute(&file), %error, "passed over"),
             }
         }
+        // Asked before the row, so that no eviction in between is missed.
+        let evictions = self.ledger().evictions(blob);
         if let Some(row) = self.cached_row(blob)? {
-            let open = |path| self.inner.disk.open(path, Access::Read);
-            let (data, outboard) = (self.cache_file(blob), self.cache_outboard_file(blob));
-            match open(&data).and_then(|data| Ok((data, open(&outboard)?))) {
-                Ok((data, outboard)) => sources.push(Source {
+            match self.open_cached(blob, row.size) {
+                Ok((data, pairs)) => sources.push(Source {
+                    store,
                     blob,
                     size: row.size,
                     available: row.proven,
-                    data: Data::Cached(data),
-                    outboard: Outboard { pairs: Pairs::File(outboard), grain: Grain::GROUP },
+                    data: Data::Cached(data, evictions),
+                    outboard: Outboard { pairs, grain: Grain::GROUP },
                 }),
                 Err(error) => warn!(%blob, %error, "a cached blob cannot be opened"),
             }
         }
         Ok(sources)
+    }
+
+    fn open_cached(&self, blob: BlobId, size: u64) -> Result<(Cached, Pairs), StoreError> {
+        if is_inline(size) {
+            let bytes = self.inline_bytes(blob)?.unwrap_or_default();
+            return Ok((Cached::Row(bytes), Pairs::Memory(Vec::new())));
+        }
+        let open = |path: PathBuf| {
+            let file = self.inner.disk.open(&path, Access::Read);
+            file.map_err(StoreError::file("open", path))
+        };
+        Ok((Cached::File(open(self.cache_file(blob))?), Pairs::File(open(self.cache_outboard_file(blob))?)))
     }
 
     /// Reads `range` of `blob`, whose size is `size`, from wherever it is sound. What does not prove in one
@@ -147,7 +195,13 @@ impl Store {
                     _ => self.quarantine(file, source.blob, range),
                 }
             }
-            Data::Cached(_) => {
+            Data::Cached(_, evictions) => {
+                // What was evicted after it was opened is no damage.
+                if *evictions != self.ledger().evictions(source.blob)
+                    || !self.cached_ranges(source.blob)?.overlaps(range)
+                {
+                    return Ok(());
+                }
                 warn!(blob = %source.blob, %error, "damage found in the cache");
                 self.forget_cached(source.blob, &RangeSet::from(Geometry::new(source.size).round_out(range)))
             }
@@ -166,6 +220,7 @@ impl Store {
     fn in_place_source(&self, file: FileRef, row: FileRow, data: Box<dyn DiskFile>) -> Result<Source, StoreError> {
         let size = row.fingerprint.size;
         Ok(Source {
+            store: self.clone(),
             blob: row.blob,
             size,
             available: RangeSet::from(Geometry::new(size).all()).difference(&row.damaged),
@@ -179,7 +234,8 @@ impl ReadAt for Data {
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
         match self {
             Self::Nothing => [].read_exact_at(buf, offset),
-            Self::InPlace(_, _, data) | Self::Cached(data) => data.read_exact_at(buf, offset),
+            Self::InPlace(_, _, data) | Self::Cached(Cached::File(data), _) => data.read_exact_at(buf, offset),
+            Self::Cached(Cached::Row(bytes), _) => bytes[..].read_exact_at(buf, offset),
         }
     }
 }

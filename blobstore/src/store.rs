@@ -11,9 +11,11 @@ use tree::{BlobId, ByteRange, Fingerprint, Geometry, Grain, RangeSet};
 
 use crate::{
     Disk, FileRef, HashedFile, Presence, RootId, StoreError,
+    cache::Ledger,
     outboard::{STAGED_DIR, forget_unheld, has_outboard_file, put_outboard_row},
-    place::own_file,
-    rows::{CACHED, CachedRow, FILES, FORMAT, FileRow, HOLDERS, MENDING, META, OUTBOARDS, ROOTS, decode, encode},
+    rows::{
+        CACHED, FILES, FORMAT, FileRow, HOLDERS, INLINE, MENDING, META, OUTBOARDS, PINS, ROOTS, USED, decode, encode,
+    },
 };
 
 /// All bytes on this machine that the daemon knows.
@@ -33,6 +35,10 @@ pub(crate) struct Inner {
     roots: RwLock<BTreeMap<u32, PathBuf>>,
     /// Held while outboard files come and go with their rows.
     pub(crate) linking: Mutex<()>,
+    /// What the cache has, and what of it is in use.
+    pub(crate) ledger: Mutex<Ledger>,
+    /// Held shared by those who write to files of the cache, and alone by those who make, punch or delete them.
+    pub(crate) cache_files: RwLock<()>,
     /// The files that are being mended now.
     pub(crate) mending: Mutex<HashSet<FileRef>>,
 }
@@ -46,6 +52,10 @@ pub struct Settings {
     pub cache: PathBuf,
     /// How far down outboards are kept that are made from now on. Those that are there stay as they are.
     pub grain: Grain,
+    /// How many bytes the cache may take on the disk.
+    pub cache_limit: u64,
+    /// How many bytes the cache leaves free on its file system.
+    pub cache_keep_free: u64,
 }
 
 /// A user's file that was hashed and is to be linked in place.
@@ -77,6 +87,8 @@ impl Store {
             staged: AtomicU64::new(0),
             roots: RwLock::default(),
             linking: Mutex::default(),
+            ledger: Mutex::default(),
+            cache_files: RwLock::default(),
             mending: Mutex::default(),
         };
         let store = Self { inner: Arc::new(inner) };
@@ -90,9 +102,11 @@ impl Store {
             for table in [FILES, MENDING] {
                 txn.open_table(table)?;
             }
-            for table in [OUTBOARDS, CACHED] {
+            for table in [OUTBOARDS, CACHED, INLINE] {
                 txn.open_table(table)?;
             }
+            txn.open_table(USED)?;
+            txn.open_table(PINS)?;
             txn.open_table(HOLDERS)?;
             let mut roots = BTreeMap::new();
             for row in txn.open_table(ROOTS)?.iter()? {
@@ -104,6 +118,7 @@ impl Store {
         *store.inner.roots.write().unwrap_or_else(PoisonError::into_inner) = roots;
         store.remove_orphan_outboards()?;
         store.remove_orphans_of_cache()?;
+        store.take_stock()?;
         store.finish_mending()?;
         Ok(store)
     }
@@ -250,13 +265,6 @@ impl Store {
         self.read_rows("look up a blob", |txn| holders(&txn.open_table(HOLDERS)?, blob, max))
     }
 
-    /// All cached blobs, whole or in part.
-    pub fn cached(&self) -> Result<Vec<BlobId>, StoreError> {
-        self.read_rows("list the cache", |txn| {
-            txn.open_table(CACHED)?.iter()?.map(|row| Ok(BlobId::from_bytes(*row?.0.value()))).collect()
-        })
-    }
-
     /// How much of `blob` is here and, so far as is known, sound.
     pub fn presence(&self, blob: BlobId) -> Result<Presence, StoreError> {
         let in_place = self.holders(blob, MAX_PLACES)?;
@@ -310,20 +318,6 @@ impl Store {
         self.update_file(file, blob, |row| {
             row.damaged.insert(Geometry::new(row.fingerprint.size).round_out(range));
         })
-    }
-
-    pub(crate) fn cached_row(&self, blob: BlobId) -> Result<Option<CachedRow>, StoreError> {
-        self.read_rows("look up a cached blob", |txn| {
-            txn.open_table(CACHED)?.get(blob.as_bytes())?.map(|row| decode(row.value())).transpose()
-        })
-    }
-
-    pub(crate) fn cache_file(&self, blob: BlobId) -> PathBuf {
-        own_file(&self.inner.settings.cache, blob, "data")
-    }
-
-    pub(crate) fn cache_outboard_file(&self, blob: BlobId) -> PathBuf {
-        own_file(&self.inner.settings.cache, blob, "obao4")
     }
 
     /// Deletes files of the cache that no row names: what a crash between a file and its row left behind.

@@ -1,6 +1,6 @@
 use std::io;
 
-use tree::{BlobId, DamageSearch, Drift, Geometry, ProveError, Query, RangeSet};
+use tree::{BlobId, ByteRange, DamageSearch, Drift, Geometry, ProveError, Query, RangeSet};
 
 use crate::{FileRef, Store, StoreError};
 
@@ -67,13 +67,14 @@ impl Store {
     ///
     /// `None` if the blob is not cached.
     pub fn verify_cached(&self, blob: BlobId, progress: &(dyn Fn(u64) + Sync)) -> Result<Option<Verdict>, StoreError> {
+        let _lease = self.lease(blob, ByteRange::new(0, u64::MAX).unwrap_or_default().into());
         let Some(row) = self.cached_row(blob)? else { return Ok(None) };
         let Some(source) = self.sources(blob)?.into_iter().next_back().filter(|source| source.is_cached()) else {
             self.forget_cached(blob, &row.proven)?;
             return Ok(Some(Verdict::Missing));
         };
         let (mut data, mut outboard, mut unreadable) = (RangeSet::new(), RangeSet::new(), None);
-        for item in source.prover(&Query::groups(&row.proven)) {
+        for item in source.prove(&Query::groups(&row.proven)) {
             match item {
                 Ok(tree::Verified::Data(piece)) => progress(piece.range().len()),
                 Ok(tree::Verified::Node(_)) => {}

@@ -23,6 +23,8 @@ pub(crate) struct Config {
     pub advertise: Vec<String>,
     /// What is kept of the files held here.
     pub store: StoreConfig,
+    /// What is kept of the files of others.
+    pub cache: CacheConfig,
     /// Who besides peers is served.
     pub serve: Serve,
 }
@@ -38,6 +40,22 @@ pub(crate) struct StoreConfig {
 impl Default for StoreConfig {
     fn default() -> Self {
         Self { outboard_grain: ByteSize(Grain::GROUP.bytes()) }
+    }
+}
+
+/// `[cache]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct CacheConfig {
+    /// What the cache may take on the disk.
+    pub limit: ByteSize,
+    /// What it leaves free there.
+    pub keep_free: ByteSize,
+}
+
+impl Default for CacheConfig {
+    fn default() -> Self {
+        Self { limit: ByteSize::gib(20), keep_free: ByteSize::gib(1) }
     }
 }
 
@@ -71,7 +89,13 @@ impl Config {
             Failure::new(Code::Usage, format!("store.outboard_grain is {grain}"))
                 .hint("it can be 16 KiB, 64 KiB, 256 KiB or 1 MiB")
         })?;
-        Ok(Settings { outboards: home.outboards(), cache: home.cache.clone(), grain })
+        Ok(Settings {
+            outboards: home.outboards(),
+            cache: home.cache.clone(),
+            grain,
+            cache_limit: self.cache.limit.as_u64(),
+            cache_keep_free: self.cache.keep_free.as_u64(),
+        })
     }
 
     /// Writes a file that says what can be set, if there is none.
@@ -99,6 +123,12 @@ const TEMPLATE: &str = r#"# blobd's settings. Everything has a default, shown he
 # How far down the tree of each file is kept: 16 KiB, 64 KiB, 256 KiB or 1 MiB. Coarser takes less disk space (0.39 % of
 # the files, 0.1 %, 0.02 %, 0.006 %), and finds damage here in pieces of that size. For files indexed from now on.
 #outboard_grain = "16 KiB"
+
+[cache]
+# What the files of others that were read here may take on the disk, and what is always left free there. What was
+# used longest ago makes room.
+#limit = "20 GiB"
+#keep_free = "1 GiB"
 
 [serve]
 # Whether anyone who knows a blob id may read the blobs of public arenas in iroh-blobs' protocol.

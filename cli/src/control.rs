@@ -128,6 +128,7 @@ type Body_<T> = Result<Json<T>, JsonRejection>;
 type Answer = Result<Json<Value>, Failure>;
 
 async fn status(State(node): State<Node>) -> Answer {
+    let cache = node.cache_usage()?;
     let arenas = node.namespace().arenas()?.iter().map(arena_json).collect::<Vec<_>>();
     Ok(Json(json!({
         "name": node.name(),
@@ -136,6 +137,7 @@ async fn status(State(node): State<Node>) -> Answer {
         "addresses": node.peers().addresses(),
         "arenas": arenas,
         "peers": peers_json(&node),
+        "cache": { "bytes": cache.bytes, "limit": cache.limit, "free": cache.free, "keep_free": cache.keep_free },
         "seq": *node.namespace().head().borrow(),
     })))
 }

@@ -7,7 +7,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use tree::{Fingerprint, ReadAt, UnixTime, WriteAt};
+use tree::{ByteRange, Fingerprint, ReadAt, UnixTime, WriteAt};
 
 pub use real::RealDisk;
 
@@ -47,12 +47,22 @@ pub trait Disk: Send + Sync {
 
     /// Makes everything durable that was written so far to the file system that `dir` is on.
     fn sync_file_system(&self, dir: &Path) -> io::Result<()>;
+
+    /// How many bytes whoever is not root can still write to the file system that `dir` is on.
+    fn free_bytes(&self, dir: &Path) -> io::Result<u64>;
 }
 
 /// An open file.
 pub trait DiskFile: ReadAt + WriteAt + Send {
     /// Makes the file `bytes` long, with zeros, which take no room, where it grows.
     fn set_len(&self, bytes: u64) -> io::Result<()>;
+
+    /// Makes `range` zeros that take no room; the length stays. Where the file ends inside its last block, the range
+    /// may go beyond the end. [`io::ErrorKind::Unsupported`] if the file system cannot do that.
+    fn punch(&self, range: ByteRange) -> io::Result<()>;
+
+    /// How many bytes the file takes on the disk.
+    fn allocated(&self) -> io::Result<u64>;
 
     /// Makes the file's bytes, length and times durable.
     fn sync(&self) -> io::Result<()>;

@@ -1,12 +1,12 @@
 use std::{
     fs::{self, File, OpenOptions},
     io,
-    os::unix::fs::FileExt,
+    os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
 };
 
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, Timespec, Timestamps, UTIME_OMIT};
-use tree::{Fingerprint, ReadAt, UnixTime, WriteAt};
+use rustix::fs::{CWD, FallocateFlags, Mode, OFlags, ResolveFlags, Timespec, Timestamps, UTIME_OMIT};
+use tree::{ByteRange, Fingerprint, ReadAt, UnixTime, WriteAt};
 
 use super::{Access, Disk, DiskFile};
 
@@ -73,6 +73,11 @@ impl Disk for RealDisk {
     fn sync_file_system(&self, dir: &Path) -> io::Result<()> {
         Ok(rustix::fs::syncfs(File::open(dir)?)?)
     }
+
+    fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
+        let stat = rustix::fs::statvfs(dir)?;
+        Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+    }
 }
 
 struct RealFile(File);
@@ -92,6 +97,15 @@ impl WriteAt for RealFile {
 impl DiskFile for RealFile {
     fn set_len(&self, bytes: u64) -> io::Result<()> {
         self.0.set_len(bytes)
+    }
+
+    fn punch(&self, range: ByteRange) -> io::Result<()> {
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        Ok(rustix::fs::fallocate(&self.0, flags, range.start(), range.len())?)
+    }
+
+    fn allocated(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.blocks() * 512)
     }
 
     fn sync(&self) -> io::Result<()> {

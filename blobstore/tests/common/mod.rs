@@ -40,7 +40,13 @@ pub(crate) fn group_count(size: usize) -> u64 {
 
 /// A store's own directories below `dir`, and everything else as by default.
 pub(crate) fn settings(dir: &Path) -> Settings {
-    Settings { outboards: dir.join("outboards"), cache: dir.join("cache"), grain: Grain::GROUP }
+    Settings {
+        outboards: dir.join("outboards"),
+        cache: dir.join("cache"),
+        grain: Grain::GROUP,
+        cache_limit: u64::MAX,
+        cache_keep_free: 0,
+    }
 }
 
 pub(crate) fn hashed(bytes: &[u8]) -> Hashed {

@@ -15,7 +15,7 @@ use std::{
     sync::Arc,
 };
 
-use tree::UnixTime;
+use tree::{ByteRange, UnixTime};
 
 #[derive(Clone, Default)]
 pub(crate) struct Image {
@@ -45,6 +45,7 @@ pub(crate) enum Op {
     Remove(PathBuf),
     Write(Inode, u64, Bytes),
     SetLen(Inode, u64),
+    Punch(Inode, ByteRange),
     SetMtime(Inode, UnixTime),
     Rot(Inode, u64),
     Sync(Inode),
@@ -114,6 +115,10 @@ impl Image {
                 self.bytes(*inode).resize(*len as usize, 0);
                 self.set_times(*inode, now, now);
             }
+            Op::Punch(inode, range) => {
+                self.punch(*inode, range.start() as usize..range.end() as usize);
+                self.set_times(*inode, now, now);
+            }
             Op::SetMtime(inode, mtime) => self.set_times(*inode, *mtime, now),
             Op::Rot(inode, offset) => {
                 if let Some(byte) = self.bytes(*inode).get_mut(*offset as usize) {
@@ -150,6 +155,15 @@ impl Image {
                 }
                 false
             }
+            // Some blocks become holes, and others stay.
+            (_, Op::Punch(inode, range)) => {
+                for start in (range.start() as usize..range.end() as usize).step_by(4096) {
+                    if luck.keeps() {
+                        self.punch(*inode, start..start + 4096);
+                    }
+                }
+                false
+            }
             _ => luck.keeps(),
         };
         if survives {
@@ -180,6 +194,12 @@ impl Image {
         let (old, start) = (self.bytes(inode), offset as usize);
         old.resize(old.len().max(start + bytes.len()), 0);
         old[start..start + bytes.len()].copy_from_slice(bytes);
+    }
+
+    fn punch(&mut self, inode: Inode, range: Range<usize>) {
+        let bytes = self.bytes(inode);
+        let end = range.end.min(bytes.len());
+        bytes[range.start.min(end)..end].fill(0);
     }
 
     fn set_times(&mut self, inode: Inode, mtime: UnixTime, ctime: UnixTime) {
@@ -232,7 +252,9 @@ impl Op {
             Op::MakeDir(path) | Op::Create(path, _) | Op::Rename(_, path) | Op::Remove(path) => {
                 Place::Names(path.parent().expect("nobody names the root"))
             }
-            Op::Write(inode, ..) | Op::SetLen(inode, _) | Op::SetMtime(inode, _) => Place::Content(*inode),
+            Op::Write(inode, ..) | Op::SetLen(inode, _) | Op::Punch(inode, _) | Op::SetMtime(inode, _) => {
+                Place::Content(*inode)
+            }
             Op::Rot(..) | Op::Sync(_) | Op::SyncDir(_) | Op::SyncFileSystem(_) => Place::Itself,
         }
     }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use blobstore::{Access, Disk, DiskFile};
-use tree::{Fingerprint, ReadAt, UnixTime, WriteAt};
+use tree::{ByteRange, Fingerprint, ReadAt, UnixTime, WriteAt};
 
 use crate::image::{Bytes, File, Image, Inode, Luck, Op, file_system};
 
@@ -143,6 +143,10 @@ impl Disk for SimDisk {
     fn sync_file_system(&self, dir: &Path) -> io::Result<()> {
         self.apply(Op::SyncFileSystem(file_system(dir)))
     }
+
+    fn free_bytes(&self, _: &Path) -> io::Result<u64> {
+        Ok(u64::MAX)
+    }
 }
 
 struct SimFile {
@@ -174,6 +178,15 @@ impl DiskFile for SimFile {
             return Ok(());
         }
         self.disk.apply(Op::SetLen(self.inode, bytes))
+    }
+
+    fn punch(&self, range: ByteRange) -> io::Result<()> {
+        self.disk.apply(Op::Punch(self.inode, range))
+    }
+
+    fn allocated(&self) -> io::Result<u64> {
+        let taken = |block: &&[u8]| block.iter().any(|byte| *byte != 0);
+        Ok(self.look(|file| file.bytes.chunks(4096).filter(taken).count() as u64 * 4096))
     }
 
     fn sync(&self) -> io::Result<()> {

@@ -51,6 +51,14 @@ pub(crate) enum Mark {
     Unlinked,
     Takes,
     Taken,
+    /// A small blob is pinned, and in the cache.
+    Pinned,
+    /// All of [`Blobs::evicted`] is in the cache, and stays until it is evicted.
+    Brought,
+    Evicts,
+    BroughtAnew,
+    EvictsAll,
+    EvictedAll,
 }
 
 pub(crate) struct Blobs {
@@ -61,6 +69,10 @@ pub(crate) struct Blobs {
     pub(crate) cached: Vec<u8>,
     /// Comes into the cache from peers who disagree on its size.
     disputed: Vec<u8>,
+    /// Comes into the cache, is evicted in part, comes again, and is evicted whole.
+    pub(crate) evicted: Vec<u8>,
+    /// So small that it is a row.
+    pub(crate) pinned: Vec<u8>,
 }
 
 pub(crate) struct Recorded {
@@ -116,6 +128,8 @@ pub(crate) fn record(start: &Start) -> Recorded {
         new_medium: random(10, 50 << 10),
         cached: random(11, (1 << 20) + 5000),
         disputed: random(12, 40 << 10),
+        evicted: random(13, (3 << 20) + 20_000),
+        pinned: random(14, 9000),
     };
     let mut recorded = Recorded { disk, blobs, large_mtime: UnixTime::default(), marks: Vec::new() };
     let store = open(&recorded.disk);
@@ -124,6 +138,7 @@ pub(crate) fn record(start: &Start) -> Recorded {
     rot_and_mend(&store, &mut recorded);
     replace_and_unlink(start, &store, &mut recorded);
     take(&store, &mut recorded);
+    evict(&store, &mut recorded);
     recorded
 }
 
@@ -204,4 +219,31 @@ fn take(store: &Store, recorded: &mut Recorded) {
     let mut bytes = vec![0; cached.len()];
     recorded.disk.open(&path, Access::Read).unwrap().read_exact_at(&mut bytes, 0).unwrap();
     assert!(bytes == cached, "the file given away is not the blob");
+}
+
+fn evict(store: &Store, recorded: &mut Recorded) {
+    let Blobs { evicted, pinned, .. } = &recorded.blobs;
+    let (evicted, pinned) = (evicted.clone(), pinned.clone());
+    store.set_pinned(BlobId::of(&pinned), true).unwrap();
+    bring(store, &pinned);
+    recorded.mark(Mark::Pinned);
+    bring(store, &evicted);
+    recorded.mark(Mark::Brought);
+    recorded.mark(Mark::Evicts);
+    // What is left of the disputed one goes first; then a megabyte or two.
+    store.trim(2 << 20).unwrap();
+    bring(store, &evicted);
+    recorded.mark(Mark::BroughtAnew);
+    recorded.mark(Mark::EvictsAll);
+    store.trim(0).unwrap();
+    recorded.mark(Mark::EvictedAll);
+}
+
+/// Brings what the cache lacks of a blob.
+fn bring(store: &Store, bytes: &[u8]) {
+    let (blob, size) = (BlobId::of(bytes), bytes.len() as u64);
+    let missing = store.missing_from_cache(blob, size, &all(bytes.len())).unwrap();
+    let mut partial = store.partial(blob, size).unwrap();
+    feed(&mut partial, bytes, &missing);
+    commit(&mut partial);
 }

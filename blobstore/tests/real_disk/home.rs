@@ -10,7 +10,7 @@ use std::{
     sync::Arc,
 };
 
-use blobstore::{Disk, FileRef, FileRow, NewFile, RealDisk, RootId, Store, StoreError, Verdict};
+use blobstore::{Disk, FileRef, FileRow, NewFile, RealDisk, RootId, Settings, Store, StoreError, Verdict};
 use redb::Database;
 use tempfile::TempDir;
 use tree::{BlobId, Drift, Fingerprint, RangeSet};
@@ -34,6 +34,20 @@ impl Home {
 
     fn open(dir: TempDir, kills: u32, disk: Arc<dyn Disk>) -> Self {
         let store = Self::try_open(&dir, kills, disk).unwrap();
+        Self::with(dir, kills, store)
+    }
+
+    /// The next start, with a cache that may take `limit` bytes.
+    pub(crate) fn reopen_limited(self, disk: Arc<dyn Disk>, limit: u64) -> Self {
+        let kills = self.kills;
+        let dir = self.close();
+        let db = Arc::new(Database::create(database(&dir, kills)).unwrap());
+        let settings = Settings { cache_limit: limit, ..settings(dir.path()) };
+        let store = Store::open(disk, db, settings).unwrap();
+        Self::with(dir, kills, store)
+    }
+
+    fn with(dir: TempDir, kills: u32, store: Store) -> Self {
         let root = store.add_root(&dir.path().join("arena")).unwrap();
         Self { store, root, dir, kills }
     }

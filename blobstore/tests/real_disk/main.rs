@@ -5,6 +5,7 @@
 mod common;
 mod home;
 
+mod budget;
 mod cache;
 mod changed;
 mod damaged;

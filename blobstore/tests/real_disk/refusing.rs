@@ -8,7 +8,7 @@ use std::{
 };
 
 use blobstore::{Access, Disk, DiskFile, RealDisk, Sink, Verdict};
-use tree::{BlobId, Fingerprint, RangeSet, ReadAt, UnixTime, WriteAt};
+use tree::{BlobId, ByteRange, Fingerprint, RangeSet, ReadAt, UnixTime, WriteAt};
 
 use crate::{
     common::{GROUP, all, feed, groups, pieces, random},
@@ -17,7 +17,7 @@ use crate::{
 
 /// What a disk refuses from now on.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Refuse {
+pub(crate) enum Refuse {
     Nothing,
     /// To set times, as for a file that others own and we may write.
     Times,
@@ -25,23 +25,33 @@ enum Refuse {
     HalfOfWrites,
     /// The next sync of a file. As on Linux, the one after it succeeds, and what was to be synced is lost.
     OneSync,
+    /// Writes, until something is deleted or punched.
+    RoomUntilFreed,
+    /// All writes.
+    Room,
 }
 
 /// The machine's file systems, but for what it is told to refuse.
 #[derive(Clone)]
-struct Refusing(Arc<Mutex<Refuse>>);
+pub(crate) struct Refusing(Arc<Mutex<Refuse>>);
 
 impl Refusing {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(Arc::new(Mutex::new(Refuse::Nothing)))
     }
 
-    fn set(&self, refuse: Refuse) {
+    pub(crate) fn set(&self, refuse: Refuse) {
         *self.0.lock().unwrap() = refuse;
     }
 
     fn refuses(&self, what: Refuse) -> io::Result<()> {
         if *self.0.lock().unwrap() == what { Err(io::Error::other("refused")) } else { Ok(()) }
+    }
+
+    fn freed(&self) {
+        if self.refuses(Refuse::RoomUntilFreed).is_err() {
+            self.set(Refuse::Nothing);
+        }
     }
 
     fn wrap(&self, file: Box<dyn DiskFile>) -> Box<dyn DiskFile> {
@@ -71,6 +81,7 @@ impl Disk for Refusing {
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
+        self.freed();
         RealDisk.remove(path)
     }
 
@@ -80,6 +91,10 @@ impl Disk for Refusing {
 
     fn sync_file_system(&self, dir: &Path) -> io::Result<()> {
         RealDisk.sync_file_system(dir)
+    }
+
+    fn free_bytes(&self, dir: &Path) -> io::Result<u64> {
+        RealDisk.free_bytes(dir)
     }
 }
 
@@ -96,6 +111,9 @@ impl ReadAt for RefusingFile {
 
 impl WriteAt for RefusingFile {
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        if self.disk.refuses(Refuse::Room).and(self.disk.refuses(Refuse::RoomUntilFreed)).is_err() {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         if let Err(error) = self.disk.refuses(Refuse::HalfOfWrites) {
             self.file.write_all_at(&bytes[..bytes.len() / 2], offset)?;
             return Err(error);
@@ -107,6 +125,15 @@ impl WriteAt for RefusingFile {
 impl DiskFile for RefusingFile {
     fn set_len(&self, bytes: u64) -> io::Result<()> {
         self.file.set_len(bytes)
+    }
+
+    fn punch(&self, range: ByteRange) -> io::Result<()> {
+        self.disk.freed();
+        self.file.punch(range)
+    }
+
+    fn allocated(&self) -> io::Result<u64> {
+        self.file.allocated()
     }
 
     fn sync(&self) -> io::Result<()> {

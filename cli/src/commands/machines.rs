@@ -1,4 +1,5 @@
 use axum::http::Method;
+use indicatif::HumanBytes;
 use jiff::SignedDuration;
 use peers::Identity;
 use serde_json::{Value, json};
@@ -94,6 +95,13 @@ pub(crate) async fn status(home: &Home, common: &Common) -> Result<Code, Failure
         for peer in status["peers"].as_array().into_iter().flatten() {
             lines.push(format!("peer          {}", peer_line(peer)));
         }
+        let cache = |name| HumanBytes(status["cache"][name].as_u64().unwrap_or_default());
+        lines.push(format!(
+            "cache         {} of {}; {} free on its disk",
+            cache("bytes"),
+            cache("limit"),
+            cache("free")
+        ));
         lines.join("\n")
     })
 }

@@ -293,6 +293,7 @@ impl Getting {
         // From here on nobody else fetches this blob, or takes it from the cache.
         let _alone = self.node.alone_with(blob).await;
         let store = self.node.inner.store.clone();
+        let _passage = store.passage(blob);
         let presence = blocking(move || {
             // What was fetched earlier may have lain there for long. What does not prove is forgotten, and fetched anew.
             store.verify_cached(blob, &|_| {})?;

@@ -16,7 +16,7 @@ use std::{
     time::Duration,
 };
 
-use blobstore::{RealDisk, RootId, Store};
+use blobstore::{CacheUsage, RealDisk, RootId, Store};
 use namespace::{Arena, ArenaName, Namespace, PeerId};
 use peers::{Identity, Options, Peers, Roster};
 use redb::Database;
@@ -146,6 +146,10 @@ impl Node {
         // A scan or a mending stops between two files once nobody listens any more.
         let _ = tokio::time::timeout(Duration::from_secs(5), self.inner.turn.acquire()).await;
         self.inner.peers.shutdown().await;
+        let store = self.inner.store.clone();
+        if let Err(failure) = blocking(move || Ok(store.note_uses()?)).await {
+            warn!(%failure, "the next start will not know when the cache was used");
+        }
         info!("stopped");
     }
 
@@ -162,6 +166,11 @@ impl Node {
     /// The other machines.
     pub fn peers(&self) -> &Peers {
         &self.inner.peers
+    }
+
+    /// How full the cache is.
+    pub fn cache_usage(&self) -> Result<CacheUsage, Failure> {
+        Ok(self.inner.store.cache_usage()?)
     }
 
     /// What is where.

@@ -1,6 +1,6 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
-use blobstore::{Collected, Fetch, FetchError, Fetched, Sink, Want};
+use blobstore::{Collected, Fetch, FetchError, Fetched, Sink, StoreError, Want};
 use bytes::Bytes;
 use tokio::sync::OwnedMutexGuard;
 use tree::{BlobId, ByteRange, Geometry, RangeSet, VerifiedData};
@@ -21,6 +21,9 @@ impl Node {
                 Failure::new(Code::Limit, format!("at most {READ_BYTES_MAX} bytes at once")).while_doing(what())
             );
         }
+        // What is brought for this read is there until it has been read.
+        let store = self.inner.store.clone();
+        let _lease = blocking(move || Ok(store.lease(blob, range.into()))).await?;
         let (pieces, missing) = self.read_here(blob, size, range).await.while_doing(what())?;
         if missing.is_empty() {
             return Ok(bytes_of(pieces));
@@ -108,6 +111,9 @@ impl Node {
 /// A failed fetch: unreachable, unless it was this machine that failed.
 pub(super) fn fetch_failure(error: FetchError) -> Failure {
     let code = match error {
+        FetchError::Sink { source: StoreError::CacheFull { .. }, .. } => {
+            return Failure::from(error).code(Code::Limit).hint("see [cache] in config.toml, and blob status");
+        }
         FetchError::NoPeerHasIt { .. } | FetchError::AllFailed { .. } => Code::Unreachable,
         FetchError::Sink { .. } => Code::Error,
     };

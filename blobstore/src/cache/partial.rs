@@ -1,0 +1,262 @@
+use std::{io, path::Path, sync::PoisonError};
+
+use redb::ReadableTable;
+use tracing::{info, warn};
+use tree::{BlobId, GROUP_BYTES, Geometry, RangeSet, Verified};
+
+use super::{Lease, is_inline};
+use crate::{
+    Access, DiskFile, Sink, Store, StoreError,
+    rows::{CACHED, CachedRow, INLINE, decode, encode},
+};
+
+/// A blob that is coming into the cache.
+///
+/// Pieces are written where they belong in a sparse file; [`commit`](Sink::commit) syncs them and only then
+/// records them as proven. What was not committed when the power went counts as not there. A small blob waits in
+/// memory for its row. What was written is not evicted as long as this lives. Callers see to it that nobody takes the
+/// blob's file ([`Store::take_cached`]) while one of these is open.
+pub struct Partial {
+    store: Store,
+    blob: BlobId,
+    geometry: Geometry,
+    place: Place,
+    /// Chunk groups written whole, and not yet recorded.
+    written: RangeSet,
+    /// Whether the cache has a row of it.
+    recorded: bool,
+    lease: Lease,
+    /// Room that was made for what is written, and not yet looked at on the disk.
+    reserved: u64,
+    /// How much of that has been used.
+    used: u64,
+}
+
+enum Place {
+    Row(Vec<u8>),
+    Files {
+        data: Box<dyn DiskFile>,
+        outboard: Box<dyn DiskFile>,
+        /// Whether the files' names are durable.
+        named: bool,
+    },
+}
+
+impl Store {
+    /// Opens a place in the cache for `blob`, said to have `size` bytes; what is there already stays.
+    ///
+    /// If what is there was begun with another claimed size that has not been proven, it is begun anew.
+    pub fn partial(&self, blob: BlobId, size: u64) -> Result<Partial, StoreError> {
+        let alone = self.inner.cache_files.write().unwrap_or_else(PoisonError::into_inner);
+        let geometry = Geometry::new(size);
+        let mut row = self.cached_row(blob)?;
+        if let Some(other) = row.take_if(|row| row.size != size) {
+            if other.proven.contains(Geometry::new(other.size).last_group()) {
+                return Err(StoreError::ForeignPiece { blob });
+            }
+            info!(%blob, was = other.size, now = size, "begun anew: peers disagree on the size");
+            self.discard_cached(blob)?;
+        }
+        if row.is_some() && !self.has_cached_bytes(blob, geometry)? {
+            warn!(%blob, "begun anew: what the cache had of it is gone");
+            self.discard_cached(blob)?;
+            row = None;
+        }
+        let place = if is_inline(size) {
+            Place::Row(vec![0; size as usize])
+        } else {
+            let open = |path: &Path, len: u64| {
+                let disk = &self.inner.disk;
+                path.parent().map_or(Ok(()), |dir| disk.create_dirs(dir))?;
+                let file = disk.open(path, Access::Create)?;
+                file.set_len(len)?;
+                Ok(file)
+            };
+            let (data, outboard) = (self.cache_file(blob), self.cache_outboard_file(blob));
+            Place::Files {
+                data: open(&data, size).map_err(StoreError::file("create", data))?,
+                outboard: open(&outboard, geometry.outboard_bytes()).map_err(StoreError::file("create", outboard))?,
+                named: false,
+            }
+        };
+        let lease = self.lease_now(blob, RangeSet::new());
+        drop(alone);
+        let store = self.clone();
+        let (written, recorded) = (RangeSet::new(), row.is_some());
+        Ok(Partial { store, blob, geometry, place, written, recorded, lease, reserved: 0, used: 0 })
+    }
+
+    /// Whether the row's bytes, or both files, of a cached blob are there, and as long as they must be.
+    fn has_cached_bytes(&self, blob: BlobId, geometry: Geometry) -> Result<bool, StoreError> {
+        if is_inline(geometry.size()) {
+            return Ok(self.inline_bytes(blob)?.is_some_and(|bytes| bytes.len() as u64 == geometry.size()));
+        }
+        let files =
+            [(self.cache_file(blob), geometry.size()), (self.cache_outboard_file(blob), geometry.outboard_bytes())];
+        Ok(files.iter().all(|(path, bytes)| {
+            let file = self.inner.disk.open(path, Access::Read);
+            file.and_then(|file| file.fingerprint()).is_ok_and(|fingerprint| fingerprint.size == *bytes)
+        }))
+    }
+}
+
+impl Partial {
+    /// Sees to it that `bytes` more may be written.
+    fn reserve(&mut self, bytes: u64) -> Result<(), StoreError> {
+        self.used += bytes;
+        if self.used > self.reserved {
+            let more = bytes.max(RESERVE_BYTES.min(self.geometry.size()));
+            let counts = !self.store.ledger().is_staged(self.blob);
+            self.store.make_room(more, counts)?;
+            self.store.ledger().reserve(if counts { more } else { 0 });
+            self.reserved += if counts { more } else { 0 };
+            self.used = if counts { self.used } else { 0 };
+        }
+        Ok(())
+    }
+
+    /// Writes, and if the disk is full, evicts and tries once more.
+    fn write_or_evict(&self, bytes: u64, write: impl Fn(&Place) -> io::Result<()>) -> Result<(), StoreError> {
+        let attempt = || {
+            let _writing = self.store.inner.cache_files.read().unwrap_or_else(PoisonError::into_inner);
+            write(&self.place)
+        };
+        let outcome = match attempt() {
+            Err(error) if is_full(&error) => {
+                info!(%error, "evicting");
+                self.store.evict(bytes)?;
+                attempt()
+            }
+            outcome => outcome,
+        };
+        match outcome {
+            Err(error) if is_full(&error) => {
+                let usage = self.store.cache_usage()?;
+                Err(StoreError::CacheFull { free: usage.free, keep_free: usage.keep_free })
+            }
+            outcome => outcome.map_err(StoreError::file("write", self.store.cache_file(self.blob))),
+        }
+    }
+
+    /// Gives back the room that was made, for what was written shows on the disk.
+    fn account(&mut self) {
+        self.store.look_at(self.blob, self.geometry.size());
+        self.store.ledger().release_reserved(self.reserved);
+        (self.reserved, self.used) = (0, 0);
+    }
+
+    /// Records what was written, which is durable by now.
+    fn record(&mut self, written: &RangeSet) -> Result<(), StoreError> {
+        let (blob, size) = (self.blob, self.geometry.size());
+        let fresh = self.store.write("record a part of a cached blob", |txn| {
+            let mut cached = txn.open_table(CACHED)?;
+            let row = cached.get(blob.as_bytes())?.map(|row| decode::<CachedRow>(row.value())).transpose()?;
+            let mut row = row.unwrap_or(CachedRow { size, proven: RangeSet::new() });
+            if row.size != size {
+                return Ok(RangeSet::new());
+            }
+            let fresh = written.difference(&row.proven);
+            row.proven.extend(fresh.iter());
+            cached.insert(blob.as_bytes(), &encode(&row)?[..])?;
+            if let Place::Row(bytes) = &self.place {
+                txn.open_table(INLINE)?.insert(blob.as_bytes(), &bytes[..])?;
+            }
+            Ok(fresh)
+        })?;
+        self.store.ledger().add(blob, &fresh);
+        self.recorded = true;
+        Ok(())
+    }
+}
+
+impl Sink for Partial {
+    fn write(&mut self, piece: Verified) -> Result<(), StoreError> {
+        let blob = self.blob;
+        match piece {
+            Verified::Data(data) => {
+                let range = data.range();
+                if data.blob() != blob || range.end() > self.geometry.size() {
+                    return Err(StoreError::ForeignPiece { blob });
+                }
+                self.reserve(range.len())?;
+                // From here on nobody punches a hole there.
+                self.lease.extend(self.geometry.round_out(range));
+                if let Place::Row(bytes) = &mut self.place {
+                    bytes[range.start() as usize..range.end() as usize].copy_from_slice(data.bytes());
+                }
+                self.write_or_evict(range.len(), |place| match place {
+                    Place::Row(_) => Ok(()),
+                    Place::Files { data: file, .. } => file.write_all_at(data.bytes(), data.offset()),
+                })?;
+                if self.geometry.round_out(range) == range {
+                    self.written.insert(range);
+                }
+                Ok(())
+            }
+            Verified::Node(node) => {
+                let Some(offset) = node.outboard_offset() else { return Ok(()) };
+                if node.blob() != blob || offset >= self.geometry.outboard_bytes() {
+                    return Err(StoreError::ForeignPiece { blob });
+                }
+                self.write_or_evict(GROUP_BYTES, |place| match place {
+                    Place::Row(_) => Ok(()),
+                    Place::Files { outboard, .. } => outboard.write_all_at(node.pair(), offset),
+                })
+            }
+        }
+    }
+
+    fn commit(&mut self) -> Result<(), StoreError> {
+        if self.written.is_empty() {
+            return Ok(());
+        }
+        let path = self.store.cache_file(self.blob);
+        // Once a sync has failed nobody knows what is on the disk, and the next sync does not say.
+        let written = std::mem::take(&mut self.written);
+        if let Place::Files { data, outboard, named } = &mut self.place {
+            if !is_named(&self.store, &**data, &path)? {
+                info!(blob = %self.blob, "its files were taken from the cache meanwhile");
+                return Ok(());
+            }
+            data.sync().map_err(StoreError::file("sync", &path))?;
+            outboard.sync().map_err(StoreError::file("sync", self.store.cache_outboard_file(self.blob)))?;
+            if !*named {
+                // The file's own directory and the cache's, in which that one may be new.
+                for dir in path.ancestors().skip(1).take(2) {
+                    self.store.inner.disk.sync_dir(dir).map_err(StoreError::file("sync", dir))?;
+                }
+                *named = true;
+            }
+        }
+        self.record(&written)?;
+        self.account();
+        Ok(())
+    }
+}
+
+impl Drop for Partial {
+    /// What was never recorded is of no use to anybody.
+    fn drop(&mut self) {
+        if !self.recorded {
+            let _alone = self.store.inner.cache_files.write().unwrap_or_else(PoisonError::into_inner);
+            if let Err(error) = self.store.discard_cached(self.blob) {
+                warn!(blob = %self.blob, %error, "left behind in the cache until the next start");
+            }
+        }
+        self.account();
+    }
+}
+
+/// Whether the open file `data` is still the one at `path`.
+fn is_named(store: &Store, data: &dyn DiskFile, path: &Path) -> Result<bool, StoreError> {
+    let ours = data.fingerprint().map_err(StoreError::file("stat", path))?;
+    let named = store.inner.disk.open(path, Access::Read).and_then(|file| file.fingerprint());
+    Ok(named.is_ok_and(|named| (named.device, named.inode) == (ours.device, ours.inode)))
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// How much room is made at a time.
+const RESERVE_BYTES: u64 = 4 << 20;
