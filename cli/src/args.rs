@@ -124,6 +124,9 @@ enum Command {
     },
     /// Print blob ids, as b3sum does.
     Hash {
+        /// Print what Linux's fs-verity measures instead, as `fsverity digest` does.
+        #[arg(long)]
+        fsverity: bool,
         /// The files.
         #[arg(required = true)]
         files: Vec<PathBuf>,
@@ -209,7 +212,7 @@ pub fn main_blob() -> ExitCode {
         Command::Stat { target } => commands::stat(home, common, &target).await,
         Command::Cat { target, range } => commands::cat(home, &target, range.as_deref()).await,
         Command::Get { targets } => commands::get(home, common, targets).await,
-        Command::Hash { files } => commands::hash(&files),
+        Command::Hash { fsverity, files } => commands::hash(common, fsverity, &files),
         Command::Verify { targets } => commands::verify(home, common, &targets).await,
         Command::Repair { targets } => commands::repair(home, common, &targets).await,
     })
@@ -266,6 +269,7 @@ Examples:
   blob get Pictures/2024 ~/copies        bring it here, proven
   blob verify && echo all is well        look for damage
   blob repair                            mend it from other machines
+  blob hash --fsverity video.mkv         what fs-verity measures of a file
 
 Exit codes: 0 ok, 1 error, 2 usage, 3 some items failed, 4 damage found, 5 damage left unrepaired,
 6 no reachable peer has it, 7 not found, 8 a limit was hit, 10 no daemon, 130 interrupted.

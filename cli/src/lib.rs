@@ -14,6 +14,7 @@ mod control;
 mod daemon;
 mod event;
 mod failure;
+mod fsverity;
 mod home;
 mod node;
 mod output;

@@ -1,9 +1,10 @@
 //! What a user meets: exit codes, the text of errors, help, pipes that break, and the daemon's manners.
 
 use std::{
+    ffi::OsStr,
     fs,
-    os::unix::fs::PermissionsExt,
-    path::Path,
+    os::unix::{ffi::OsStrExt, fs::PermissionsExt},
+    path::{Path, PathBuf},
     process::{Command, Stdio},
     time::Duration,
 };
@@ -256,6 +257,43 @@ fn the_daemon_is_private_answers_http_and_stops_when_told() {
     assert_eq!(a.run(["status"]).code, 10);
     a.restart();
     a.ok(["status"]);
+}
+
+/// Debian's `fsverity digest` beside `blob hash --fsverity`, around the ends of blocks and of blocks of hashes.
+#[test]
+fn fsverity_digests_are_those_that_linux_measures() {
+    let scratch = Scratch::new();
+    let mut rng = fastrand::Rng::with_seed(7);
+    let sizes = [0, 1, 4095, 4096, 4097, 128 * 4096, 128 * 4096 + 1, (3 << 20) + 7, 70 << 20];
+    let mut files: Vec<_> = sizes.iter().map(|size| scratch.path(&format!("{size} bytes"))).collect();
+    for (file, size) in files.iter().zip(sizes) {
+        tests::write_random(file, size, &mut rng);
+    }
+    files.push(scratch.path("").join(OsStr::from_bytes(b"line\nbreak, \\ and \xff")));
+    fs::write(&files[sizes.len()], "hello").unwrap();
+    let mut rival = Command::new("fsverity");
+    rival.arg("digest").args(&files);
+    let rival = Output::of(rival);
+    assert_eq!(rival.code, 0, "{}", rival.stderr);
+
+    let hash = |args: &[&str], files: &[PathBuf]| {
+        let mut command = Command::new(blob());
+        command.args(["hash", "--fsverity"]).args(args).args(files);
+        Output::of(command)
+    };
+    let ours = hash(&[], &files);
+    assert_eq!((ours.code, ours.text()), (0, rival.text()));
+    assert_eq!(ours.stdout, rival.stdout);
+    let json = hash(&["--json"], &files).of_type("fsverity");
+    for ((line, file), expected) in json.iter().zip(&files).zip(rival.text().lines()) {
+        assert_eq!(line["path"], *file.to_string_lossy());
+        assert!(expected.starts_with(&format!("{} ", line["digest"].as_str().unwrap())), "{line}");
+    }
+    assert_eq!(json.len(), files.len());
+    assert!(json[sizes.len()]["path_bytes"].is_string() && json[0].get("path_bytes").is_none());
+    let mixed = hash(&[], &[scratch.path("nowhere"), files[0].clone()]);
+    assert_eq!((mixed.code, mixed.text().lines().count()), (3, 1), "{}", mixed.stderr);
+    assert_eq!(hash(&[], &[scratch.path("")]).code, 1);
 }
 
 /// SIGTERM while much is being done: it ends all the same, and in time.

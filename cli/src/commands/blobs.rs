@@ -7,7 +7,9 @@ use std::{
 };
 
 use axum::http::Method;
+use data_encoding::HEXLOWER;
 use rayon::prelude::*;
+use serde_json::json;
 use tree::{BlobId, ByteRange, Fingerprint};
 
 use super::{daemon, daemon_or_home, print, style, text};
@@ -15,6 +17,7 @@ use crate::{
     args::Common,
     control::{Get, List, Read, Targets},
     failure::{Code, Failure, WhileDoing},
+    fsverity,
     home::Home,
     node::READ_BYTES_MAX,
     output::{Style, printable, show},
@@ -105,19 +108,18 @@ pub(crate) async fn get(home: &Home, common: &Common, mut targets: Vec<OsString>
 }
 
 /// `blob hash`
-pub(crate) fn hash(files: &[PathBuf]) -> Result<Code, Failure> {
+pub(crate) fn hash(common: &Common, fsverity: bool, files: &[PathBuf]) -> Result<Code, Failure> {
+    let line = |path: &PathBuf| match fsverity {
+        true => Ok(fsverity_line(path, &at_rest(path, fsverity::digest)?, common.json)),
+        false => Ok(blob_id_line(path, at_rest(path, |file, size| Ok(tree::hash(file, size)?.id))?)),
+    };
     let mut out = io::BufWriter::new(io::stdout());
     let mut code = Code::Ok;
     for batch in files.chunks(HASH_AT_ONCE) {
-        let hashed: Vec<_> = batch.par_iter().map(|path| hash_file(path)).collect();
-        for (path, hashed) in batch.iter().zip(hashed) {
-            match hashed {
-                Ok(id) => {
-                    let name = path.as_os_str().as_bytes();
-                    let escaped = escaped(name);
-                    let mark: &[u8] = if escaped == name { b"" } else { b"\\" };
-                    out.write_all(&[mark, id.to_string().as_bytes(), b"  ", &escaped, b"\n"].concat())?;
-                }
+        let lines: Vec<io::Result<Vec<u8>>> = batch.par_iter().map(line).collect();
+        for (path, line) in batch.iter().zip(lines) {
+            match line {
+                Ok(line) => out.write_all(&line)?,
                 Err(error) => {
                     out.flush()?;
                     eprintln!("{}", Failure::from(error).while_doing(format!("hash {path:?}")));
@@ -130,17 +132,41 @@ pub(crate) fn hash(files: &[PathBuf]) -> Result<Code, Failure> {
     Ok(code)
 }
 
-fn hash_file(path: &Path) -> io::Result<BlobId> {
+/// Reads a file of that size with `read`, and makes sure that it was the same before and after.
+fn at_rest<T>(path: &Path, read: impl FnOnce(&File, u64) -> io::Result<T>) -> io::Result<T> {
     let file = File::open(path)?;
     if !file.metadata()?.is_file() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
     }
     let before = Fingerprint::from(&file.metadata()?);
-    let id = tree::hash(&file, before.size)?.id;
+    let value = read(&file, before.size)?;
     if Fingerprint::from(&file.metadata()?) != before {
         return Err(io::Error::other("it changed while it was read"));
     }
-    Ok(id)
+    Ok(value)
+}
+
+/// As `fsverity digest` prints it, which escapes nothing.
+fn fsverity_line(path: &Path, digest: &[u8], json: bool) -> Vec<u8> {
+    let name = path.as_os_str().as_bytes();
+    let digest = format!("sha256:{}", HEXLOWER.encode(digest));
+    if json {
+        let JsonPath { path, path_bytes } = name.into();
+        let mut line = json!({"type": "fsverity", "path": path, "digest": digest});
+        if let Some(bytes) = path_bytes {
+            line["path_bytes"] = bytes.into();
+        }
+        return format!("{line}\n").into_bytes();
+    }
+    [digest.as_bytes(), b" ", name, b"\n"].concat()
+}
+
+/// As b3sum prints it.
+fn blob_id_line(path: &Path, id: BlobId) -> Vec<u8> {
+    let name = path.as_os_str().as_bytes();
+    let escaped = escaped(name);
+    let mark: &[u8] = if escaped == name { b"" } else { b"\\" };
+    [mark, id.to_string().as_bytes(), b"  ", &escaped, b"\n"].concat()
 }
 
 /// A name as b3sum prints it: a line break and a backslash are escaped.
@@ -184,6 +210,14 @@ const HASH_AT_ONCE: usize = 256;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_that_changes_while_it_is_read_has_no_digest() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        assert_eq!(at_rest(file.path(), |_, size| Ok(size)).unwrap(), 0);
+        let error = at_rest(file.path(), |_, _| std::fs::write(file.path(), "more")).unwrap_err();
+        assert_eq!(error.to_string(), "it changed while it was read");
+    }
 
     #[test]
     fn ranges() {
