@@ -22,6 +22,8 @@ pub(crate) const INLINE: TableDefinition<&[u8; 32], &[u8]> = TableDefinition::ne
 pub(crate) const USED: TableDefinition<&[u8; 32], u64> = TableDefinition::new("store.used");
 /// Blob of which nothing is evicted.
 pub(crate) const PINS: TableDefinition<&[u8; 32], ()> = TableDefinition::new("store.pins");
+/// File in place, or cached blob → [`Verified`](crate::Verified).
+pub(crate) const VERIFIED: TableDefinition<FileKey, &[u8]> = TableDefinition::new("store.verified");
 /// File that is being mended → its fingerprint before.
 pub(crate) const MENDING: TableDefinition<FileKey, &[u8]> = TableDefinition::new("store.mending");
 

@@ -14,7 +14,8 @@ use crate::{
     cache::Ledger,
     outboard::{STAGED_DIR, forget_unheld, has_outboard_file, put_outboard_row},
     rows::{
-        CACHED, FILES, FORMAT, FileRow, HOLDERS, INLINE, MENDING, META, OUTBOARDS, PINS, ROOTS, USED, decode, encode,
+        CACHED, FILES, FORMAT, FileRow, HOLDERS, INLINE, MENDING, META, OUTBOARDS, PINS, ROOTS, USED, VERIFIED, decode,
+        encode,
     },
 };
 
@@ -99,7 +100,7 @@ impl Store {
                 return Err(redb::Error::Corrupted(format!("store format {format}, this program knows {FORMAT}")));
             }
             meta.insert("format", FORMAT)?;
-            for table in [FILES, MENDING] {
+            for table in [FILES, MENDING, VERIFIED] {
                 txn.open_table(table)?;
             }
             for table in [OUTBOARDS, CACHED, INLINE] {
@@ -191,6 +192,7 @@ impl Store {
                     unused.insert((old.blob, old.fingerprint.size));
                 }
                 holders.insert((row.blob.as_bytes(), root.0, &file.path[..]), ())?;
+                txn.open_table(VERIFIED)?.remove((root.0, &file.path[..]))?;
                 put_outboard_row(txn, &file.hashed)?;
             }
             forget_unheld(txn, unused)
@@ -229,6 +231,7 @@ impl Store {
                     .transpose()?;
                 if let Some(old) = old {
                     txn.open_table(HOLDERS)?.remove((old.blob.as_bytes(), root.0, path))?;
+                    txn.open_table(VERIFIED)?.remove((root.0, path))?;
                     unused.insert((old.blob, old.fingerprint.size));
                 }
             }

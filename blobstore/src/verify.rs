@@ -26,11 +26,40 @@ pub enum Verdict {
     Unreadable(io::Error),
 }
 
+impl Verdict {
+    /// What was found of one part, and then of another.
+    pub fn and(self, other: Verdict) -> Verdict {
+        match (self, other) {
+            (
+                Self::Damaged { mut data, mut outboard, unreadable },
+                Self::Damaged { data: more_data, outboard: more_outboard, unreadable: more },
+            ) => {
+                data.extend(more_data.iter());
+                outboard.extend(more_outboard.iter());
+                Self::Damaged { data, outboard, unreadable: unreadable.or(more) }
+            }
+            (damaged @ Self::Damaged { .. }, Self::Sound) => damaged,
+            (_, other) => other,
+        }
+    }
+}
+
 impl Store {
     /// Reads all of a file in place and judges it. Records exactly what is damaged now as its quarantine.
     ///
     /// `progress` hears how many more bytes have been judged. `None` if the file is not linked.
     pub fn verify_file(&self, file: &FileRef, progress: &(dyn Fn(u64) + Sync)) -> Result<Option<Verdict>, StoreError> {
+        self.verify_part(file, ByteRange::new(0, u64::MAX).unwrap_or_default(), progress)
+    }
+
+    /// The same for a part of the file only, widened to whole units of 1 MiB. Nothing is said of the rest, and what is
+    /// known of its damage stays.
+    pub fn verify_part(
+        &self,
+        file: &FileRef,
+        part: ByteRange,
+        progress: &(dyn Fn(u64) + Sync),
+    ) -> Result<Option<Verdict>, StoreError> {
         let Some(row) = self.file(file)? else { return Ok(None) };
         let (root, size) = (self.root_dir(file.root), row.fingerprint.size);
         let data = match self.inner.disk.open_beneath(&root, file.relative(), crate::Access::Read) {
@@ -43,15 +72,20 @@ impl Store {
         }
         let outboard = self.outboard(row.blob, size)?;
         let search = DamageSearch::new(row.blob, size, &data, &outboard.pairs).with_grain(outboard.grain);
+        let search = search.within(part);
         let found = search.run(progress);
         let now = fingerprint()?;
         if row.fingerprint.drift(&now) == Drift::Edited {
             return Ok(Some(Verdict::Modified));
         }
-        if found.data != row.damaged || (found.data.is_empty() && row.fingerprint != now) {
+        let judged = search.judged();
+        let damaged = row.damaged.difference(&judged.into()).union(&found.data);
+        // What is the same, byte for byte, takes over a fingerprint that was only touched.
+        let is_sound = damaged.is_empty() && judged == Geometry::new(size).all();
+        if damaged != row.damaged || (is_sound && row.fingerprint != now) {
             self.update_file(file, row.blob, |row| {
-                row.damaged = found.data.clone();
-                if found.data.is_empty() {
+                row.damaged = damaged.clone();
+                if is_sound {
                     row.fingerprint = now;
                 }
             })?;

@@ -133,6 +133,12 @@ enum Command {
     },
     /// Read everything that is stored here, or what is named, and report all damage.
     Verify {
+        /// Only a part of the bytes, such as 5%: what was verified longest ago.
+        #[arg(long, value_name = "PERCENT")]
+        sample: Option<String>,
+        /// Only for so long, such as 30m; the next time goes on from there.
+        #[arg(long, value_name = "TIME")]
+        budget: Option<String>,
         /// What to verify [default: everything here].
         #[arg(value_name = "ARENA[/PATH]")]
         targets: Vec<OsString>,
@@ -213,7 +219,9 @@ pub fn main_blob() -> ExitCode {
         Command::Cat { target, range } => commands::cat(home, &target, range.as_deref()).await,
         Command::Get { targets } => commands::get(home, common, targets).await,
         Command::Hash { fsverity, files } => commands::hash(common, fsverity, &files),
-        Command::Verify { targets } => commands::verify(home, common, &targets).await,
+        Command::Verify { targets, sample, budget } => {
+            commands::verify(home, common, &targets, sample.as_deref(), budget.as_deref()).await
+        }
         Command::Repair { targets } => commands::repair(home, common, &targets).await,
     })
 }

@@ -1,4 +1,4 @@
-use std::{fs, io::Write, path::Path};
+use std::{fs, io::Write, path::Path, time::Duration};
 
 use blobstore::Settings;
 use bytesize::ByteSize;
@@ -25,6 +25,8 @@ pub(crate) struct Config {
     pub store: StoreConfig,
     /// What is kept of the files of others.
     pub cache: CacheConfig,
+    /// How the daemon looks for damage by itself.
+    pub scrub: ScrubConfig,
     /// Who besides peers is served.
     pub serve: Serve,
 }
@@ -56,6 +58,24 @@ pub(crate) struct CacheConfig {
 impl Default for CacheConfig {
     fn default() -> Self {
         Self { limit: ByteSize::gib(20), keep_free: ByteSize::gib(1) }
+    }
+}
+
+/// `[scrub]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct ScrubConfig {
+    /// Within what time everything here is verified.
+    pub period: String,
+    /// How many bytes are read a second for that, at most.
+    pub rate: ByteSize,
+    /// Whether what is found damaged is mended at once.
+    pub repair: bool,
+}
+
+impl Default for ScrubConfig {
+    fn default() -> Self {
+        Self { period: "30d".to_owned(), rate: ByteSize::mib(50), repair: false }
     }
 }
 
@@ -98,6 +118,14 @@ impl Config {
         })
     }
 
+    /// Within what time everything here is to be verified.
+    pub(crate) fn scrub_period(&self) -> Result<Duration, Failure> {
+        let period = parse_duration(&self.scrub.period).filter(|period| !period.is_zero());
+        period.ok_or_else(|| {
+            Failure::new(Code::Usage, format!("scrub.period is {:?}", self.scrub.period)).hint("such as 30d")
+        })
+    }
+
     /// Writes a file that says what can be set, if there is none.
     pub(crate) fn write_template(path: &Path) -> Result<(), Failure> {
         match fs::File::create_new(path) {
@@ -106,6 +134,12 @@ impl Config {
             Err(error) => Err(error).while_doing(format!("create {path:?}")),
         }
     }
+}
+
+/// A time as people write it: `30d`, `1h 30m`, `90s`. Days have 24 hours. `None` if it is none, or below zero.
+pub(crate) fn parse_duration(text: &str) -> Option<Duration> {
+    let span: jiff::Span = text.parse().ok()?;
+    span.to_duration(jiff::SpanRelativeTo::days_are_24_hours()).ok()?.try_into().ok()
 }
 
 const TEMPLATE: &str = r#"# blobd's settings. Everything has a default, shown here behind '#'.
@@ -129,6 +163,13 @@ const TEMPLATE: &str = r#"# blobd's settings. Everything has a default, shown he
 # used longest ago makes room.
 #limit = "20 GiB"
 #keep_free = "1 GiB"
+
+[scrub]
+# The daemon reads and verifies everything it holds once in this time, by itself, at this many bytes a second at most;
+# and mends what it finds damaged with bytes from peers, if it may.
+#period = "30d"
+#rate = "50 MiB"
+#repair = false
 
 [serve]
 # Whether anyone who knows a blob id may read the blobs of public arenas in iroh-blobs' protocol.

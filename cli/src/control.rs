@@ -20,7 +20,7 @@ use tree::{BlobId, ByteRange};
 use crate::{
     event::{Event, Reporter, summary},
     failure::{Code, Failure, WhileDoing},
-    node::Node,
+    node::{Node, Scope},
     target::{JsonPath, Target},
 };
 
@@ -113,7 +113,7 @@ pub(crate) struct Get {
     pub to: JsonPath,
 }
 
-/// `POST /v1/verify` and `POST /v1/repair`
+/// `POST /v1/repair`
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Targets {
     /// What to look at; none for everything.
@@ -138,6 +138,7 @@ async fn status(State(node): State<Node>) -> Answer {
         "arenas": arenas,
         "peers": peers_json(&node),
         "cache": { "bytes": cache.bytes, "limit": cache.limit, "free": cache.free, "keep_free": cache.keep_free },
+        "scrub": node.scrub_status(),
         "seq": *node.namespace().head().borrow(),
     })))
 }
@@ -239,9 +240,12 @@ async fn get_trees(State(node): State<Node>, body: Body_<Get>) -> Result<Respons
     Ok(report(async move |reporter| node.get(targets, to, &reporter).await))
 }
 
-async fn verify(State(node): State<Node>, body: Body_<Targets>) -> Result<Response, Failure> {
-    let targets = understood(body)?.targets;
-    Ok(report(async move |reporter| node.verify(targets, &reporter).await))
+async fn verify(State(node): State<Node>, body: Body_<Scope>) -> Result<Response, Failure> {
+    let scope = understood(body)?;
+    if scope.sample.is_some_and(|sample| !(sample > 0.0 && sample <= 1.0)) {
+        return Err(Failure::new(Code::Usage, "a sample is more than nothing, and at most all"));
+    }
+    Ok(report(async move |reporter| node.verify(scope, &reporter).await))
 }
 
 async fn repair(State(node): State<Node>, body: Body_<Targets>) -> Result<Response, Failure> {

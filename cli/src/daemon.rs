@@ -42,6 +42,8 @@ impl Daemon {
                 error!(%error, "the control socket failed");
             }
         });
+        let (scrubbing, stopped) = (node.clone(), stop.subscribe());
+        tokio::spawn(async move { scrubbing.scrub(scrubbing.scrub_settings(), stopped).await });
         Ok(Self { node, stop, serving })
     }
 

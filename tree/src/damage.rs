@@ -53,7 +53,6 @@ where
 }
 
 /// A search for damage as [`find_damage`] makes it, of a part of a blob, or by a coarser outboard.
-#[derive(Clone, Copy)]
 pub struct DamageSearch<'a, D: ?Sized, O: ?Sized> {
     blob: BlobId,
     geometry: Geometry,
@@ -80,12 +79,22 @@ impl<'a, D: ReadAt + ?Sized, O: ReadAt + ?Sized> DamageSearch<'a, D, O> {
         Self { within: range, ..self }
     }
 
+    /// The bytes that the search judges.
+    pub fn judged(&self) -> ByteRange {
+        let within = self.within.intersection(self.geometry.all());
+        if within.is_empty() {
+            return ByteRange::default();
+        }
+        let end = within.end.checked_next_multiple_of(TASK_BYTES).unwrap_or(u64::MAX).min(self.geometry.size());
+        ByteRange { start: within.start / TASK_BYTES * TASK_BYTES, end }
+    }
+
     /// Searches. `progress` hears how many more bytes have been judged.
-    pub fn run(self, progress: &(dyn Fn(u64) + Sync)) -> Damage {
+    pub fn run(&self, progress: &(dyn Fn(u64) + Sync)) -> Damage {
         if self.within.is_empty() && self.geometry.size() > 0 {
             return Damage::default();
         }
-        let DamageSearch { blob, geometry, data, outboard, grain, within } = self;
+        let &DamageSearch { blob, geometry, data, outboard, grain, within } = self;
         let search = Search { data, outboard, grain, within, progress };
         search.descend(Subtree::root(geometry), *blob.as_bytes())
     }

@@ -15,9 +15,10 @@ use tracing::{debug, info, warn};
 use tree::{BlobId, ByteRange, GROUP_BYTES, Geometry, RangeSet};
 
 use crate::{
-    Access, Store, StoreError,
+    Access, Item, Store, StoreError,
     place::own_file,
-    rows::{CACHED, CachedRow, INLINE, PINS, USED, decode, encode},
+    rows::{CACHED, CachedRow, INLINE, PINS, USED, VERIFIED, decode, encode},
+    scrub::key,
     store::Inner,
 };
 
@@ -194,6 +195,7 @@ impl Store {
         let row = self.write("forget a cached blob", |txn| {
             txn.open_table(INLINE)?.remove(blob.as_bytes())?;
             txn.open_table(USED)?.remove(blob.as_bytes())?;
+            txn.open_table(VERIFIED)?.remove(key(&Item::Cached(blob)))?;
             let mut cached = txn.open_table(CACHED)?;
             let row = cached.remove(blob.as_bytes())?;
             row.map(|row| decode::<CachedRow>(row.value())).transpose()
@@ -297,7 +299,7 @@ impl Store {
         }
         let rows = self.write("evict", |txn| {
             let (mut cached, mut inline) = (txn.open_table(CACHED)?, txn.open_table(INLINE)?);
-            let mut used = txn.open_table(USED)?;
+            let (mut used, mut verified) = (txn.open_table(USED)?, txn.open_table(VERIFIED)?);
             let mut rows = Vec::new();
             for (blob, ranges) in &plan {
                 let row = cached.get(blob.as_bytes())?.map(|row| decode::<CachedRow>(row.value())).transpose()?;
@@ -309,6 +311,7 @@ impl Store {
                 if all {
                     cached.remove(blob.as_bytes())?;
                     inline.remove(blob.as_bytes())?;
+                    verified.remove(key(&Item::Cached(*blob)))?;
                 } else {
                     cached.insert(blob.as_bytes(), &encode(&row)?[..])?;
                 }

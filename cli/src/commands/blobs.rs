@@ -9,17 +9,19 @@ use std::{
 use axum::http::Method;
 use data_encoding::HEXLOWER;
 use rayon::prelude::*;
+use serde::Serialize;
 use serde_json::json;
 use tree::{BlobId, ByteRange, Fingerprint};
 
 use super::{daemon, daemon_or_home, print, style, text};
 use crate::{
     args::Common,
+    config::parse_duration,
     control::{Get, List, Read, Targets},
     failure::{Code, Failure, WhileDoing},
     fsverity,
     home::Home,
-    node::READ_BYTES_MAX,
+    node::{READ_BYTES_MAX, Scope},
     output::{Style, printable, show},
     target::{JsonPath, Target},
 };
@@ -183,19 +185,43 @@ fn escaped(name: &[u8]) -> Vec<u8> {
 }
 
 /// `blob verify`
-pub(crate) async fn verify(home: &Home, common: &Common, targets: &[OsString]) -> Result<Code, Failure> {
-    look_over(home, common, targets, "/v1/verify").await
+pub(crate) async fn verify(
+    home: &Home,
+    common: &Common,
+    targets: &[OsString],
+    sample: Option<&str>,
+    budget: Option<&str>,
+) -> Result<Code, Failure> {
+    let usage = |text: &str, what| Failure::new(Code::Usage, format!("{text:?} is no {what}"));
+    let fraction = |text: &str| {
+        let percent = text.strip_suffix('%').unwrap_or(text).trim().parse::<f64>().ok();
+        let percent = percent.filter(|percent| *percent > 0.0 && *percent <= 100.0);
+        percent.map(|percent| percent / 100.0).ok_or_else(|| usage(text, "part of everything, such as 5%"))
+    };
+    let seconds = |text: &str| {
+        let duration = parse_duration(text).filter(|duration| !duration.is_zero());
+        duration.map(|duration| duration.as_secs().max(1)).ok_or_else(|| usage(text, "time to spend, such as 30m"))
+    };
+    let scope = Scope {
+        targets: parsed(targets)?,
+        sample: sample.map(fraction).transpose()?,
+        budget_s: budget.map(seconds).transpose()?,
+    };
+    look_over(home, common, "/v1/verify", &scope).await
 }
 
 /// `blob repair`
 pub(crate) async fn repair(home: &Home, common: &Common, targets: &[OsString]) -> Result<Code, Failure> {
-    look_over(home, common, targets, "/v1/repair").await
+    look_over(home, common, "/v1/repair", &Targets { targets: parsed(targets)? }).await
 }
 
-async fn look_over(home: &Home, common: &Common, targets: &[OsString], path: &str) -> Result<Code, Failure> {
-    let targets = targets.iter().map(|target| Target::parse(target)).collect::<Result<_, _>>()?;
+fn parsed(targets: &[OsString]) -> Result<Vec<Target>, Failure> {
+    targets.iter().map(|target| Target::parse(target)).collect()
+}
+
+async fn look_over(home: &Home, common: &Common, path: &str, body: &impl Serialize) -> Result<Code, Failure> {
     let (client, node) = daemon_or_home(home)?;
-    let outcome = match client.events(path, &Targets { targets }).await {
+    let outcome = match client.events(path, body).await {
         Ok(events) => show(events, style(common)).await,
         Err(failure) => Err(failure),
     };
@@ -206,35 +232,3 @@ async fn look_over(home: &Home, common: &Common, targets: &[OsString], path: &st
 }
 
 const HASH_AT_ONCE: usize = 256;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_file_that_changes_while_it_is_read_has_no_digest() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        assert_eq!(at_rest(file.path(), |_, size| Ok(size)).unwrap(), 0);
-        let error = at_rest(file.path(), |_, _| std::fs::write(file.path(), "more")).unwrap_err();
-        assert_eq!(error.to_string(), "it changed while it was read");
-    }
-
-    #[test]
-    fn ranges() {
-        for (text, expected) in [
-            ("0..5", Some((0, 5))),
-            ("5..", Some((5, 100))),
-            ("..5", Some((0, 5))),
-            ("..", Some((0, 100))),
-            ("90..200", Some((90, 100))),
-            ("200..300", Some((100, 100))),
-            ("200..", Some((100, 100))),
-            ("5..4", None),
-            ("5", None),
-            ("a..b", None),
-            ("-1..5", None),
-        ] {
-            assert_eq!(parse_range(text, 100).ok(), expected, "{text}");
-        }
-    }
-}

@@ -95,6 +95,7 @@ pub(crate) async fn status(home: &Home, common: &Common) -> Result<Code, Failure
         for peer in status["peers"].as_array().into_iter().flatten() {
             lines.push(format!("peer          {}", peer_line(peer)));
         }
+        lines.push(scrub_line(&status["scrub"]));
         let cache = |name| HumanBytes(status["cache"][name].as_u64().unwrap_or_default());
         lines.push(format!(
             "cache         {} of {}; {} free on its disk",
@@ -104,6 +105,21 @@ pub(crate) async fn status(home: &Home, common: &Common) -> Result<Code, Failure
         ));
         lines.join("\n")
     })
+}
+
+fn scrub_line(scrub: &Value) -> String {
+    let since = scrub["all_since"].as_i64().and_then(|at| jiff::Timestamp::from_millisecond(at).ok());
+    let since = since.map_or("not everything here has been verified yet".to_owned(), |since| {
+        format!("everything here was verified since {since}")
+    });
+    let count = |name: &str| scrub[name].as_u64().unwrap_or_default();
+    let found = match (count("damaged_files"), count("found_files"), count("repaired_files")) {
+        (0, 0, _) => String::new(),
+        (now, found, repaired) => {
+            format!("; damaged now: {now} files, found since the start: {found}, mended: {repaired}")
+        }
+    };
+    format!("scrub         {since}{found}")
 }
 
 fn peer_line(peer: &Value) -> String {

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use blobstore::{Access, Disk, FileRef, NewFile, RealDisk, RootId, Store};
+use blobstore::{Access, Disk, FileRef, Item, NewFile, RealDisk, RootId, Store, Verified};
 use namespace::{
     ArenaName, Change, Content, Decision, Known, Namespace, NamespaceError, RelPath, Seen, SeenKind, Walk, WalkError,
     decide,
@@ -16,7 +16,7 @@ use serde::Serialize;
 use tracing::{info, warn};
 use tree::{BlobId, Fingerprint, UnixTime};
 
-use super::{Node, blocking};
+use super::{Node, blocking, verify::now};
 use crate::{
     event::{Event, FileName, Reporter},
     failure::{Code, Failure, WhileDoing},
@@ -256,7 +256,11 @@ impl<'a> Scan<'a> {
             }
         }
         if !files.is_empty() {
-            self.node.inner.store.link(self.root, &files)?;
+            store.link(self.root, &files)?;
+            // Whoever has just hashed a file need not verify it soon.
+            let item = |file: &NewFile| Item::File(FileRef { root: self.root, path: file.path.clone() });
+            let verified: Vec<_> = files.iter().map(|file| (item(file), Verified { at: now(), next: 0 })).collect();
+            store.note_verified(&verified)?;
         }
         if !self.changes.is_empty() {
             self.node.inner.namespace.commit(self.arena, &std::mem::take(&mut self.changes))?;

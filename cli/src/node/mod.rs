@@ -6,6 +6,7 @@ mod list;
 mod place;
 mod read;
 mod repair;
+mod scrub;
 mod verify;
 
 use std::{
@@ -33,6 +34,8 @@ use crate::{
 
 pub(crate) use index::ScanTotals;
 pub(crate) use read::READ_BYTES_MAX;
+pub(crate) use scrub::{ScrubSettings, ScrubStatus};
+pub(crate) use verify::Scope;
 
 /// An open home: the store, the namespace and the peers of one machine. Cheap to clone; the clones are one.
 #[derive(Clone)]
@@ -49,6 +52,9 @@ struct Inner {
     roots: Roots,
     /// The blobs that are being fetched into the cache, or taken from it.
     fetching: Mutex<HashMap<BlobId, Arc<tokio::sync::Mutex<()>>>>,
+    /// What scrubbing has come to.
+    scrub: Mutex<ScrubStatus>,
+    scrub_settings: ScrubSettings,
     /// One permit: scans, verifying and mending take turns, for they would only fight over the disk.
     turn: Semaphore,
 }
@@ -82,6 +88,11 @@ impl Node {
         let db = Arc::new(db);
         let identity = Identity::load_or_create(&home.key())?;
         let settings = config.store_settings(home)?;
+        let scrub_settings = ScrubSettings {
+            period: config.scrub_period()?,
+            rate: config.scrub.rate.as_u64(),
+            repair: config.scrub.repair,
+        };
         let store = Store::open(Arc::new(RealDisk), db.clone(), settings)?;
         let namespace = Namespace::open(db.clone(), fastrand::u64(1..))?;
         let roster = Roster::open(db)?;
@@ -136,6 +147,8 @@ impl Node {
             peers,
             roots,
             fetching: Mutex::default(),
+            scrub: Mutex::default(),
+            scrub_settings,
             turn: Semaphore::new(1),
         };
         Ok(Self { inner: Arc::new(inner) })
@@ -166,6 +179,11 @@ impl Node {
     /// The other machines.
     pub fn peers(&self) -> &Peers {
         &self.inner.peers
+    }
+
+    /// How scrubbing is set.
+    pub(crate) fn scrub_settings(&self) -> ScrubSettings {
+        self.inner.scrub_settings
     }
 
     /// How full the cache is.

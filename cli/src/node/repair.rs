@@ -11,7 +11,7 @@ use tree::{BlobId, ByteRange, Fingerprint, RangeSet, Verified};
 use super::{
     Node, blocking,
     read::{READ_BYTES_MAX, fetch_failure},
-    verify::Damaged,
+    verify::{Damaged, Scope},
 };
 use crate::{
     event::{Event, Reporter, summary},
@@ -21,11 +21,11 @@ use crate::{
 
 /// What mending one file came to.
 #[derive(Default)]
-struct Mended {
+pub(super) struct Mended {
     ranges: RangeSet,
     fetched: Fetched,
     left: RangeSet,
-    reason: Option<String>,
+    pub(super) reason: Option<String>,
 }
 
 impl Node {
@@ -37,7 +37,8 @@ impl Node {
         let (node, report) = (self.clone(), reporter.clone());
         let damaged = blocking(move || {
             let mut all = Vec::new();
-            let totals = node.find_damage(&targets, &report, &mut |damaged| {
+            let scope = Scope { targets, ..Scope::default() };
+            let totals = node.find_damage(&scope, &report, &mut |damaged| {
                 all.push(damaged);
                 Ok(())
             })?;
@@ -78,7 +79,7 @@ impl Node {
         })
     }
 
-    async fn mend(&self, damaged: &Damaged) -> Result<Mended, Failure> {
+    pub(super) async fn mend(&self, damaged: &Damaged) -> Result<Mended, Failure> {
         let unrepaired = |left, reason: String| Ok(Mended { left, reason: Some(reason), ..Mended::default() });
         let Some((arena, file)) = &damaged.place else {
             // The cache has forgotten what was damaged, which mends it: it is fetched anew when it is wanted.

@@ -1,0 +1,199 @@
+//! What to verify next. The deciding part is pure; times are milliseconds since 1970 and passed in.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tree::{BlobId, ByteRange};
+
+use crate::{
+    FileRef, RootId, Store, StoreError,
+    rows::{CACHED, FILES, VERIFIED, decode, encode},
+};
+
+/// What is verified as one: a file in place, or a cached blob.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Item {
+    /// A file in place.
+    File(FileRef),
+    /// What the cache has of a blob.
+    Cached(BlobId),
+}
+
+/// How far an item has been verified.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verified {
+    /// When it had last been verified whole, in milliseconds since 1970; 0 for never.
+    pub at: u64,
+    /// Where verifying it goes on; 0 at the beginning.
+    pub next: u64,
+}
+
+/// An item to be verified.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Task {
+    /// Which.
+    pub item: Item,
+    /// How many bytes it has.
+    pub bytes: u64,
+    /// How far it has been verified.
+    pub verified: Verified,
+}
+
+impl Task {
+    /// The bytes that are to be verified next: at most `max`, or all of what cannot be split.
+    pub fn part(&self, max: u64) -> ByteRange {
+        let start = if self.verified.next < self.bytes { self.verified.next } else { 0 };
+        let units = max.max(1).checked_next_multiple_of(PART_UNIT).unwrap_or(u64::MAX);
+        let end = match self.item {
+            Item::File(_) => self.bytes.min(start.saturating_add(units)),
+            Item::Cached(_) => self.bytes,
+        };
+        ByteRange::new(start, end).unwrap_or_default()
+    }
+
+    /// How far it has been verified once `part` has been, at `now`.
+    pub fn after(&self, part: ByteRange, now: u64) -> Verified {
+        match part.end() {
+            end if end < self.bytes => Verified { next: end, ..self.verified },
+            _ => Verified { at: now, next: 0 },
+        }
+    }
+}
+
+/// The order in which tasks are to be done: first what was begun, then what was verified longest ago.
+pub fn compare(a: &Task, b: &Task) -> std::cmp::Ordering {
+    let key = |task: &Task| (task.verified.next == 0, task.verified.at);
+    key(a).cmp(&key(b)).then_with(|| a.item.cmp(&b.item))
+}
+
+/// How many of the first of some tasks together have at least `bytes`, or all of them.
+pub fn sample(tasks: &[Task], bytes: u64) -> usize {
+    let mut left = bytes;
+    let needed = tasks.iter().take_while(|task| {
+        let wanted = left > 0;
+        left = left.saturating_sub(task.bytes);
+        wanted
+    });
+    needed.count()
+}
+
+/// When a task is due, if everything is to be verified every `period`.
+pub fn due(task: &Task, period: Duration) -> u64 {
+    if task.verified.next > 0 { 0 } else { task.verified.at.saturating_add(period.as_millis() as u64) }
+}
+
+/// How long to pause after `bytes` were read in `elapsed`, so that no more than `rate` bytes are read a second.
+pub fn pause(bytes: u64, elapsed: Duration, rate: u64) -> Duration {
+    Duration::from_secs_f64(bytes as f64 / rate.max(1) as f64).saturating_sub(elapsed)
+}
+
+impl Store {
+    /// How far an item has been verified.
+    pub fn verified(&self, item: &Item) -> Result<Verified, StoreError> {
+        self.read_rows("look up when a file was verified", |txn| {
+            let row = txn.open_table(VERIFIED)?.get(key(item))?;
+            row.map_or(Ok(Verified::default()), |row| decode(row.value()))
+        })
+    }
+
+    /// Notes how far items have been verified. Those that are no longer here are passed over. Durable on return.
+    pub fn note_verified(&self, items: &[(Item, Verified)]) -> Result<(), StoreError> {
+        self.write("note what was verified", |txn| {
+            let (files, cached) = (txn.open_table(FILES)?, txn.open_table(CACHED)?);
+            let mut table = txn.open_table(VERIFIED)?;
+            for (item, verified) in items {
+                let is_here = match item {
+                    Item::File(file) => redb::ReadableTable::get(&files, (file.root.0, &file.path[..]))?.is_some(),
+                    Item::Cached(blob) => redb::ReadableTable::get(&cached, blob.as_bytes())?.is_some(),
+                };
+                if is_here {
+                    table.insert(key(item), &encode(verified)?[..])?;
+                }
+            }
+            Ok(())
+        })
+    }
+}
+
+/// Cached blobs stand behind all files, as if they were below a root that is never given.
+pub(crate) fn key(item: &Item) -> (u32, &[u8]) {
+    match item {
+        Item::File(file) => (file.root.0, &file.path),
+        Item::Cached(blob) => (CACHE_ROOT.0, blob.as_bytes()),
+    }
+}
+
+const CACHE_ROOT: RootId = RootId(u32::MAX);
+/// Parts of a file begin and end at multiples of this, as the search for damage judges it.
+const PART_UNIT: u64 = 1 << 20;
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn a_task() -> impl Strategy<Value = Task> {
+        (0..30u8, 0..9u64 << 20, 0..1000u64, prop_oneof![Just(0), 1..9u64]).prop_map(|(n, bytes, at, next)| Task {
+            item: if n % 3 == 0 {
+                Item::Cached(BlobId::from_bytes([n; 32]))
+            } else {
+                Item::File(FileRef { root: RootId(0), path: vec![n] })
+            },
+            bytes,
+            verified: Verified { at, next: next << 20 },
+        })
+    }
+
+    proptest! {
+        /// Doing part after part, in order, verifies every byte of everything once before anything twice.
+        #[test]
+        fn everything_has_its_turn(mut tasks in prop::collection::vec(a_task(), 1..12), max in prop_oneof![1..5u64 << 20, Just(u64::MAX)]) {
+            tasks.dedup_by(|a, b| a.item == b.item);
+            tasks.iter_mut().for_each(|task| task.verified.next = 0);
+            let total: u64 = tasks.iter().map(|task| task.bytes).sum();
+            let (mut done, mut steps) = (0, 0);
+            for now in 2000.. {
+                tasks.sort_by(compare);
+                if tasks.iter().all(|task| task.verified.at >= 2000 && task.verified.next == 0) {
+                    break;
+                }
+                let task = &mut tasks[0];
+                prop_assert!(task.verified.at < 2000, "verified twice before all were once");
+                let part = task.part(max);
+                prop_assert_eq!(part.start(), task.verified.next);
+                done += part.len();
+                task.verified = task.after(part, now);
+                steps += 1;
+                prop_assert!(steps < 1000);
+            }
+            prop_assert_eq!(done, total);
+        }
+
+        #[test]
+        fn a_sample_is_just_enough(tasks in prop::collection::vec(a_task(), 0..12), bytes in 0..50u64 << 20) {
+            let taken = sample(&tasks, bytes);
+            let sum = |tasks: &[Task]| tasks.iter().map(|task| task.bytes).sum::<u64>();
+            prop_assert!(taken == tasks.len() || sum(&tasks[..taken]) >= bytes);
+            prop_assert!(taken == 0 || sum(&tasks[..taken - 1]) < bytes);
+        }
+
+        #[test]
+        fn the_rate_is_kept(bytes in 0..1u64 << 40, millis in 0..100_000u64, rate in 1..1u64 << 32) {
+            let elapsed = Duration::from_millis(millis);
+            let seconds = (elapsed + pause(bytes, elapsed, rate)).as_secs_f64();
+            prop_assert!(bytes as f64 <= seconds * rate as f64 * 1.001 + 1.0);
+            prop_assert!(pause(0, elapsed, rate).is_zero());
+        }
+    }
+
+    #[test]
+    fn due_after_the_period_and_at_once_if_begun() {
+        let task = |at, next| Task { item: Item::Cached(BlobId::EMPTY), bytes: 5, verified: Verified { at, next } };
+        let day = Duration::from_secs(86_400);
+        assert_eq!(
+            [due(&task(1000, 0), day), due(&task(1000, 3), day), due(&task(0, 0), day)],
+            [86_401_000, 0, 86_400_000]
+        );
+    }
+}
