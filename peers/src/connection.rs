@@ -182,6 +182,10 @@ async fn stream(
             let _permit = answers.acquire().await;
             serve::serve_get(&inner, send, recv, &|_| true).await
         }
+        (Ok(()), Some(StreamKind::Have)) => {
+            let _permit = answers.acquire().await;
+            serve::serve_have(&inner, send, recv).await
+        }
         (Ok(()), _) => return warn!(peer = name, kind = kind[0], "refused: a stream of an unknown kind"),
         (Err(error), _) => Err(error),
     };

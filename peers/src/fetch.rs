@@ -9,9 +9,10 @@ use tree::{BlobId, DecodeError, Decoder, Query, RangeSet, Verified};
 
 use crate::{
     Peers,
+    asking::{Asking, Step},
     connection::live,
     dial::reach,
-    frame::{FrameError, StreamKind},
+    frame::{FrameError, HAVE_BYTES_MAX, Have, StreamKind, read_frame, within},
     iroh_wire::{REQUEST_RANGES_MAX, encode_request},
 };
 
@@ -90,7 +91,7 @@ impl Peers {
         Err(FetchError::AllFailed { blob, tried, fetched })
     }
 
-    /// Asks one peer for `ranges`. What came is proven and in the sink, also if the rest did not come.
+    /// Asks one peer for all that it has of `ranges`. What came is proven and in the sink, also if the rest did not come.
     async fn fetch_from(
         &self,
         peer: PeerId,
@@ -104,18 +105,42 @@ impl Peers {
             Ok(connection) => connection,
             Err(why) => return (all, Err(TransferError::Connection(why))),
         };
-        let separate: Vec<_> = ranges.iter().collect();
-        for part in separate.chunks(REQUEST_RANGES_MAX) {
-            let query = Query::groups(&part.iter().copied().collect());
-            let (received, outcome) = request(&connection, blob, size, query, sink.clone()).await;
-            all.bytes += received.bytes;
-            all.ranges.extend(received.ranges.iter());
-            if outcome.is_err() {
-                return (all, outcome);
+        let mut asking = Asking::new(ranges.clone());
+        while let Some(step) = asking.poll(REQUEST_RANGES_MAX) {
+            match step {
+                Step::Get(asked) => {
+                    let (received, outcome) =
+                        request(&connection, blob, size, Query::groups(&asked), sink.clone()).await;
+                    asking.handle_answer(&asked, &received.ranges);
+                    all.bytes += received.bytes;
+                    all.ranges.extend(received.ranges.iter());
+                    if outcome.is_err() {
+                        return (all, outcome);
+                    }
+                }
+                Step::Have(asked) => match have(&connection, blob, &asked).await {
+                    Ok(have) if have.size == size => asking.handle_have(&asked, &have.ranges, have.upto),
+                    Ok(have) => {
+                        debug!(%peer, %blob, size = have.size, "it has another size of it");
+                        break;
+                    }
+                    // What came before is good; that it cannot say what else it has is no worse than if it had nothing.
+                    Err(error) => {
+                        debug!(%peer, %blob, %error, "it does not say what it has");
+                        break;
+                    }
+                },
             }
         }
         (all, Ok(()))
     }
+}
+
+/// Asks which of `ranges` there are.
+async fn have(connection: &quinn::Connection, blob: BlobId, ranges: &RangeSet) -> Result<Have, TransferError> {
+    let mut recv = ask(connection, StreamKind::Have, blob, &Query::groups(ranges)).await?;
+    let answer = within(STALL_LIMIT, read_frame(&mut recv, HAVE_BYTES_MAX)).await;
+    answer.map_err(|error| TransferError::Connection(error.to_string()))
 }
 
 /// Sends one request, and proves and keeps the answer on a thread of its own while it arrives.
@@ -126,7 +151,7 @@ async fn request(
     query: Query,
     sink: SharedSink,
 ) -> (Received, Result<(), TransferError>) {
-    let mut recv = match ask(connection, blob, &query).await {
+    let mut recv = match ask(connection, StreamKind::Get, blob, &query).await {
         Ok(recv) => recv,
         Err(error) => return (Received::default(), Err(error)),
     };
@@ -148,10 +173,15 @@ async fn request(
     (kept, outcome)
 }
 
-async fn ask(connection: &quinn::Connection, blob: BlobId, query: &Query) -> Result<quinn::RecvStream, TransferError> {
+async fn ask(
+    connection: &quinn::Connection,
+    kind: StreamKind,
+    blob: BlobId,
+    query: &Query,
+) -> Result<quinn::RecvStream, TransferError> {
     let open = async {
         let (mut send, recv) = connection.open_bi().await.map_err(|error| error.to_string())?;
-        send.write_all(&[StreamKind::Get as u8]).await.map_err(|error| error.to_string())?;
+        send.write_all(&[kind as u8]).await.map_err(|error| error.to_string())?;
         send.write_all(&encode_request(blob, query)).await.map_err(|error| error.to_string())?;
         send.finish().map_err(|error| error.to_string())?;
         Ok(recv)

@@ -2,8 +2,11 @@
 
 use std::{io, time::Duration};
 
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::time::timeout;
+use tree::RangeSet;
+
+use crate::iroh_wire::REQUEST_RANGES_MAX;
 
 /// What a stream between peers is for: its first byte.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,12 +17,34 @@ pub enum StreamKind {
     Catalog = 2,
     /// The opener asks for ranges of a blob: iroh-blobs' request follows.
     Get = 3,
+    /// The opener asks which ranges of a blob are there: the same request follows.
+    Have = 4,
 }
 
 impl StreamKind {
     /// The kind that the first byte of a stream says.
     pub fn from_byte(byte: u8) -> Option<Self> {
-        [Self::Hello, Self::Catalog, Self::Get].into_iter().find(|&kind| kind as u8 == byte)
+        [Self::Hello, Self::Catalog, Self::Get, Self::Have].into_iter().find(|&kind| kind as u8 == byte)
+    }
+}
+
+/// What there is of the ranges of a blob that were asked about: the answer on a [`StreamKind::Have`] stream.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Have {
+    /// The blob's size in bytes, as known or claimed there.
+    pub size: u64,
+    /// What is there, in bytes: the first so many ranges of it.
+    pub ranges: RangeSet,
+    /// Up to here that is all.
+    pub upto: u64,
+}
+
+impl Have {
+    /// Says that of what was asked `ranges` are here, as many of them as a message may name.
+    pub(crate) fn new(size: u64, ranges: &RangeSet) -> Self {
+        let told: RangeSet = ranges.iter().take(REQUEST_RANGES_MAX).collect();
+        let upto = if told == *ranges { u64::MAX } else { told.end() };
+        Self { size, ranges: told, upto }
     }
 }
 
@@ -92,3 +117,34 @@ pub(crate) async fn within<T>(
 pub(crate) const FRAME_BYTES_MAX: usize = 1 << 20;
 /// The longest frame that is read from a peer that has not yet said who it is.
 pub(crate) const GREETING_BYTES_MAX: usize = 16 << 10;
+/// The longest [`Have`] that is read: one of the most ranges that there may be fits.
+pub(crate) const HAVE_BYTES_MAX: usize = 64 << 10;
+
+#[cfg(test)]
+mod tests {
+    use data_encoding::HEXLOWER;
+    use tree::ByteRange;
+
+    use super::*;
+
+    fn ranges(of: impl IntoIterator<Item = (u64, u64)>) -> RangeSet {
+        of.into_iter().filter_map(|(start, end)| ByteRange::new(start, end)).collect()
+    }
+
+    #[test]
+    fn have_on_the_wire() {
+        let have = Have::new(70_000, &ranges([(0, 16384), (65536, 70_000)]));
+        let hex = "f0a2040200808001808004f0a204ffffffffffffffffff01";
+        assert_eq!(HEXLOWER.encode(&postcard::to_stdvec(&have).unwrap()), hex);
+        assert_eq!(HEXLOWER.encode(&postcard::to_stdvec(&Have::default()).unwrap()), "000000");
+    }
+
+    #[test]
+    fn a_have_with_the_most_ranges_is_short_enough_and_says_how_far_it_goes() {
+        let far = 1 << 62;
+        let all = ranges((0..=REQUEST_RANGES_MAX as u64).map(|n| (far + n * 32768, far + n * 32768 + 16384)));
+        let have = Have::new(u64::MAX, &all);
+        assert_eq!((have.ranges.iter().len(), have.upto), (REQUEST_RANGES_MAX, have.ranges.end()));
+        assert!(postcard::to_stdvec(&have).unwrap().len() <= HAVE_BYTES_MAX);
+    }
+}

@@ -10,6 +10,8 @@
 //!
 //! Frames, streams, bounds and error codes: spec/wire.md. Who may do what: spec/threats.md.
 
+mod answer;
+mod asking;
 mod backoff;
 mod catalog;
 mod connection;
@@ -37,7 +39,7 @@ pub use ticket::{Ticket, TicketError};
 /// What strangers and peers can see of the wire, for tests that speak it on their own.
 pub mod wire {
     pub use crate::{
-        frame::{FrameError, read_frame, write_frame},
+        frame::{FrameError, Have, read_frame, write_frame},
         hello::Hello,
         tls::{ALPN, JOIN_ALPN, client_config, peer_of, server_config},
     };

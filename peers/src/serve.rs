@@ -1,6 +1,6 @@
-use std::{sync::Arc, time::Duration};
+use std::{ops::ControlFlow, sync::Arc, time::Duration};
 
-use blobstore::Store;
+use blobstore::{Store, StoreError};
 use bytes::Bytes;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
@@ -11,8 +11,9 @@ use tracing::{debug, warn};
 use tree::{BlobId, Query, Verified};
 
 use crate::{
+    answer::Places,
     endpoint::{GREETING_LIMIT, Inner},
-    frame::{FrameError, within},
+    frame::{FrameError, Have, within, write_frame},
     iroh_wire::{self, REQUEST_BYTES_MAX},
 };
 
@@ -43,10 +44,7 @@ pub(crate) async fn serve_get(
     mut recv: quinn::RecvStream,
     may_read: &(dyn Fn(BlobId) -> bool + Sync),
 ) -> Result<(), FrameError> {
-    let request = within(GREETING_LIMIT, async {
-        recv.read_to_end(REQUEST_BYTES_MAX).await.map_err(|error| FrameError::Stream(std::io::Error::other(error)))
-    });
-    let Some((blob, query)) = iroh_wire::decode_request(&request.await?) else {
+    let Some((blob, query)) = read_request(&mut recv).await? else {
         warn!("refused: a request that is not for ranges of one blob");
         let _ = send.reset(UNSUPPORTED.into());
         return Ok(());
@@ -73,42 +71,64 @@ pub(crate) async fn serve_get(
     Ok(())
 }
 
+/// Answers one question for what is here of ranges of a blob.
+pub(crate) async fn serve_have(
+    inner: &Arc<Inner>,
+    mut send: quinn::SendStream,
+    mut recv: quinn::RecvStream,
+) -> Result<(), FrameError> {
+    let Some((blob, query)) = read_request(&mut recv).await? else {
+        warn!("refused: a request that is not for ranges of one blob");
+        let _ = send.reset(UNSUPPORTED.into());
+        return Ok(());
+    };
+    let store = inner.store.clone();
+    let have = spawn_blocking(move || {
+        let places = Places::open(&store, blob)?;
+        Ok::<_, StoreError>(places.map_or_else(Have::default, |places| Have::new(places.size(), &places.has(&query))))
+    });
+    match have.await {
+        Ok(Ok(have)) => write_frame(&mut send, &have).await?,
+        Ok(Err(error)) => warn!(%blob, %error, "cannot be looked up"),
+        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+    }
+    let _ = send.finish();
+    Ok(())
+}
+
+/// The blob and the ranges of it that a request names; `None` if it is of another kind.
+async fn read_request(recv: &mut quinn::RecvStream) -> Result<Option<(BlobId, Query)>, FrameError> {
+    let request = within(GREETING_LIMIT, async {
+        recv.read_to_end(REQUEST_BYTES_MAX).await.map_err(|error| FrameError::Stream(std::io::Error::other(error)))
+    });
+    Ok(iroh_wire::decode_request(&request.await?))
+}
+
 /// Reads and proves the answer, and hands it on in batches, until it is complete, something is missing, or nobody
 /// takes it any more.
-fn read(
-    store: &Store,
-    blob: BlobId,
-    query: &Query,
-    pieces: &mpsc::Sender<Vec<Bytes>>,
-) -> Result<(), blobstore::StoreError> {
-    let sources = store.sources(blob)?;
-    let has =
-        |source: &blobstore::Source| source.available().intersection(&query.resolve_bytes(source.size())).total_bytes();
-    let Some(source) = sources.iter().rev().max_by_key(|source| has(source)) else {
+fn read(store: &Store, blob: BlobId, query: &Query, pieces: &mpsc::Sender<Vec<Bytes>>) -> Result<(), StoreError> {
+    let Some(mut places) = Places::open(store, blob)? else {
         debug!(%blob, "not here");
         return Ok(());
     };
-    let mut batch = vec![Bytes::copy_from_slice(&source.size().to_le_bytes())];
+    let mut batch = vec![Bytes::copy_from_slice(&places.size().to_le_bytes())];
     let mut bytes = 0;
-    for item in source.prover(query) {
-        match item {
-            Ok(Verified::Node(node)) => batch.push(Bytes::copy_from_slice(node.pair())),
-            Ok(Verified::Data(data)) => {
+    places.answer(store, query, &mut |piece| {
+        match piece {
+            Verified::Node(node) => batch.push(Bytes::copy_from_slice(node.pair())),
+            Verified::Data(data) => {
                 bytes += data.bytes().len();
                 batch.push(data.bytes().clone());
-            }
-            Err(error) => {
-                store.report(source, &error)?;
-                break;
             }
         }
         if bytes >= BATCH_BYTES {
             bytes = 0;
             if pieces.blocking_send(std::mem::take(&mut batch)).is_err() {
-                return Ok(());
+                return ControlFlow::Break(());
             }
         }
-    }
+        ControlFlow::Continue(())
+    })?;
     let _ = pieces.blocking_send(batch);
     Ok(())
 }

@@ -11,7 +11,7 @@ use std::{
 use namespace::{Content, Cursor, PeerId, Version};
 use peers::{
     Identity, decode_request,
-    wire::{ALPN, Hello, StreamKind, read_frame, server_config, write_frame},
+    wire::{ALPN, Have, Hello, StreamKind, read_frame, server_config, write_frame},
 };
 use serde::Serialize;
 use tokio::runtime::Runtime;
@@ -200,8 +200,20 @@ impl Shared {
                 let _ = send.stopped().await;
             }
             Some(StreamKind::Get) => self.get(send, recv).await,
+            Some(StreamKind::Have) => self.have(send, recv).await,
             None => {}
         }
+    }
+
+    /// Says that it has all, however it answers when it is asked for it.
+    async fn have(&self, mut send: quinn::SendStream, mut recv: quinn::RecvStream) {
+        let request = recv.read_to_end(64 << 10).await.unwrap_or_default();
+        let Some((blob, query)) = decode_request(&request) else { return };
+        let Some((data, _)) = self.blobs.lock().expect("nobody panics").get(&blob).cloned() else { return };
+        let size = data.len() as u64;
+        let _ = write_frame(&mut send, &Have { size, ranges: query.resolve_bytes(size), upto: u64::MAX }).await;
+        let _ = send.finish();
+        let _ = send.stopped().await;
     }
 
     async fn get(&self, mut send: quinn::SendStream, mut recv: quinn::RecvStream) {

@@ -105,6 +105,22 @@ fn with_an_honest_peer_the_right_bytes_come() {
     b.ok(["verify"]);
 }
 
+/// It says that it has all, and gives nothing, or wrong bytes: it is asked a few times in one fetch, or only once.
+#[test]
+fn a_liar_is_not_asked_for_ever() {
+    let scratch = Scratch::new();
+    let files = vec![("file".to_owned(), random_bytes(SMALL_ENOUGH, &mut Rng::with_seed(5)))];
+    let liar = Liar::start(statements(&files), &blobs(&files), None);
+    let b = Machine::up::<&Path>(&scratch, "b", &[]);
+    befriend(&b, &liar);
+    for (lie, times) in [(Answer::Nothing, 8), (Answer::Truncated, 1), (Answer::FlippedData, 1), (Answer::Reset, 1)] {
+        liar.answer(lie);
+        let before = liar.times_asked();
+        b.exits(6, [Path::new("get"), path("file").as_ref(), &scratch.path("file")]);
+        assert_eq!(liar.times_asked() - before, times, "{lie:?}");
+    }
+}
+
 /// A size in the catalog that is not the blob's is found out before anything is written.
 #[test]
 fn a_wrong_size_in_the_catalog_is_found_out() {

@@ -53,7 +53,7 @@ impl ProveError {
 /// The pieces come in the order of bao encoding, so that their [`wire_bytes`](Verified::wire_bytes), one after
 /// the other behind the size as 8 little-endian bytes, are the answer to the query; and the data pieces alone,
 /// in order, are the bytes asked for. After an error the iterator goes on behind the range that failed.
-/// A reader of bytes skips the errors and knows what is missing; a sender stops at the first.
+/// A reader of bytes skips the errors and knows what is missing; a sender goes on from another copy, or stops.
 #[derive(Debug)]
 pub struct Prover<D, O> {
     blob: BlobId,
