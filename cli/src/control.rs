@@ -15,12 +15,12 @@ use namespace::Arena;
 use peers::Peer;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tree::{BlobId, ByteRange};
+use tree::{BlobId, ByteRange, UnixTime};
 
 use crate::{
     event::{Event, Reporter, summary},
     failure::{Code, Failure, WhileDoing},
-    node::{Node, Scope},
+    node::{Node, Scope, rfc3339},
     target::{JsonPath, Target},
 };
 
@@ -325,6 +325,7 @@ fn peers_json(node: &Node) -> Value {
             "id": status.peer.id.to_string(),
             "addresses": status.peer.addresses.iter().chain(&status.peer.told).collect::<Vec<_>>(),
             "connected": status.connected,
+            "last_connected": status.last_connected.map(|seconds| rfc3339(UnixTime { seconds, nanos: 0 })),
             "last_error": status.last_error,
             "heard_seq": cursor.seq,
         })

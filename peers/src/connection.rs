@@ -11,7 +11,7 @@ use tracing::{debug, info, warn};
 
 use crate::{
     Peer, catalog, dial,
-    endpoint::{Close, GREETING_LIMIT, Inner},
+    endpoint::{Close, GREETING_LIMIT, Inner, unix_now},
     frame::{FrameError, GREETING_BYTES_MAX, StreamKind, read_frame, within, write_frame},
     hello::Hello,
     serve,
@@ -32,6 +32,8 @@ pub struct PeerStatus {
     pub peer: Peer,
     /// The address it is connected from, if it is.
     pub connected: Option<SocketAddr>,
+    /// When its last connection ended, in seconds since 1970, if it had one since this program started.
+    pub last_connected: Option<i64>,
     /// Why the last dial failed, if it did and there is no connection.
     pub last_error: Option<String>,
 }
@@ -46,7 +48,8 @@ pub(crate) fn status(inner: &Inner) -> Vec<PeerStatus> {
             let connected = connected.map(|live| plain(live.connection.remote_address()));
             let dialler = contact.and_then(|contact| contact.dialler.as_ref());
             let last_error = dialler.and_then(|dialler| dialler.last_error.clone()).filter(|_| connected.is_none());
-            PeerStatus { peer, connected, last_error }
+            let last_connected = contact.and_then(|contact| contact.last_connected).filter(|_| connected.is_none());
+            PeerStatus { peer, connected, last_connected, last_error }
         })
         .collect()
 }
@@ -159,6 +162,7 @@ async fn run(inner: Arc<Inner>, connection: quinn::Connection, peer: PeerId, nam
         let mut contacts = inner.contacts();
         if let Some(contact) = contacts.get_mut(&peer) {
             contact.live.take_if(|live| live.connection.stable_id() == connection.stable_id());
+            contact.last_connected = Some(unix_now());
         }
     }
     inner.moved.send_modify(|count| *count += 1);

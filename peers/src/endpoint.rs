@@ -99,6 +99,8 @@ pub(crate) struct Inner {
 #[derive(Default)]
 pub(crate) struct Contact {
     pub(crate) live: Option<Live>,
+    /// When the last connection ended, in seconds since 1970.
+    pub(crate) last_connected: Option<i64>,
     pub(crate) dialler: Option<Dialler>,
 }
 

@@ -5,10 +5,13 @@ use std::{
     fs,
     os::unix::fs::{MetadataExt, PermissionsExt},
     path::Path,
+    time::Duration,
 };
 
 use fastrand::Rng;
-use tests::{GROUP_BYTES, Machine, Mtime, Scratch, differences, ranges_of, rot, set_mtime, snapshot, write_random};
+use tests::{
+    GROUP_BYTES, Machine, Mtime, Scratch, differences, ranges_of, rot, set_mtime, snapshot, wait_for, write_random,
+};
 
 /// Of 129 chunk groups, the last one of 5 bytes.
 const SIZE: u64 = (2 << 20) + 5;
@@ -104,6 +107,36 @@ fn two_damaged_copies_of_a_peer_make_one_answer() {
     rot_groups(&scratch.path("laptop/two"), &[6, 7]);
     let unrepaired = a.exits(5, ["repair", "--json"]).of_type("unrepaired");
     assert_eq!(ranges_of(&unrepaired[0]), [(6 * GROUP_BYTES, 8 * GROUP_BYTES)]);
+}
+
+/// What is left, and where to look for it.
+#[test]
+fn what_cannot_be_mended_is_named_with_who_had_it() {
+    let scratch = Scratch::new();
+    let original = original(&scratch);
+    let a = holder(&scratch, "nas", "file", &original);
+    let says = |why: &str| {
+        let unrepaired = a.exits(5, ["repair", "--json"]).of_type("unrepaired").remove(0);
+        assert_eq!(ranges_of(&unrepaired), [(GROUP_BYTES, 2 * GROUP_BYTES), (128 * GROUP_BYTES, SIZE)]);
+        let reason = unrepaired["reason"].as_str().unwrap();
+        assert!(reason.starts_with("no copy here has bytes 16384..32768, 2097152..2097157; "), "{reason}");
+        assert!(reason.contains(why), "{why}: {reason}");
+    };
+    rot_groups(&scratch.path("nas/file"), &[1, 128]);
+    says("; no other machine ever had it");
+
+    let b = holder(&scratch, "laptop", "file", &original);
+    rot_groups(&scratch.path("laptop/file"), &[1, 128]);
+    a.join(&b);
+    says("laptop-machine: it no longer has all of it; had by laptop-machine (connected)");
+    b.stop();
+    wait_for("it is noticed", Duration::from_secs(30), || {
+        a.peer(b.name())?["last_connected"].is_string().then_some(())
+    });
+    says("; had by laptop-machine (offline, last connected 2");
+    a.stop();
+    a.restart();
+    says("; had by laptop-machine (offline, not connected since the start)");
 }
 
 /// Both names of one file are damaged, and both are mended, with what is beside the bytes left as it was.

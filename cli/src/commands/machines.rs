@@ -123,10 +123,13 @@ fn scrub_line(scrub: &Value) -> String {
 }
 
 fn peer_line(peer: &Value) -> String {
-    let state = match (peer["connected"].as_str(), peer["last_error"].as_str()) {
+    let mut state = match (peer["connected"].as_str(), peer["last_connected"].as_str()) {
         (Some(address), _) => format!("connected from {address}"),
-        (None, Some(error)) => format!("not connected: {error}"),
+        (None, Some(time)) => format!("not connected since {time}"),
         (None, None) => "not connected".to_owned(),
     };
+    if let Some(error) = peer["last_error"].as_str() {
+        state += &format!(": {error}");
+    }
     format!("{}  {}  {state}", text(peer, "name"), text(peer, "id"))
 }

@@ -135,7 +135,7 @@ pub(super) fn not_found(target: &Target) -> Failure {
 }
 
 /// RFC 3339 with nanoseconds, UTC; a moment outside the years -9999 to 9999 as the nearest within.
-pub(super) fn rfc3339(time: UnixTime) -> String {
+pub(crate) fn rfc3339(time: UnixTime) -> String {
     let nearest = if time.seconds < 0 { Timestamp::MIN } else { Timestamp::MAX };
     // jiff takes nanoseconds that point away from the second, so a moment before 1970 may need another second.
     let nanos = i32::try_from(time.nanos).unwrap_or(0);

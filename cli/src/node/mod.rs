@@ -33,6 +33,7 @@ use crate::{
 };
 
 pub(crate) use index::ScanTotals;
+pub(crate) use list::rfc3339;
 pub(crate) use read::READ_BYTES_MAX;
 pub(crate) use scrub::{ScrubSettings, ScrubStatus};
 pub(crate) use verify::Scope;

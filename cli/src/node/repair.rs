@@ -5,11 +5,13 @@ use std::{
 
 use blobstore::{Fetch, FetchError, Fetched, FileRef, Mending, Sink, Verdict, Want};
 use namespace::{ArenaName, Change, RelPath};
+use peers::PeerStatus;
 use serde_json::json;
-use tree::{BlobId, ByteRange, Fingerprint, RangeSet, Verified};
+use tree::{BlobId, ByteRange, Fingerprint, RangeSet, UnixTime, Verified};
 
 use super::{
     Node, blocking,
+    list::rfc3339,
     read::{READ_BYTES_MAX, fetch_failure},
     verify::{Damaged, Scope},
 };
@@ -130,6 +132,8 @@ impl Node {
                     let rest = Fetched::default();
                     (fetched, Some(fetch_failure(FetchError::AllFailed { blob, tried, fetched: rest })))
                 }
+                // Said below, with what is missing.
+                Err(FetchError::NoPeerHasIt { .. }) => (Fetched::default(), None),
                 Err(error) => (Fetched::default(), Some(fetch_failure(error))),
             },
         };
@@ -142,7 +146,12 @@ impl Node {
             let left = mending.damaged();
             let (fingerprint, ranges) = mending.finish()?;
             node.say_mended(&arena, &file, blob, fingerprint)?;
-            let reason = failure.as_ref().map(one_line).or((!left.is_empty()).then(|| "no copy has it".to_owned()));
+            let mut why: Vec<_> = failure.as_ref().map(one_line).into_iter().collect();
+            if !left.is_empty() {
+                why.insert(0, format!("no copy here has bytes {}", in_words(&left)));
+                why.push(node.who_had(blob)?);
+            }
+            let reason = (!why.is_empty()).then(|| why.join("; "));
             Ok(Mended { ranges, fetched, left, reason })
         })
         .await
@@ -164,6 +173,25 @@ impl Node {
         Ok(())
     }
 
+    /// Which other machines have `blob` by their catalogs, and whether they can be asked: for whoever goes and looks.
+    fn who_had(&self, blob: BlobId) -> Result<String, Failure> {
+        let holders = self.inner.namespace.peers_with(blob)?;
+        let peers = self.inner.peers.status().into_iter().filter(|status| holders.contains(&status.peer.id));
+        let named = peers.map(|PeerStatus { peer, connected, last_connected, .. }| match (connected, last_connected) {
+            (Some(_), _) => format!("{} (connected)", peer.name),
+            (None, Some(seconds)) => {
+                format!("{} (offline, last connected {})", peer.name, rfc3339(UnixTime { seconds, nanos: 0 }))
+            }
+            (None, None) => format!("{} (offline, not connected since the start)", peer.name),
+        });
+        let named: Vec<_> = named.collect();
+        Ok(if named.is_empty() {
+            "no other machine ever had it, as far as is known here".to_owned()
+        } else {
+            format!("had by {}", named.join(", "))
+        })
+    }
+
     /// Takes note of the new fingerprint of a file that has the bytes that it is said to have.
     fn say_mended(&self, arena: &ArenaName, file: &FileRef, blob: BlobId, now: Fingerprint) -> Result<(), Failure> {
         let path: RelPath = file.path.clone().try_into()?;
@@ -177,6 +205,18 @@ impl Node {
     }
 }
 
+/// The first few of `ranges`, and how many more there are.
+fn in_words(ranges: &RangeSet) -> String {
+    let mut words: Vec<_> = ranges.iter().take(RANGES_NAMED).map(|range| range.to_string()).collect();
+    if let Some(more) = ranges.iter().len().checked_sub(RANGES_NAMED).filter(|&more| more > 0) {
+        words.push(format!("and {more} more ranges"));
+    }
+    words.join(", ")
+}
+
 fn one_line(failure: &Failure) -> String {
     std::iter::once(&failure.error).chain(&failure.causes).map(String::as_str).collect::<Vec<_>>().join(": ")
 }
+
+/// The event names all of them beside.
+const RANGES_NAMED: usize = 16;
