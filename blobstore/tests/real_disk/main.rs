@@ -9,6 +9,7 @@ mod budget;
 mod cache;
 mod changed;
 mod damaged;
+mod kept;
 mod links;
 mod mend;
 mod reading;
