@@ -267,9 +267,20 @@ impl Machine {
     /// Starts `blobd` in the same home, and waits until it answers.
     #[track_caller]
     pub fn restart(&self) {
+        self.restart_at("127.0.0.1:0");
+    }
+
+    /// The same where it listened at first: others that were restarted too find it there.
+    #[track_caller]
+    pub fn restart_in_place(&self) {
+        self.restart_at(self.ready["listens_on"].as_str().expect("it listens"));
+    }
+
+    #[track_caller]
+    fn restart_at(&self, listen: &str) {
         assert!(self.daemon.borrow().is_none(), "a daemon runs already");
         let mut command = self.daemon_command(blobd());
-        command.args(["--listen", "127.0.0.1:0", "--name", &self.name]).stdout(Stdio::null());
+        command.args(["--listen", listen, "--name", &self.name]).stdout(Stdio::null());
         self.daemon.replace(Some(command.spawn().expect("start blobd")));
         wait_for(&format!("blobd on {} answers", self.name), START_LIMIT, || {
             assert!(self.is_running(), "blobd on {} ended:\n{}", self.name, self.log());
