@@ -2,7 +2,8 @@ use std::{io, path::PathBuf};
 
 use tracing::{debug, warn};
 use tree::{
-    BlobId, ByteRange, Drift, Geometry, Grain, ProveError, Prover, Query, RangeSet, ReadAt, Verified, VerifiedData,
+    BlobId, ByteRange, Drift, Geometry, Grain, PartialTree, ProveError, Prover, Query, RangeSet, ReadAt, Verified,
+    VerifiedData,
 };
 
 use crate::{
@@ -171,6 +172,20 @@ impl Store {
         pieces.retain(|piece| !piece.bytes().is_empty());
         pieces.sort_by_key(VerifiedData::offset);
         Ok(ReadOutcome { pieces, missing })
+    }
+
+    /// The pairs at `nodes` of the tree of a blob of `size` bytes, proven, up to the first that nothing here proves. Nodes
+    /// have the numbers of their pairs in an outboard down to chunk groups.
+    pub fn nodes(&self, blob: BlobId, size: u64, nodes: &[u64]) -> Result<Vec<[u8; 64]>, StoreError> {
+        let sources = self.sources(blob)?;
+        let sources: Vec<_> = sources.iter().filter(|source| source.size == size).collect();
+        let mut tree = PartialTree::new(blob, size);
+        let mut prove = |node| {
+            sources.iter().find_map(|Source { data, outboard: Outboard { pairs, grain }, .. }| {
+                tree.prove_node(node, data, pairs, *grain)
+            })
+        };
+        Ok(nodes.iter().map_while(|&node| prove(node)).collect())
     }
 
     /// Takes note of what `source` could not prove, so that it is served to nobody. Durable on return.

@@ -1,6 +1,6 @@
 use std::io;
 
-use tree::{BlobId, ByteRange, DamageSearch, Drift, Geometry, ProveError, Query, RangeSet};
+use tree::{BlobId, ByteRange, DamageSearch, Drift, Geometry, Grain, PartialTree, ProveError, Query, RangeSet};
 
 use crate::{FileRef, Store, StoreError};
 
@@ -97,6 +97,33 @@ impl Store {
         }))
     }
 
+    /// What is known here of the tree above the damage of a file in place; `None` if that names every damaged chunk
+    /// group already, or there is more of it than such a tree has room for. With a coarser outboard, the rest of the tree can be had from peers: see [`narrow`](Self::narrow).
+    pub fn tree_of_damage(&self, file: &FileRef) -> Result<Option<(PartialTree, RangeSet)>, StoreError> {
+        let Some(row) = self.file(file)?.filter(|row| (1..=NARROWED_BYTES_MAX).contains(&row.damaged.total_bytes()))
+        else {
+            return Ok(None);
+        };
+        let size = row.fingerprint.size;
+        let outboard = self.outboard(row.blob, size)?;
+        let mut tree = PartialTree::new(row.blob, size);
+        tree.take_outboard(&outboard.pairs, outboard.grain, &row.damaged);
+        let is_known = outboard.grain == Grain::GROUP || tree.missing(&row.damaged, 1).is_empty();
+        Ok((!is_known).then_some((tree, row.damaged)))
+    }
+
+    /// Lifts the quarantine from those chunk groups that, by what is known of the blob's tree now, are sound.
+    pub fn narrow(&self, file: &FileRef, blob: BlobId, tree: &PartialTree) -> Result<(), StoreError> {
+        let Some(row) = self.file(file)?.filter(|row| row.blob == blob) else { return Ok(()) };
+        let path = self.absolute(file);
+        let data = self.open_in_place(file, &row).map_err(StoreError::file("open", &path))?;
+        let damaged = tree.find_damage(&data, &row.damaged).intersection(&row.damaged);
+        if row.fingerprint.drift(&data.fingerprint().map_err(StoreError::file("stat", &path))?) == Drift::Edited {
+            return Err(StoreError::Modified { path });
+        }
+        self.update_file(file, blob, |row| row.damaged = row.damaged.intersection(&damaged))
+    }
+
     /// Reads all that the cache claims to have of `blob` and judges it; forgets what is damaged.
     ///
     /// `None` if the blob is not cached.
@@ -156,3 +183,6 @@ fn is_gone(error: &io::Error) -> bool {
     matches!(error.kind(), NotFound | NotADirectory | InvalidInput)
         || error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error())
 }
+
+/// The tree above so many bytes takes some 30 MiB.
+const NARROWED_BYTES_MAX: u64 = 4 << 30;

@@ -14,7 +14,7 @@ use crate::{
     endpoint::{Close, GREETING_LIMIT, Inner, unix_now},
     frame::{FrameError, GREETING_BYTES_MAX, StreamKind, read_frame, within, write_frame},
     hello::Hello,
-    serve,
+    nodes, serve,
 };
 
 /// A connection with a peer that has said hello.
@@ -185,6 +185,10 @@ async fn stream(
             // Each answer takes a thread while it is read; a peer that reads slowly must not take them all.
             let _permit = answers.acquire().await;
             serve::serve_get(&inner, send, recv, &|_| true).await
+        }
+        (Ok(()), Some(StreamKind::Nodes)) => {
+            let _permit = answers.acquire().await;
+            nodes::serve_nodes(&inner, send, recv).await
         }
         (Ok(()), Some(StreamKind::Have)) => {
             let _permit = answers.acquire().await;

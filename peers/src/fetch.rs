@@ -57,11 +57,7 @@ impl Peers {
         if ranges.is_empty() {
             return Ok(fetched);
         }
-        let namespace = self.inner.namespace.clone();
-        let holders = spawn_blocking(move || namespace.peers_with(blob)).await;
-        let mut holders: Vec<_> = holders.ok().and_then(Result::ok).unwrap_or_default();
-        holders.retain(|&peer| self.inner.roster.get(peer).is_some());
-        holders.sort_by_key(|&peer| live(&self.inner, peer).is_none());
+        let holders = self.holders(blob).await;
         if holders.is_empty() {
             return Err(FetchError::NoPeerHasIt { blob });
         }
@@ -89,6 +85,16 @@ impl Peers {
             }
         }
         Err(FetchError::AllFailed { blob, tried, fetched })
+    }
+
+    /// The peers that have a blob by their catalogs, connected ones first.
+    pub(crate) async fn holders(&self, blob: BlobId) -> Vec<PeerId> {
+        let namespace = self.inner.namespace.clone();
+        let holders = spawn_blocking(move || namespace.peers_with(blob)).await;
+        let mut holders: Vec<_> = holders.ok().and_then(Result::ok).unwrap_or_default();
+        holders.retain(|&peer| self.inner.roster.get(peer).is_some());
+        holders.sort_by_key(|&peer| live(&self.inner, peer).is_none());
+        holders
     }
 
     /// Asks one peer for all that it has of `ranges`. What came is proven and in the sink, also if the rest did not come.
@@ -253,8 +259,8 @@ fn keep(
     (received, outcome.and(committed))
 }
 
-const REACH_LIMIT: Duration = Duration::from_secs(6);
-const STALL_LIMIT: Duration = Duration::from_secs(15);
+pub(crate) const REACH_LIMIT: Duration = Duration::from_secs(6);
+pub(crate) const STALL_LIMIT: Duration = Duration::from_secs(15);
 /// So many bytes must come within the stall limit, unless the answer ends.
 const TRICKLE_BYTES: usize = 4096;
 const CHUNKS_AT_ONCE: usize = 64;

@@ -19,12 +19,14 @@ pub enum StreamKind {
     Get = 3,
     /// The opener asks which ranges of a blob are there: the same request follows.
     Have = 4,
+    /// The opener asks for nodes of a blob's tree: a [`NodesRequest`](crate::wire::NodesRequest) follows.
+    Nodes = 5,
 }
 
 impl StreamKind {
     /// The kind that the first byte of a stream says.
     pub fn from_byte(byte: u8) -> Option<Self> {
-        [Self::Hello, Self::Catalog, Self::Get, Self::Have].into_iter().find(|&kind| kind as u8 == byte)
+        [Self::Hello, Self::Catalog, Self::Get, Self::Have, Self::Nodes].into_iter().find(|&kind| kind as u8 == byte)
     }
 }
 
@@ -119,6 +121,8 @@ pub(crate) const FRAME_BYTES_MAX: usize = 1 << 20;
 pub(crate) const GREETING_BYTES_MAX: usize = 16 << 10;
 /// The longest [`Have`] that is read: one of the most ranges that there may be fits.
 pub(crate) const HAVE_BYTES_MAX: usize = 64 << 10;
+/// The longest [`Nodes`](crate::wire::Nodes) that is read: 1,024 pairs fit.
+pub(crate) const NODES_BYTES_MAX: usize = 65 << 10;
 
 #[cfg(test)]
 mod tests {

@@ -23,6 +23,7 @@ mod hello;
 mod identity;
 mod iroh_wire;
 mod join;
+mod nodes;
 mod roster;
 mod serve;
 mod ticket;
@@ -41,6 +42,7 @@ pub mod wire {
     pub use crate::{
         frame::{FrameError, Have, read_frame, write_frame},
         hello::Hello,
+        nodes::{NODES_MAX, Nodes, NodesRequest},
         tls::{ALPN, JOIN_ALPN, client_config, peer_of, server_config},
     };
 

@@ -11,7 +11,7 @@ use std::{
 use namespace::{Content, Cursor, PeerId, Version};
 use peers::{
     Identity, decode_request,
-    wire::{ALPN, Have, Hello, StreamKind, read_frame, server_config, write_frame},
+    wire::{ALPN, Have, Hello, Nodes, NodesRequest, StreamKind, read_frame, server_config, write_frame},
 };
 use serde::Serialize;
 use tokio::runtime::Runtime;
@@ -201,8 +201,22 @@ impl Shared {
             }
             Some(StreamKind::Get) => self.get(send, recv).await,
             Some(StreamKind::Have) => self.have(send, recv).await,
+            Some(StreamKind::Nodes) => self.nodes(send, recv).await,
             None => {}
         }
+    }
+
+    /// Tells nodes of a tree: right ones if it is honest, or else with one bit flipped in the last.
+    async fn nodes(&self, mut send: quinn::SendStream, mut recv: quinn::RecvStream) {
+        let Ok(NodesRequest { blob, nodes, .. }) = read_frame(&mut recv, 16 << 10).await else { return };
+        let Some((_, hashed)) = self.blobs.lock().expect("nobody panics").get(&blob).cloned() else { return };
+        let pair = |node: &u64| hashed.outboard.chunks_exact(64).nth(*node as usize).map(<[u8]>::to_vec);
+        let mut pairs: Vec<u8> = nodes.iter().filter_map(pair).flatten().collect();
+        if *self.answer.lock().expect("nobody panics") != Answer::Honest {
+            pairs.last_mut().into_iter().for_each(|byte| *byte ^= 1);
+        }
+        let _ = write_frame(&mut send, &Nodes { pairs }).await;
+        let _ = send.finish();
     }
 
     /// Says that it has all, however it answers when it is asked for it.

@@ -160,3 +160,30 @@ fn hard_links_stay_hard_links() {
     a.ok(["verify"]);
     assert_eq!(a.ok(["arena", "scan", "--json"]).summary()["suspected"], 0);
 }
+
+/// A store with coarse outboards finds damage in units of 1 MiB, and mends only the chunk groups in them that are damaged.
+#[test]
+fn a_coarse_outboard_is_made_up_for_by_a_peer() {
+    let scratch = Scratch::new();
+    let (root, copy) = (scratch.dir("docs"), scratch.path("copy"));
+    write_random(&root.join("file"), 5_000_123, &mut Rng::with_seed(7));
+    let before = snapshot(&root);
+    let coarse = "[store]\noutboard_grain = \"1 MiB\"\n";
+    let a = Machine::up_with_config(&scratch, "a", &[&root], coarse);
+    let b = Machine::up::<&Path>(&scratch, "b", &[]);
+    b.join(&a);
+    b.ok([Path::new("get"), "docs".as_ref(), &copy]);
+    b.ok([Path::new("arena"), "add".as_ref(), "mirror".as_ref(), &copy]);
+    a.hears(&b);
+    let offsets = [5, 2_000_000, 2_000_001, 4_999_999];
+    rot(&root.join("file"), &offsets);
+    let found = a.exits(4, ["verify", "--json"]).of_type("damage");
+    assert_eq!(ranges_of(&found[0]), [(0, 2 << 20), (4 << 20, 5_000_123)], "{found:?}");
+    let repaired = a.ok(["repair", "--json"]).of_type("repaired");
+    assert_eq!(ranges_of(&repaired[0]), tests::groups_of(5_000_123, &offsets));
+    // Three groups, the proofs, and the nodes below two megabytes and the rest.
+    let received = repaired[0]["bytes_received"].as_u64().unwrap();
+    assert!(received < 3 * 16384 + 16384, "{received}");
+    assert_eq!(differences(&before, &snapshot(&root)), [""; 0]);
+    a.ok(["verify"]);
+}

@@ -48,6 +48,32 @@ impl PartialTree {
         Self { blob, geometry: Geometry::new(size), pairs: BTreeMap::new() }
     }
 
+    /// The blob's size in bytes.
+    pub fn size(&self) -> u64 {
+        self.geometry.size()
+    }
+
+    /// The pair at `node`, if it is known, or else if it and all unknown ones above it are in `data` and an `outboard` of
+    /// that `grain`, and prove. They are known from then on.
+    pub fn prove_node<D, O>(&mut self, node: u64, data: &D, outboard: &O, grain: Grain) -> Option<[u8; 64]>
+    where
+        D: ReadAt + ?Sized,
+        O: ReadAt + ?Sized,
+    {
+        let wanted = Subtree::at(self.geometry, node)?;
+        loop {
+            let (lowest, expected) = self.lowest_known(wanted.start);
+            if lowest.depth > wanted.depth {
+                return self.pairs.get(&node).copied();
+            }
+            let pair = node_pair(self.size(), data, outboard, grain, number(lowest)).ok()?;
+            if parent_cv(&pair, lowest.is_root()) != expected {
+                return None;
+            }
+            self.pairs.insert(number(lowest), pair);
+        }
+    }
+
     /// Takes the nodes above `ranges` as far down as `outboard`, which is kept down to `grain`, has them and they
     /// prove. Tells whether all did.
     pub fn take_outboard<O: ReadAt + ?Sized>(&mut self, outboard: &O, grain: Grain, ranges: &RangeSet) -> bool {

@@ -115,6 +115,7 @@ impl Node {
     /// Writes proven bytes over those under quarantine. Once the file is open for that, it is closed properly
     /// whatever happens: its mtime must not stay moved.
     async fn mend_data(&self, arena: &ArenaName, file: &FileRef, blob: BlobId) -> Result<Mended, Failure> {
+        let tree_bytes = self.narrow(file, blob).await?;
         let (node, place) = (self.clone(), file.clone());
         let opened = blocking(move || {
             let mut mending = node.inner.store.mend(&place)?;
@@ -124,7 +125,7 @@ impl Node {
         let (mending, copied) = opened.await?;
         let (size, ranges) = (mending.size(), mending.damaged());
         let mending = Arc::new(Mutex::new(mending));
-        let (fetched, failure) = match copied {
+        let (mut fetched, failure) = match copied {
             Err(failure) => (Fetched::default(), Some(failure)),
             Ok(()) => match self.inner.peers.fetch(Want { blob, size, ranges }, mending.clone()).await {
                 Ok(fetched) => (fetched, None),
@@ -137,6 +138,7 @@ impl Node {
                 Err(error) => (Fetched::default(), Some(fetch_failure(error))),
             },
         };
+        fetched.bytes_received += tree_bytes;
         let (node, arena, file) = (self.clone(), arena.clone(), file.clone());
         blocking(move || {
             // The fetch is over, and with it the only other hold on this.
@@ -155,6 +157,17 @@ impl Node {
             Ok(Mended { ranges, fetched, left, reason })
         })
         .await
+    }
+
+    /// Asks peers for the tree below a coarse outboard, so that only the chunk groups are written that are damaged. What
+    /// nobody tells stays damaged. Returns how many bytes came.
+    async fn narrow(&self, file: &FileRef, blob: BlobId) -> Result<u64, Failure> {
+        let (store, place) = (self.inner.store.clone(), file.clone());
+        let Some((tree, damaged)) = blocking(move || Ok(store.tree_of_damage(&place)?)).await? else { return Ok(0) };
+        let (tree, bytes) = self.inner.peers.complete_tree(blob, tree, &damaged).await;
+        let (store, place) = (self.inner.store.clone(), file.clone());
+        blocking(move || Ok(store.narrow(&place, blob, &tree)?)).await?;
+        Ok(bytes)
     }
 
     /// Takes what other copies on this machine have.
