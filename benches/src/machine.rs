@@ -18,7 +18,13 @@ pub(crate) struct Machine {
 impl Machine {
     /// Starts a daemon with a new home below `work`, which holds `arena` if one is given.
     pub(crate) fn start(work: &Path, arena: Option<&Path>) -> io::Result<Self> {
+        Self::start_with(work, arena, "")
+    }
+
+    /// The same with a configuration.
+    pub(crate) fn start_with(work: &Path, arena: Option<&Path>, config: &str) -> io::Result<Self> {
         let home = tempfile::Builder::new().prefix("home-").tempdir_in(work)?;
+        std::fs::write(home.path().join("config.toml"), config)?;
         let mut command = Command::new(program("blob"));
         command.args(["--json", "--home"]).arg(home.path()).arg("up").args(arena);
         command.args(["--listen", "127.0.0.1:0"]).stdout(Stdio::piped()).stderr(Stdio::null());
@@ -37,6 +43,16 @@ impl Machine {
     /// Runs `blob` with `args`; its exit code must be 0. Returns what it prints.
     pub(crate) fn run(&self, args: &[&str]) -> io::Result<String> {
         succeed(Command::new(program("blob")).arg("--home").arg(self.home.path()).args(args))
+    }
+
+    /// Where it keeps its state.
+    pub(crate) fn state(&self) -> PathBuf {
+        self.home.path().join("state")
+    }
+
+    /// The most memory that the daemon has had so far.
+    pub(crate) fn peak_bytes(&self) -> u64 {
+        peak_bytes(self.daemon.id())
     }
 
     pub(crate) fn join(&self, other: &Machine) -> io::Result<()> {
@@ -64,9 +80,32 @@ impl Drop for Machine {
     }
 }
 
-/// Runs `blob hash`.
-pub(crate) fn hash(paths: &[PathBuf]) -> io::Result<String> {
-    succeed(Command::new(program("blob")).arg("hash").args(paths))
+/// Runs `blob hash` in `dir`, on so many threads if that is said.
+pub(crate) fn hash(dir: &Path, paths: &[PathBuf], threads: Option<usize>) -> io::Result<String> {
+    succeed(hash_command(dir, paths).envs(threads.map(|threads| ("RAYON_NUM_THREADS", threads.to_string()))))
+}
+
+/// The most memory that `blob hash` takes, as far as looking often can tell.
+pub(crate) fn hash_peak_bytes(dir: &Path, path: &Path) -> io::Result<u64> {
+    let mut child = hash_command(dir, &[path.to_owned()]).stdout(Stdio::null()).spawn()?;
+    let mut peak = 0;
+    while child.try_wait()?.is_none() {
+        peak = peak.max(peak_bytes(child.id()));
+        thread::sleep(Duration::from_millis(5));
+    }
+    Ok(peak)
+}
+
+fn hash_command(dir: &Path, paths: &[PathBuf]) -> Command {
+    let mut command = Command::new(program("blob"));
+    command.current_dir(dir).arg("hash").args(paths);
+    command
+}
+
+fn peak_bytes(process: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0) << 10
 }
 
 /// Runs a command that must succeed; returns what it prints.

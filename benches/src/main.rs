@@ -41,6 +41,27 @@ enum Bench {
         #[arg(long, default_value_t = 20_000)]
         files: usize,
     },
+    /// Hash alone: on two threads and on one, many small files, memory, and what outboards take; beside b3sum.
+    Tree {
+        /// The large file's size in MiB.
+        #[arg(long, default_value_t = 4096)]
+        mib: u64,
+        /// How many small files of 4 KiB.
+        #[arg(long, default_value_t = 50_000)]
+        files: usize,
+        /// The size in GiB of a sparse file of which only the memory it takes is of interest.
+        #[arg(long, default_value_t = 1024)]
+        sparse_gib: u64,
+    },
+    /// Verify one large file, and many small ones, in the page cache; beside b3sum, rsync -c and restic.
+    Store {
+        /// The large file's size in MiB.
+        #[arg(long, default_value_t = 4096)]
+        mib: u64,
+        /// How many small files of 4 KiB.
+        #[arg(long, default_value_t = 50_000)]
+        files: usize,
+    },
     /// Get one large file over loopback; beside rsync from an rsync daemon.
     Get {
         /// The file's size in MiB.
@@ -67,6 +88,8 @@ fn main() -> io::Result<()> {
     let work = work.path();
     match bench {
         Bench::Index { mib, files } => index(work, rounds, mib, files),
+        Bench::Tree { mib, files, sparse_gib } => tree(work, rounds, mib, files, sparse_gib),
+        Bench::Store { mib, files } => store(work, rounds, mib, files),
         Bench::Get { mib } => {
             fs::create_dir(work.join("tree"))?;
             large_file(&work.join("tree/large"), mib << 20)?;
@@ -89,15 +112,92 @@ fn index(work: &Path, rounds: usize, mib: u64, files: usize) -> io::Result<()> {
     {
         println!("{name}: {} MiB in {}", bytes >> 20, dir.display());
         let paths = files_below(dir)?;
-        let rival = rivals::b3sum(&paths);
         let mut times: [Vec<Duration>; 3] = Default::default();
         for _ in 0..rounds {
-            times[0].extend(rival.then(|| timed(|| rivals::run_b3sum(&paths))).transpose()?);
-            times[1].push(timed(|| machine::hash(&paths))?);
+            times[0].extend(rivals::b3sum(dir, &paths, None)?);
+            times[1].push(timed(|| machine::hash(dir, &paths, None))?);
             let machine = Machine::start(work, None)?;
             times[2].push(timed(|| machine.run(&["arena", "add", "bench", &dir.to_string_lossy()]))?);
         }
         table(bytes, &[("b3sum", &times[0]), ("blob hash", &times[1]), ("blob arena add", &times[2])]);
+    }
+    Ok(())
+}
+
+fn tree(work: &Path, rounds: usize, mib: u64, files: usize, sparse_gib: u64) -> io::Result<()> {
+    let (large, small) = (work.join("large"), work.join("small"));
+    fs::create_dir(&large)?;
+    large_file(&large.join("large"), mib << 20)?;
+    small_files(&small, files)?;
+    let runs = [
+        ("one large file, two threads", &large, mib << 20, Some(2)),
+        ("one large file, one thread", &large, mib << 20, Some(1)),
+        ("many small files", &small, files as u64 * 4096, None),
+    ];
+    for (name, dir, bytes, threads) in runs {
+        let paths = files_below(dir)?;
+        let mut times: [Vec<Duration>; 2] = Default::default();
+        for _ in 0..rounds {
+            times[0].extend(rivals::b3sum(dir, &paths, threads)?);
+            times[1].push(timed(|| machine::hash(dir, &paths, threads))?);
+        }
+        println!("{name}: {} MiB", bytes >> 20);
+        table(bytes, &[("b3sum", &times[0]), ("blob hash", &times[1])]);
+    }
+    for gib in [1, sparse_gib] {
+        let dir = work.join(format!("sparse-{gib}"));
+        fs::create_dir(&dir)?;
+        File::create(dir.join("sparse"))?.set_len(gib << 30)?;
+        let start = Instant::now();
+        let hashing = machine::hash_peak_bytes(&dir, Path::new("sparse"))? >> 20;
+        let seconds = start.elapsed().as_secs();
+        let machine = Machine::start(work, None)?;
+        let before = machine.peak_bytes() >> 20;
+        machine.run(&["arena", "add", "sparse", &dir.to_string_lossy()])?;
+        let after = machine.peak_bytes() >> 20;
+        println!(
+            "{gib} GiB of zeros: blob hash takes {hashing} MiB at most ({seconds} s), blobd {after} MiB to index it ({before} MiB before)"
+        );
+    }
+    println!("outboards, of the size of the file:");
+    for grain in ["16 KiB", "64 KiB", "256 KiB", "1 MiB"] {
+        let config = format!("[store]\noutboard_grain = \"{grain}\"\n");
+        let machine = Machine::start_with(work, None, &config)?;
+        machine.run(&["arena", "add", "large", &large.to_string_lossy()])?;
+        let outboards = machine.state().join("outboards");
+        let sizes = files_below(&outboards)?.into_iter().map(|path| Ok(fs::metadata(outboards.join(path))?.len()));
+        let bytes = sizes.sum::<io::Result<u64>>()?;
+        println!("  {grain:8} {bytes:10} bytes {:7.4} %", bytes as f64 / (mib << 20) as f64 * 100.0);
+    }
+    Ok(())
+}
+
+fn store(work: &Path, rounds: usize, mib: u64, files: usize) -> io::Result<()> {
+    let (large, small) = (work.join("large"), work.join("small"));
+    fs::create_dir(&large)?;
+    large_file(&large.join("large"), mib << 20)?;
+    small_files(&small, files)?;
+    for (name, dir, bytes) in [("one large file", &large, mib << 20), ("many small files", &small, files as u64 * 4096)]
+    {
+        println!("verify {name}: {} MiB", bytes >> 20);
+        let machine = Machine::start(work, None)?;
+        machine.run(&["arena", "add", "bench", &dir.to_string_lossy()])?;
+        let restic = rivals::Restic::backup(&work.join(name), dir)?;
+        let paths = files_below(dir)?;
+        let mut times: [Vec<Duration>; 4] = Default::default();
+        for _ in 0..rounds {
+            times[0].extend(rivals::b3sum(dir, &paths, None)?);
+            times[1].push(timed(|| machine.run(&["verify"]))?);
+            times[2].extend(rivals::rsync_compare(dir, dir)?);
+            times[3].extend(restic.as_ref().map(rivals::Restic::check).transpose()?);
+        }
+        let rows = [
+            ("b3sum", &times[0]),
+            ("blob verify", &times[1]),
+            ("rsync -anc, reads both sides", &times[2]),
+            ("restic check --read-data", &times[3]),
+        ];
+        table(bytes, &rows);
     }
     Ok(())
 }
@@ -142,7 +242,7 @@ fn repair(work: &Path, bytes: u64) -> io::Result<()> {
     Ok(())
 }
 
-fn timed<T>(work: impl FnOnce() -> io::Result<T>) -> io::Result<Duration> {
+pub(crate) fn timed<T>(work: impl FnOnce() -> io::Result<T>) -> io::Result<Duration> {
     let start = Instant::now();
     work()?;
     Ok(start.elapsed())
@@ -158,13 +258,13 @@ fn table(bytes: u64, rows: &[(&str, &Vec<Duration>)]) {
     let first = rows.iter().find_map(|(_, times)| median(times));
     for (name, times) in rows {
         let Some(time) = median(times) else {
-            println!("  {name:26} not installed");
+            println!("  {name:28} not installed");
             continue;
         };
         let seconds = time.as_secs_f64();
         let rate = bytes as f64 / seconds / 1e6;
         let ratio = first.map_or(1.0, |first| first.as_secs_f64() / seconds);
-        println!("  {name:26} {seconds:8.3} s {rate:8.0} MB/s {ratio:6.2} x");
+        println!("  {name:28} {seconds:8.3} s {rate:8.0} MB/s {ratio:6.2} x");
     }
 }
 
@@ -194,11 +294,17 @@ fn small_files(dir: &Path, files: usize) -> io::Result<()> {
     Ok(())
 }
 
+/// All files below `dir`, by their paths from there: thousands of short ones fit on one command line.
 fn files_below(dir: &Path) -> io::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
-        if entry.file_type()?.is_dir() { files.extend(files_below(&entry.path())?) } else { files.push(entry.path()) }
+        let name = PathBuf::from(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            files.extend(files_below(&entry.path())?.into_iter().map(|path| name.join(path)));
+        } else {
+            files.push(name);
+        }
     }
     Ok(files)
 }

@@ -7,15 +7,58 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::machine::succeed;
+use crate::{machine::succeed, timed};
 
-/// Whether b3sum is installed and `paths` fit on one command line.
-pub(crate) fn b3sum(paths: &[PathBuf]) -> bool {
-    !paths.is_empty() && Command::new("b3sum").arg("--version").stdout(Stdio::null()).status().is_ok()
+/// Whether a rival is installed.
+pub(crate) fn is_installed(program: &str, version: &str) -> bool {
+    Command::new(program).arg(version).stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok()
 }
 
-pub(crate) fn run_b3sum(paths: &[PathBuf]) -> io::Result<String> {
-    succeed(Command::new("b3sum").args(paths))
+/// Hashes `paths`, below `dir`, on so many threads if that is said. `None` if b3sum is not installed.
+pub(crate) fn b3sum(dir: &Path, paths: &[PathBuf], threads: Option<usize>) -> io::Result<Option<Duration>> {
+    if !is_installed("b3sum", "--version") {
+        return Ok(None);
+    }
+    let threads = threads.map(|threads| ["--num-threads".to_owned(), threads.to_string()]);
+    timed(|| succeed(Command::new("b3sum").current_dir(dir).args(threads.into_iter().flatten()).args(paths))).map(Some)
+}
+
+/// Compares two trees by their checksums, and changes nothing. `None` if rsync is not installed.
+pub(crate) fn rsync_compare(one: &Path, other: &Path) -> io::Result<Option<Duration>> {
+    if !is_installed("rsync", "--version") {
+        return Ok(None);
+    }
+    let from = format!("{}/", one.display());
+    timed(|| succeed(Command::new("rsync").args(["-anc", &from]).arg(other))).map(Some)
+}
+
+/// A backup of a tree, whose data can be checked.
+pub(crate) struct Restic {
+    repository: PathBuf,
+}
+
+impl Restic {
+    /// Makes one below `work`; `None` if restic is not installed.
+    pub(crate) fn backup(work: &Path, tree: &Path) -> io::Result<Option<Self>> {
+        if !is_installed("restic", "version") {
+            return Ok(None);
+        }
+        let restic = Self { repository: work.join("restic") };
+        succeed(restic.command().arg("init"))?;
+        succeed(restic.command().arg("backup").arg(tree))?;
+        Ok(Some(restic))
+    }
+
+    /// Reads and checks all of it.
+    pub(crate) fn check(&self) -> io::Result<Duration> {
+        timed(|| succeed(self.command().args(["check", "--read-data"])))
+    }
+
+    fn command(&self) -> Command {
+        let mut command = Command::new("restic");
+        command.env("RESTIC_PASSWORD", "bench").args(["--no-cache", "--quiet", "--repo"]).arg(&self.repository);
+        command
+    }
 }
 
 /// An rsync daemon that serves one directory.
@@ -27,7 +70,7 @@ pub(crate) struct RsyncDaemon {
 impl RsyncDaemon {
     /// Starts one on a free port of the loopback device; `None` if rsync is not installed.
     pub(crate) fn start(work: &Path, dir: &Path) -> io::Result<Option<Self>> {
-        if Command::new("rsync").arg("--version").stdout(Stdio::null()).status().is_err() {
+        if !is_installed("rsync", "--version") {
             return Ok(None);
         }
         let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port();

@@ -45,25 +45,28 @@ where
     Ok(BlobId::from_bytes(hash_spans(data, Subtree::root(Geometry::new(size)), grain, outboard)?))
 }
 
+/// The blob id of the first `size` bytes of `data` alone. Errors and memory are as for [`hash_into`].
+pub fn blob_id<R: ReadAt + ?Sized>(data: &R, size: u64) -> io::Result<BlobId> {
+    hash_into(data, size, Grain::NOTHING, &Mutex::new(Vec::new()))
+}
+
 /// Hashes `subtree` of `data` span by span; the pairs of a span go out at once, those above one by one.
 fn hash_spans<R, W>(data: &R, subtree: Subtree, grain: Grain, outboard: &W) -> io::Result<Cv>
 where
     R: ReadAt + ?Sized,
     W: WriteAt + ?Sized,
 {
-    let offset = subtree.pair_index(grain).unwrap_or_default() * PAIR_BYTES;
+    let offset = subtree.pair_index(grain).map(|index| index * PAIR_BYTES);
     if subtree.bytes().len() <= SPAN_BYTES {
         let mut pairs = vec![0; (subtree.pairs(grain) * PAIR_BYTES) as usize];
         let cv = hash_subtree(data, subtree, grain, &mut pairs)?;
-        if !pairs.is_empty() {
-            outboard.write_all_at(&pairs, offset)?;
-        }
+        offset.map_or(Ok(()), |offset| outboard.write_all_at(&pairs, offset))?;
         return Ok(cv);
     }
     let (l, r) = subtree.split();
     let (left, right) = rayon::join(|| hash_spans(data, l, grain, outboard), || hash_spans(data, r, grain, outboard));
     let pair = join(left?, right?);
-    outboard.write_all_at(&pair, offset)?;
+    offset.map_or(Ok(()), |offset| outboard.write_all_at(&pair, offset))?;
     Ok(parent_cv(&pair, subtree.is_root()))
 }
 

@@ -11,7 +11,7 @@
 //!
 //! | to do this | use |
 //! | --- | --- |
-//! | name bytes, and make their outboard | [`hash()`] |
+//! | name bytes, and make their outboard | [`hash()`], [`hash_into`], [`blob_id`] |
 //! | read or send ranges of what is here, proven | [`Prover`] |
 //! | prove ranges that arrive from elsewhere | [`Decoder`] |
 //! | find what is damaged | [`find_damage`], [`DamageSearch`] |
@@ -65,7 +65,7 @@ pub use damage::{Damage, DamageSearch, find_damage};
 pub use decode::{DecodeError, Decoder};
 pub use fingerprint::{Drift, Fingerprint, UnixTime};
 pub use geometry::{CHUNK_BYTES, GROUP_BYTES, Geometry, Grain};
-pub use hash::{Hashed, hash, hash_into};
+pub use hash::{Hashed, blob_id, hash, hash_into};
 pub use id::{BlobId, ParseBlobIdError};
 pub use partial::{NodeError, PartialTree, node_pair};
 pub use prove::{ProveError, Prover};

@@ -50,6 +50,7 @@ fn outboards_of_several_spans() {
         let (id, outboard) = outboard(&data, grain);
         let theirs = PreOrderMemOutboard::create(&data, BlockSize::from_chunk_log(grain.log_chunks()));
         assert!(id.as_bytes() == theirs.root.as_bytes() && outboard == theirs.data, "{grain:?}");
+        assert_eq!(tree::blob_id(&data[..], data.len() as u64).unwrap(), id);
     }
 }
 

@@ -113,7 +113,7 @@ pub(crate) async fn get(home: &Home, common: &Common, mut targets: Vec<OsString>
 pub(crate) fn hash(common: &Common, fsverity: bool, files: &[PathBuf]) -> Result<Code, Failure> {
     let line = |path: &PathBuf| match fsverity {
         true => Ok(fsverity_line(path, &at_rest(path, fsverity::digest)?, common.json)),
-        false => Ok(blob_id_line(path, at_rest(path, |file, size| Ok(tree::hash(file, size)?.id))?)),
+        false => Ok(blob_id_line(path, at_rest(path, tree::blob_id)?)),
     };
     let mut out = io::BufWriter::new(io::stdout());
     let mut code = Code::Ok;

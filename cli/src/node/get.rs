@@ -258,7 +258,7 @@ impl Getting {
         let same = match (self.destination.existing(to)?, content) {
             (None, _) => return Ok(false),
             (Some(Existing::File(file, found)), Content::File { blob, size, .. }) => {
-                found == *size && tree::hash(&file, found)?.id == *blob
+                found == *size && tree::blob_id(&file, found)? == *blob
             }
             (Some(Existing::Symlink(found)), Content::Symlink { target }) => found == *target,
             _ => false,
