@@ -26,10 +26,10 @@ pub struct Partial {
     /// Whether the cache has a row of it.
     recorded: bool,
     lease: Lease,
-    /// Room that was made for what is written, and not yet looked at on the disk.
+    /// How much more may be written into the room that was made.
+    room: u64,
+    /// How much of that room counts as taken, until the disk is looked at.
     reserved: u64,
-    /// How much of that has been used.
-    used: u64,
 }
 
 enum Place {
@@ -83,7 +83,7 @@ impl Store {
         drop(alone);
         let store = self.clone();
         let (written, recorded) = (RangeSet::new(), row.is_some());
-        Ok(Partial { store, blob, geometry, place, written, recorded, lease, reserved: 0, used: 0 })
+        Ok(Partial { store, blob, geometry, place, written, recorded, lease, room: 0, reserved: 0 })
     }
 
     /// Whether the row's bytes, or both files, of a cached blob are there, and as long as they must be.
@@ -103,15 +103,17 @@ impl Store {
 impl Partial {
     /// Sees to it that `bytes` more may be written.
     fn reserve(&mut self, bytes: u64) -> Result<(), StoreError> {
-        self.used += bytes;
-        if self.used > self.reserved {
+        if self.room < bytes {
             let more = bytes.max(RESERVE_BYTES.min(self.geometry.size()));
             let counts = !self.store.ledger().is_staged(self.blob);
             self.store.make_room(more, counts)?;
-            self.store.ledger().reserve(if counts { more } else { 0 });
-            self.reserved += if counts { more } else { 0 };
-            self.used = if counts { self.used } else { 0 };
+            if counts {
+                self.store.ledger().reserve(more);
+                self.reserved += more;
+            }
+            self.room += more;
         }
+        self.room -= bytes;
         Ok(())
     }
 
@@ -142,7 +144,7 @@ impl Partial {
     fn account(&mut self) {
         self.store.look_at(self.blob, self.geometry.size());
         self.store.ledger().release_reserved(self.reserved);
-        (self.reserved, self.used) = (0, 0);
+        (self.reserved, self.room) = (0, 0);
     }
 
     /// Records what was written, which is durable by now.
