@@ -6,7 +6,7 @@ use tree::{DamageSearch, Drift, Fingerprint, Geometry, RangeSet, Verified};
 
 use crate::{
     Access, DiskFile, FileRef, RootId, Sink, Store, StoreError,
-    rows::{FILES, FileRow, MENDING, decode, encode},
+    rows::{FILES, FileRow, MENDING, decode_or_none, encode},
 };
 
 /// A user's file whose damaged chunk groups are being written over with proven ones.
@@ -56,23 +56,25 @@ impl Store {
     /// cannot be reached now, because its disk is not mounted, is left for the next call: before a scan, for instance. One
     /// that is being mended at this moment is left alone.
     pub fn finish_mending(&self) -> Result<(), StoreError> {
-        let interrupted: Vec<(FileRef, Fingerprint)> = self.read_rows("look for interrupted mending", |txn| {
-            let rows = txn.open_table(MENDING)?;
-            rows.iter()?
-                .map(|row| {
-                    let (key, before) = row?;
-                    let (root, path) = key.value();
-                    Ok((FileRef { root: RootId(root), path: path.to_owned() }, decode(before.value())?))
-                })
-                .collect()
-        })?;
+        let interrupted: Vec<(FileRef, Option<Fingerprint>)> =
+            self.read_rows("look for interrupted mending", |txn| {
+                let rows = txn.open_table(MENDING)?;
+                rows.iter()?
+                    .map(|row| {
+                        let (key, before) = row?;
+                        let (root, path) = key.value();
+                        Ok((FileRef { root: RootId(root), path: path.to_owned() }, decode_or_none(before.value())))
+                    })
+                    .collect()
+            })?;
         for (file, before) in interrupted {
             if self.inner.mending.lock().unwrap_or_else(PoisonError::into_inner).contains(&file) {
                 continue;
             }
             // A file that was indexed anew meanwhile is none of our business any more.
-            let row = self.file(&file)?.filter(|row| row.fingerprint.drift(&before) != Drift::Edited);
-            let Some(row) = row else {
+            let row = self.file(&file)?.zip(before);
+            let row = row.filter(|(row, before)| row.fingerprint.drift(before) != Drift::Edited);
+            let Some((row, before)) = row else {
                 self.end_mending(&file, None)?;
                 continue;
             };
@@ -126,7 +128,7 @@ impl Store {
         self.write("end mending a file", |txn| {
             txn.open_table(MENDING)?.remove(key)?;
             let mut files = txn.open_table(FILES)?;
-            let row = files.get(key)?.map(|row| decode::<FileRow>(row.value())).transpose()?;
+            let row = files.get(key)?.and_then(|row| decode_or_none::<FileRow>(row.value()));
             if let Some((mut row, (fingerprint, mended))) = row.zip(outcome) {
                 row.fingerprint = fingerprint;
                 row.damaged = row.damaged.difference(mended);

@@ -2,6 +2,7 @@
 
 use redb::TableDefinition;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use tracing::warn;
 use tree::{BlobId, Fingerprint, RangeSet};
 
 /// `"format"` → the number of this format.
@@ -62,6 +63,11 @@ pub(crate) fn encode<T: Serialize>(row: &T) -> Result<Vec<u8>, redb::Error> {
 
 pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, redb::Error> {
     postcard::from_bytes(bytes).map_err(|error| redb::Error::Corrupted(format!("decode a row: {error}")))
+}
+
+/// The same, where a row that does not decode counts as none: one bad row must not take the others along.
+pub(crate) fn decode_or_none<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
+    decode(bytes).inspect_err(|error| warn!(%error, "passed over")).ok()
 }
 
 #[cfg(test)]

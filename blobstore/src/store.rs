@@ -14,7 +14,7 @@ use crate::{
     cache::Ledger,
     outboard::{STAGED_DIR, forget_unheld, has_outboard_file, put_outboard_row},
     rows::{
-        CACHED, FILES, FORMAT, FileRow, HOLDERS, INLINE, MENDING, META, OUTBOARDS, PINS, ROOTS, USED, VERIFIED, decode,
+        CACHED, FILES, FORMAT, FileRow, HOLDERS, INLINE, MENDING, META, OUTBOARDS, PINS, ROOTS, USED, VERIFIED, decode_or_none,
         encode,
     },
 };
@@ -184,8 +184,7 @@ impl Store {
                 let old = txn
                     .open_table(FILES)?
                     .insert((root.0, &file.path[..]), &encode(&row)?[..])?
-                    .map(|old| decode::<FileRow>(old.value()))
-                    .transpose()?;
+                    .and_then(|old| decode_or_none::<FileRow>(old.value()));
                 let mut holders = txn.open_table(HOLDERS)?;
                 if let Some(old) = old {
                     holders.remove((old.blob.as_bytes(), root.0, &file.path[..]))?;
@@ -227,8 +226,7 @@ impl Store {
                 let old = txn
                     .open_table(FILES)?
                     .remove((root.0, path))?
-                    .map(|old| decode::<FileRow>(old.value()))
-                    .transpose()?;
+                    .and_then(|old| decode_or_none::<FileRow>(old.value()));
                 if let Some(old) = old {
                     txn.open_table(HOLDERS)?.remove((old.blob.as_bytes(), root.0, path))?;
                     txn.open_table(VERIFIED)?.remove((root.0, path))?;
@@ -240,11 +238,11 @@ impl Store {
         self.remove_outboard_files(unused, None)
     }
 
-    /// What is known of the file in place `file`.
+    /// What is known of the file in place `file`. A row that does not decode counts as none, here and everywhere.
     pub fn file(&self, file: &FileRef) -> Result<Option<FileRow>, StoreError> {
         self.read_rows("look up a file", |txn| {
             let row = txn.open_table(FILES)?.get((file.root.0, &file.path[..]))?;
-            row.map(|row| decode(row.value())).transpose()
+            Ok(row.and_then(|row| decode_or_none(row.value())))
         })
     }
 
@@ -253,13 +251,13 @@ impl Store {
         self.read_rows("list files", |txn| {
             let table = txn.open_table(FILES)?;
             let rows = table.range((root.0, &[][..])..)?;
-            rows.map(|row| {
-                let (key, row) = row?;
-                Ok((key.value().0, key.value().1.to_owned(), decode(row.value())?))
-            })
-            .take_while(|row| row.as_ref().map_or(true, |(of, ..)| *of == root.0))
-            .map(|row| row.map(|(_, path, row)| (path, row)))
-            .collect()
+            rows.take_while(|row| row.as_ref().map_or(true, |(key, _)| key.value().0 == root.0))
+                .filter_map(|row| {
+                    row.map(|(key, row)| Some((key.value().1.to_owned(), decode_or_none(row.value())?)))
+                        .map_err(redb::Error::from)
+                        .transpose()
+                })
+                .collect()
         })
     }
 
@@ -302,7 +300,7 @@ impl Store {
         self.write("update a file", |txn| {
             let mut files = txn.open_table(FILES)?;
             let key = (file.root.0, &file.path[..]);
-            let row = files.get(key)?.map(|row| decode::<FileRow>(row.value())).transpose()?;
+            let row = files.get(key)?.and_then(|row| decode_or_none::<FileRow>(row.value()));
             if let Some(mut row) = row.filter(|row| row.blob == blob) {
                 change(&mut row);
                 files.insert(key, &encode(&row)?[..])?;

@@ -189,7 +189,8 @@ impl Ledger {
 
     /// Goes on counting uses behind `clock`, which is from an earlier run.
     pub(crate) fn count_from(&mut self, clock: u64) {
-        self.clock = self.clock.max(clock);
+        // A row that rotted must not bring the count to its end.
+        self.clock = self.clock.max(clock.min(u64::MAX / 2));
     }
 
     fn renew(&mut self, key: (BlobId, u64)) {

@@ -17,7 +17,7 @@ use tree::{BlobId, ByteRange, GROUP_BYTES, Geometry, RangeSet};
 use crate::{
     Access, Item, Store, StoreError,
     place::own_file,
-    rows::{CACHED, CachedRow, INLINE, PINS, USED, VERIFIED, decode, encode},
+    rows::{CACHED, CachedRow, INLINE, PINS, USED, VERIFIED, decode_or_none, encode},
     scrub::key,
     store::Inner,
 };
@@ -151,7 +151,7 @@ impl Store {
     pub(crate) fn forget_cached(&self, blob: BlobId, ranges: &RangeSet) -> Result<(), StoreError> {
         let gone = self.write("forget a part of a cached blob", |txn| {
             let mut cached = txn.open_table(CACHED)?;
-            let row = cached.get(blob.as_bytes())?.map(|row| decode::<CachedRow>(row.value())).transpose()?;
+            let row = cached.get(blob.as_bytes())?.and_then(|row| decode_or_none::<CachedRow>(row.value()));
             let Some(mut row) = row else { return Ok(RangeSet::new()) };
             let gone = row.proven.intersection(ranges);
             row.proven = row.proven.difference(ranges);
@@ -164,7 +164,7 @@ impl Store {
 
     pub(crate) fn cached_row(&self, blob: BlobId) -> Result<Option<CachedRow>, StoreError> {
         self.read_rows("look up a cached blob", |txn| {
-            txn.open_table(CACHED)?.get(blob.as_bytes())?.map(|row| decode(row.value())).transpose()
+            Ok(txn.open_table(CACHED)?.get(blob.as_bytes())?.and_then(|row| decode_or_none(row.value())))
         })
     }
 
@@ -198,7 +198,7 @@ impl Store {
             txn.open_table(VERIFIED)?.remove(key(&Item::Cached(blob)))?;
             let mut cached = txn.open_table(CACHED)?;
             let row = cached.remove(blob.as_bytes())?;
-            row.map(|row| decode::<CachedRow>(row.value())).transpose()
+            Ok(row.and_then(|row| decode_or_none::<CachedRow>(row.value())))
         })?;
         let mut ledger = self.ledger();
         row.iter().for_each(|row| ledger.remove(blob, &row.proven));
@@ -222,9 +222,13 @@ impl Store {
         let mut blobs = self.cached()?;
         blobs.sort_by_key(|blob| used.get(blob).copied().unwrap_or(0));
         for blob in blobs {
-            let Some(row) = self.cached_row(blob)? else { continue };
-            if row.proven.is_empty() {
+            let Some(row) = self.cached_row(blob)?.filter(|row| !row.proven.is_empty()) else {
                 self.discard_cached(blob)?;
+                continue;
+            };
+            // A row that rotted may claim more than can be counted in a lifetime. Verify takes the claim back.
+            if row.proven.end() > row.size || !self.has_cached_bytes(blob, Geometry::new(row.size))? {
+                warn!(%blob, "the cache's row claims what is not there");
                 continue;
             }
             self.ledger().add(blob, &row.proven);
@@ -302,7 +306,7 @@ impl Store {
             let (mut used, mut verified) = (txn.open_table(USED)?, txn.open_table(VERIFIED)?);
             let mut rows = Vec::new();
             for (blob, ranges) in &plan {
-                let row = cached.get(blob.as_bytes())?.map(|row| decode::<CachedRow>(row.value())).transpose()?;
+                let row = cached.get(blob.as_bytes())?.and_then(|row| decode_or_none::<CachedRow>(row.value()));
                 let Some(mut row) = row else { continue };
                 let gone = row.proven.intersection(ranges);
                 row.proven = row.proven.difference(&gone);

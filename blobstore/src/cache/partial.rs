@@ -7,7 +7,7 @@ use tree::{BlobId, GROUP_BYTES, Geometry, RangeSet, Verified};
 use super::{Lease, is_inline};
 use crate::{
     Access, DiskFile, Sink, Store, StoreError,
-    rows::{CACHED, CachedRow, INLINE, decode, encode},
+    rows::{CACHED, CachedRow, INLINE, decode_or_none, encode},
 };
 
 /// A blob that is coming into the cache.
@@ -87,7 +87,7 @@ impl Store {
     }
 
     /// Whether the row's bytes, or both files, of a cached blob are there, and as long as they must be.
-    fn has_cached_bytes(&self, blob: BlobId, geometry: Geometry) -> Result<bool, StoreError> {
+    pub(crate) fn has_cached_bytes(&self, blob: BlobId, geometry: Geometry) -> Result<bool, StoreError> {
         if is_inline(geometry.size()) {
             return Ok(self.inline_bytes(blob)?.is_some_and(|bytes| bytes.len() as u64 == geometry.size()));
         }
@@ -152,7 +152,7 @@ impl Partial {
         let (blob, size) = (self.blob, self.geometry.size());
         let fresh = self.store.write("record a part of a cached blob", |txn| {
             let mut cached = txn.open_table(CACHED)?;
-            let row = cached.get(blob.as_bytes())?.map(|row| decode::<CachedRow>(row.value())).transpose()?;
+            let row = cached.get(blob.as_bytes())?.and_then(|row| decode_or_none::<CachedRow>(row.value()));
             let mut row = row.unwrap_or(CachedRow { size, proven: RangeSet::new() });
             if row.size != size {
                 return Ok(RangeSet::new());
