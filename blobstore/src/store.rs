@@ -274,7 +274,7 @@ impl Store {
         }
         let mut here = RangeSet::new();
         for file in &in_place {
-            let Some(row) = self.file(file)? else { continue };
+            let Some(row) = self.file(file)?.filter(|row| row.blob == blob) else { continue };
             if row.damaged.is_empty() {
                 return Ok(Presence::InPlace);
             }
