@@ -51,6 +51,17 @@ pub(crate) enum Pairs {
     File(Box<dyn DiskFile>),
 }
 
+impl Outboard {
+    /// Whether there is something behind the last pair of a blob of `size` bytes.
+    pub(crate) fn has_surplus(&self, size: u64) -> bool {
+        let len = match &self.pairs {
+            Pairs::Memory(bytes) => Ok(bytes.len() as u64),
+            Pairs::File(file) => file.fingerprint().map(|fingerprint| fingerprint.size),
+        };
+        len.is_ok_and(|len| len > Geometry::new(size).outboard_bytes_at(self.grain))
+    }
+}
+
 impl HashedFile {
     /// What the bytes are.
     pub fn id(&self) -> BlobId {

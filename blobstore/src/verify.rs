@@ -13,7 +13,7 @@ pub enum Verdict {
     Damaged {
         /// The bytes that do not prove.
         data: RangeSet,
-        /// The bytes above which the outboard is wrong; empty where it is sound.
+        /// The bytes above which the outboard is wrong; empty where it is sound. All of them if it is too long.
         outboard: RangeSet,
         /// The first error of reading, if some bytes could not be read at all.
         unreadable: Option<io::Error>,
@@ -73,7 +73,10 @@ impl Store {
         let outboard = self.outboard(row.blob, size)?;
         let search = DamageSearch::new(row.blob, size, &data, &outboard.pairs).with_grain(outboard.grain);
         let search = search.within(part);
-        let found = search.run(progress);
+        let mut found = search.run(progress);
+        if outboard.has_surplus(size) {
+            found.outboard.insert(Geometry::new(size).all());
+        }
         let now = fingerprint()?;
         if row.fingerprint.drift(&now) == Drift::Edited {
             return Ok(Some(Verdict::Modified));
@@ -126,11 +129,14 @@ impl Store {
 
     /// Reads all that the cache claims to have of `blob` and judges it; forgets what is damaged.
     ///
-    /// `None` if the blob is not cached.
+    /// Files or a row of another length than they must have count as missing. `None` if the blob is not cached.
     pub fn verify_cached(&self, blob: BlobId, progress: &(dyn Fn(u64) + Sync)) -> Result<Option<Verdict>, StoreError> {
         let _lease = self.lease(blob, ByteRange::new(0, u64::MAX).unwrap_or_default().into());
         let Some(row) = self.cached_row(blob)? else { return Ok(None) };
-        let Some(source) = self.sources(blob)?.into_iter().next_back().filter(|source| source.is_cached()) else {
+        let source = self.sources(blob)?.into_iter().next_back().filter(|source| source.is_cached());
+        // The next fetch would begin anew what is of another length, and whoever takes it would take too much.
+        let is_whole = self.has_cached_bytes(blob, Geometry::new(row.size))?;
+        let Some(source) = source.filter(|_| is_whole) else {
             self.forget_cached(blob, &row.proven)?;
             return Ok(Some(Verdict::Missing));
         };

@@ -132,6 +132,10 @@ impl Store {
         let Some(row) = self.cached_row(blob)?.filter(|row| row.proven.contains(Geometry::new(row.size).all())) else {
             return Ok(None);
         };
+        // Bytes behind the end would go along, and nothing proves them.
+        if !self.has_cached_bytes(blob, Geometry::new(row.size))? {
+            return Ok(None);
+        }
         let path = self.cache_file(blob);
         if is_inline(row.size) {
             let Some(bytes) = self.inline_bytes(blob)? else { return Ok(None) };

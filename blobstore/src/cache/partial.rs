@@ -51,7 +51,7 @@ impl Store {
         let geometry = Geometry::new(size);
         let mut row = self.cached_row(blob)?;
         if let Some(other) = row.take_if(|row| row.size != size) {
-            if other.proven.contains(Geometry::new(other.size).last_group()) {
+            if other.size > 0 && other.proven.contains(Geometry::new(other.size).last_group()) {
                 return Err(StoreError::ForeignPiece { blob });
             }
             info!(%blob, was = other.size, now = size, "begun anew: peers disagree on the size");
