@@ -55,8 +55,12 @@ pub(crate) fn hashed(bytes: &[u8]) -> Hashed {
 
 /// The pieces, proofs included, that a peer who has `bytes` sends for `ranges`.
 pub(crate) fn pieces(bytes: &[u8], ranges: &RangeSet) -> Vec<Verified> {
-    let Hashed { id, outboard } = hashed(bytes);
-    let prover = Prover::new(id, bytes.len() as u64, bytes, &outboard[..], &Query::groups(ranges));
+    pieces_of(&hashed(bytes), bytes, ranges)
+}
+
+/// The same where `bytes` were hashed before.
+pub(crate) fn pieces_of(hashed: &Hashed, bytes: &[u8], ranges: &RangeSet) -> Vec<Verified> {
+    let prover = Prover::new(hashed.id, bytes.len() as u64, bytes, &hashed.outboard[..], &Query::groups(ranges));
     prover.map(|piece| piece.expect("sound bytes prove")).collect()
 }
 
@@ -78,7 +82,12 @@ pub(crate) fn feed(sink: &mut impl Sink, bytes: &[u8], ranges: &RangeSet) {
 /// Reads `asked` of the blob that is `bytes`: exactly `missing` may be missing, and everything else must come,
 /// once, in order, cut to what was asked, and right.
 pub(crate) fn check_read(store: &Store, bytes: &[u8], asked: ByteRange, missing: &RangeSet) {
-    let (blob, size) = (BlobId::of(bytes), bytes.len() as u64);
+    check_read_of(store, BlobId::of(bytes), bytes, asked, missing);
+}
+
+/// The same where the id of `bytes` is known.
+pub(crate) fn check_read_of(store: &Store, blob: BlobId, bytes: &[u8], asked: ByteRange, missing: &RangeSet) {
+    let size = bytes.len() as u64;
     let outcome = store.read(blob, size, asked).expect("the store can be read");
     assert_eq!(outcome.missing, *missing, "missing when {asked} of {size} was asked");
     let mut seen = RangeSet::new();

@@ -1,0 +1,89 @@
+//! Rows that do not decode, or claim what cannot be. They count as none: the store opens, everything else in it goes on,
+//! and what they were about comes back as anything does that was never there.
+
+use blobstore::Verdict;
+use tree::{ByteRange, Grain, RangeSet};
+
+use crate::{
+    common::range,
+    lab::{CACHED, FILES, HOLDERS, INLINE, Lab, MENDING, OUTBOARDS, ROOT, USED},
+};
+
+/// Bytes that are no row: a length that never ends, and then noise.
+fn garbage(seed: u64) -> Vec<u8> {
+    let mut bytes = vec![0xff; 40];
+    fastrand::Rng::with_seed(seed).fill(&mut bytes[12..]);
+    bytes
+}
+
+/// One such row in each table, of one blob each, and a start: all other blobs are sound.
+#[test]
+fn one_bad_row_takes_no_other_along() {
+    let mut lab = Lab::new(Grain::GROUP, 2);
+    let in_place = lab.subjects.iter().position(|s| s.files.len() == 2 && s.size() > 100_000).unwrap();
+    let cached = lab.subjects.iter().position(|s| s.files.is_empty() && s.size() > 100_000).unwrap();
+    let inline = lab.subjects.iter().position(|s| s.files.is_empty() && s.is_inline()).unwrap();
+    let name = lab.subjects[in_place].files[0].clone();
+    lab.set_file_row(&name, Some(&garbage(1)));
+    let txn = lab.db.begin_write().unwrap();
+    txn.open_table(MENDING).unwrap().insert((ROOT, name.as_bytes()), &garbage(2)[..]).unwrap();
+    txn.open_table(FILES).unwrap().insert((ROOT, &b"never linked"[..]), &garbage(3)[..]).unwrap();
+    txn.open_table(HOLDERS).unwrap().insert((&[7; 32], 99, &b"no such root"[..]), ()).unwrap();
+    txn.open_table(USED).unwrap().insert(&[7; 32], u64::MAX).unwrap();
+    txn.commit().unwrap();
+    lab.set_row(OUTBOARDS, lab.subjects[cached].id(), Some(&garbage(4)));
+    lab.set_row(CACHED, lab.subjects[cached].id(), Some(&garbage(5)));
+    lab.set_row(CACHED, lab.subjects[inline].id(), Some(&garbage(6)));
+    lab.set_row(INLINE, lab.subjects[inline].id(), Some(&garbage(7)));
+    lab.reopen();
+
+    for (number, subject) in lab.subjects.iter().enumerate() {
+        lab.check_sources(subject);
+        if ![in_place, cached, inline].contains(&number) {
+            lab.check_sound(subject);
+        }
+    }
+    assert!(lab.verify("never linked").is_none() && lab.verify(&name).is_none());
+    let linked = lab.store.files(lab.file(&name).root).unwrap();
+    assert!(!linked.is_empty() && linked.iter().all(|(path, _)| path != name.as_bytes()));
+
+    // The other copy, a scan, and a fetch.
+    let subject = &lab.subjects[in_place];
+    lab.check_read(subject, range(0, subject.size() as u64), &RangeSet::new());
+    lab.link(&name);
+    lab.store.unlink(lab.file(&name).root, &[b"never linked"]).unwrap();
+    assert!(lab.file_row("never linked").is_none());
+    for number in [cached, inline] {
+        assert!(lab.verify_cached(&lab.subjects[number]).is_none());
+        lab.fetch(&lab.subjects[number]);
+    }
+    lab.subjects.iter().for_each(|subject| lab.check_sound(subject));
+    let usage = lab.store.cache_usage().unwrap();
+    assert_eq!(lab.store.trim(0).unwrap(), 0, "{usage:?}: everything can be evicted");
+}
+
+/// A row of the cache may decode and claim more than there are bytes anywhere: the start does not count them all.
+#[test]
+fn a_claim_without_end_does_not_stop_the_start() {
+    let mut lab = Lab::new(Grain::GROUP, 3);
+    let cached = lab.subjects.iter().position(|s| s.files.is_empty() && s.size() > 100_000).unwrap();
+    let endless = RangeSet::from(ByteRange::new(0, u64::MAX).unwrap());
+    let size = lab.subjects[cached].size() as u64;
+    for claimed in [size, u64::MAX] {
+        let row = postcard::to_stdvec(&(claimed, &endless)).unwrap();
+        lab.set_row(CACHED, lab.subjects[cached].id(), Some(&row));
+        lab.reopen();
+        let subject = &lab.subjects[cached];
+        lab.check_sources(subject);
+        let verdict = lab.verify_cached(subject);
+        if claimed == size {
+            assert!(matches!(verdict, Some(Verdict::Sound)), "all that there is, is sound: {verdict:?}");
+        } else {
+            assert!(matches!(verdict, Some(Verdict::Missing)), "{verdict:?}");
+        }
+        // The row is right again once all of it was forgotten or evicted.
+        lab.set_row(CACHED, subject.id(), None);
+        lab.fetch(subject);
+        lab.check_sound(subject);
+    }
+}
