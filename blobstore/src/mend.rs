@@ -32,6 +32,10 @@ impl Store {
     pub fn mend(&self, file: &FileRef) -> Result<Mending, StoreError> {
         let path = self.absolute(file);
         let Some(row) = self.file(file)? else { return Err(StoreError::Modified { path }) };
+        // A row that rotted into the name of another blob must not have that written over the user's file.
+        if !self.is_holder(file, row.blob)? {
+            return Err(StoreError::NotTheBlob { path, blob: row.blob });
+        }
         let open = self.inner.disk.open_beneath(&self.root_dir(file.root), file.relative(), Access::Write);
         let data = open.map_err(StoreError::file("open for writing", &path))?;
         let now = data.fingerprint().map_err(StoreError::file("stat", &path))?;

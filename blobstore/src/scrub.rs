@@ -7,7 +7,7 @@ use tree::{BlobId, ByteRange};
 
 use crate::{
     FileRef, RootId, Store, StoreError,
-    rows::{CACHED, FILES, VERIFIED, decode, encode},
+    rows::{CACHED, FILES, VERIFIED, decode_or_none, encode},
 };
 
 /// What is verified as one: a file in place, or a cached blob.
@@ -92,7 +92,7 @@ impl Store {
     pub fn verified(&self, item: &Item) -> Result<Verified, StoreError> {
         self.read_rows("look up when a file was verified", |txn| {
             let row = txn.open_table(VERIFIED)?.get(key(item))?;
-            row.map_or(Ok(Verified::default()), |row| decode(row.value()))
+            Ok(row.and_then(|row| decode_or_none(row.value())).unwrap_or_default())
         })
     }
 

@@ -7,6 +7,7 @@ use std::{
 };
 
 use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable, WriteTransaction};
+use tracing::warn;
 use tree::{BlobId, ByteRange, Fingerprint, Geometry, Grain, RangeSet};
 
 use crate::{
@@ -14,8 +15,8 @@ use crate::{
     cache::Ledger,
     outboard::{STAGED_DIR, forget_unheld, has_outboard_file, put_outboard_row},
     rows::{
-        CACHED, FILES, FORMAT, FileRow, HOLDERS, INLINE, MENDING, META, OUTBOARDS, PINS, ROOTS, USED, VERIFIED, decode_or_none,
-        encode,
+        CACHED, FILES, FORMAT, FileRow, HOLDERS, INLINE, MENDING, META, OUTBOARDS, PINS, ROOTS, USED, VERIFIED,
+        decode_or_none, encode,
     },
 };
 
@@ -264,6 +265,22 @@ impl Store {
     /// Up to `max` files that have `blob` in place.
     pub fn holders(&self, blob: BlobId, max: usize) -> Result<Vec<FileRef>, StoreError> {
         self.read_rows("look up a blob", |txn| holders(&txn.open_table(HOLDERS)?, blob, max))
+    }
+
+    /// Whether the rows say from both sides that `file` has `blob`.
+    pub(crate) fn is_holder(&self, file: &FileRef, blob: BlobId) -> Result<bool, StoreError> {
+        self.read_rows("look up a holder", |txn| {
+            Ok(txn.open_table(HOLDERS)?.get((blob.as_bytes(), file.root.0, &file.path[..]))?.is_some())
+        })
+    }
+
+    /// Says anew that `file` has `blob`, where the row for that was lost.
+    pub(crate) fn restore_holder(&self, file: &FileRef, blob: BlobId) -> Result<(), StoreError> {
+        warn!(path = ?self.absolute(file), %blob, "its row among the holders was lost, and is made anew");
+        self.write("restore a holder", |txn| {
+            txn.open_table(HOLDERS)?.insert((blob.as_bytes(), file.root.0, &file.path[..]), ())?;
+            Ok(())
+        })
     }
 
     /// How much of `blob` is here and, so far as is known, sound.

@@ -82,9 +82,10 @@ impl Store {
             return Ok(Some(Verdict::Modified));
         }
         let judged = search.judged();
-        let damaged = row.damaged.difference(&judged.into()).union(&found.data);
+        let all = RangeSet::from(Geometry::new(size).all());
+        let damaged = row.damaged.intersection(&all).difference(&judged.into()).union(&found.data);
         // What is the same, byte for byte, takes over a fingerprint that was only touched.
-        let is_sound = damaged.is_empty() && judged == Geometry::new(size).all();
+        let is_sound = damaged.is_empty() && all == judged.into();
         if damaged != row.damaged || (is_sound && row.fingerprint != now) {
             self.update_file(file, row.blob, |row| {
                 row.damaged = damaged.clone();
@@ -92,6 +93,9 @@ impl Store {
                     row.fingerprint = now;
                 }
             })?;
+        }
+        if is_sound && !self.is_holder(file, row.blob)? {
+            self.restore_holder(file, row.blob)?;
         }
         Ok(Some(if found.is_none() {
             Verdict::Sound

@@ -225,3 +225,34 @@ fn what_the_other_machine_has_is_there_when_join_returns() {
     assert_eq!(b.ok(["join", "--json", &ticket]).json()[0]["catalog_complete"], true);
     assert_eq!(b.ok(["ls", "-R", "--json", "docs"]).json().len(), 5000);
 }
+
+/// What is said and not linked, because its row was lost, is hashed again by the next scan, and served; unless it rotted
+/// meanwhile.
+#[test]
+fn a_lost_row_is_made_anew() {
+    const FILES: redb::TableDefinition<(u32, &[u8]), &[u8]> = redb::TableDefinition::new("store.files");
+    let scratch = Scratch::new();
+    let root = scratch.dir("docs");
+    for name in ["one", "three", "two", "zero"] {
+        fs::write(root.join(name), format!("this is {name}")).unwrap();
+    }
+    let a = Machine::up(&scratch, "a", &[&root]);
+    let b = Machine::up::<&Path>(&scratch, "b", &[]);
+    b.join(&a);
+    a.stop();
+    let db = redb::Database::open(a.home().join("state/blobd.redb")).unwrap();
+    let txn = db.begin_write().unwrap();
+    for name in ["two", "zero"] {
+        assert!(txn.open_table(FILES).unwrap().remove((0, name.as_bytes())).unwrap().is_some());
+    }
+    txn.commit().unwrap();
+    drop(db);
+    tests::rot(&root.join("zero"), &[3]);
+    a.restart();
+    wait_for("the file is read at its holder", Duration::from_secs(30), || {
+        (b.run(["cat", "docs/two"]).stdout == b"this is two").then_some(())
+    });
+    b.exits(6, ["cat", "docs/zero"]);
+    let scanned = a.exits(4, ["arena", "scan", "--json"]).summary();
+    assert_eq!((&scanned["files"], &scanned["suspected"]), (&4.into(), &1.into()), "{scanned}");
+}

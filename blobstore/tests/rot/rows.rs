@@ -79,6 +79,7 @@ pub(crate) fn injure_file_row(lab: &Lab, subject: &Subject, name: &str, kind: Ki
             let here = if subject.id() == other { subject.all() } else { nothing };
             lab.check_read(subject, lab.some_range(subject, rng), &missing(&here));
             assert!(matches!(lab.verify(name), Some(Verdict::Sound)), "its bytes are what its row says");
+            lab.check_read(subject, lab.some_range(subject, rng), &missing(&subject.all()));
             lab.set_holder(subject.id(), "nothing is here", false);
             lab.set_holder(other, name, false);
             lab.link(name);

@@ -232,3 +232,35 @@ async fn look_over(home: &Home, common: &Common, path: &str, body: &impl Seriali
 }
 
 const HASH_AT_ONCE: usize = 256;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_changes_while_it_is_read_has_no_digest() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        assert_eq!(at_rest(file.path(), |_, size| Ok(size)).unwrap(), 0);
+        let error = at_rest(file.path(), |_, _| std::fs::write(file.path(), "more")).unwrap_err();
+        assert_eq!(error.to_string(), "it changed while it was read");
+    }
+
+    #[test]
+    fn ranges() {
+        for (text, expected) in [
+            ("0..5", Some((0, 5))),
+            ("5..", Some((5, 100))),
+            ("..5", Some((0, 5))),
+            ("..", Some((0, 100))),
+            ("90..200", Some((90, 100))),
+            ("200..300", Some((100, 100))),
+            ("200..", Some((100, 100))),
+            ("5..4", None),
+            ("5", None),
+            ("a..b", None),
+            ("-1..5", None),
+        ] {
+            assert_eq!(parse_range(text, 100).ok(), expected, "{text}");
+        }
+    }
+}

@@ -1,4 +1,5 @@
 use std::{
+    collections::HashSet,
     fs, io,
     iter::Peekable,
     path::{Path, PathBuf},
@@ -65,6 +66,8 @@ struct Scan<'a> {
     totals: ScanTotals,
     /// Directories that could not be read: what was known below them stands.
     unreadable: Vec<RelPath>,
+    /// Files whose bytes are no longer what was said.
+    suspected: HashSet<RelPath>,
     jobs: Vec<Job>,
     job_bytes: u64,
     changes: Vec<Change>,
@@ -101,6 +104,7 @@ impl<'a> Scan<'a> {
             reporter,
             totals: ScanTotals::default(),
             unreadable: Vec::new(),
+            suspected: HashSet::new(),
             jobs: Vec::new(),
             job_bytes: 0,
             changes: Vec::new(),
@@ -133,23 +137,43 @@ impl<'a> Scan<'a> {
             self.forget(old);
         }
         self.flush()?;
-        self.unlink_unsaid()?;
+        self.compare_links()?;
+        self.flush()?;
         Ok(self.totals)
     }
 
-    /// Unlinks what is linked and not said: what a crash between the two left behind.
-    fn unlink_unsaid(&self) -> Result<(), Failure> {
-        let store = &self.node.inner.store;
-        let mut said = KnownPages::new(&self.node.inner.namespace, self.arena).peekable();
+    /// Unlinks what is linked and not said: what a crash between the two left behind. Hashes again what is said and not
+    /// linked, for its row was lost.
+    fn compare_links(&mut self) -> Result<(), Failure> {
+        let node = self.node;
+        let store = &node.inner.store;
+        let mut said = KnownPages::new(&node.inner.namespace, self.arena).peekable();
         let mut unsaid = Vec::new();
         for (path, row) in store.files(self.root)? {
-            while take_if(&mut said, |said| said.path.as_bytes() < &path[..])?.is_some() {}
+            while let Some(unlinked) = take_if(&mut said, |said| said.path.as_bytes() < &path[..])? {
+                self.hash_unlinked(unlinked);
+            }
             let same = take_if(&mut said, |said| said.path.as_bytes() == path)?;
             if same.is_none_or(|same| same.version.content.blob() != Some(row.blob)) {
                 unsaid.push(path);
             }
         }
+        while let Some(unlinked) = take_if(&mut said, |_| true)? {
+            self.hash_unlinked(unlinked);
+        }
         Ok(store.unlink(self.root, &unsaid.iter().map(|path| &path[..]).collect::<Vec<_>>())?)
+    }
+
+    /// Has a file hashed, and linked if it is still what was said.
+    fn hash_unlinked(&mut self, said: Known) {
+        let Content::File { size, .. } = said.version.content else { return };
+        if self.suspected.contains(&said.path) || self.unreadable.iter().any(|dir| said.path.is_within(dir)) {
+            return;
+        }
+        warn!(arena = %self.arena, path = %said.path, "said and not linked; hashed again");
+        self.totals.files = self.totals.files.saturating_sub(1);
+        self.totals.bytes = self.totals.bytes.saturating_sub(size);
+        self.hash_later(Job { path: said.path.clone(), size, recheck: Some(said) });
     }
 
     /// Refuses to take an arena root that is missing or suddenly empty for one from which all was deleted.
@@ -300,6 +324,7 @@ impl<'a> Scan<'a> {
     /// A file that nobody edited has other bytes: its exact damage goes under quarantine, and nothing is published.
     fn suspect(&mut self, path: &RelPath, blob: BlobId) -> Result<(), Failure> {
         self.totals.suspected += 1;
+        self.suspected.insert(path.clone());
         warn!(arena = %self.arena, %path, %blob, "its bytes changed although nobody edited it: suspected damage, not published");
         let file = FileRef { root: self.root, path: path.as_bytes().to_owned() };
         self.node.inner.store.verify_file(&file, &|_| {})?;
