@@ -1,5 +1,13 @@
 //! What long commands report while they run: JSON Lines, one object a line. Format: spec/cli.md, "Events".
 
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Instant,
+};
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tokio::sync::mpsc;
@@ -179,6 +187,9 @@ impl std::fmt::Display for FileName {
 #[derive(Clone)]
 pub struct Reporter {
     events: mpsc::Sender<Event>,
+    since: Instant,
+    /// When progress was last reported: milliseconds since `since`, and one more.
+    progressed: Arc<AtomicU64>,
 }
 
 /// The reader of a report is gone: whoever asked for the work has been interrupted.
@@ -189,7 +200,7 @@ impl Reporter {
     /// A reporter, and what reads from it.
     pub fn new() -> (Self, mpsc::Receiver<Event>) {
         let (events, receiver) = mpsc::channel(EVENTS_AHEAD);
-        (Self { events }, receiver)
+        (Self { events, since: Instant::now(), progressed: Arc::default() }, receiver)
     }
 
     /// Reports from async code.
@@ -202,8 +213,13 @@ impl Reporter {
         self.events.blocking_send(event).map_err(|_| NobodyListens)
     }
 
-    /// Reports progress, unless the reader has not yet read what was reported before.
+    /// Reports progress, unless that was done a moment ago, or the reader has not yet read what was reported before.
     pub fn progress(&self, action: &str, done: u64, total: Option<u64>, files: u64) {
+        let (now, last) = (self.since.elapsed().as_millis() as u64 + 1, self.progressed.load(Ordering::Relaxed));
+        if last > 0 && now < last + PROGRESS_MS {
+            return;
+        }
+        self.progressed.store(now, Ordering::Relaxed);
         if self.events.capacity() > EVENTS_AHEAD / 2 {
             let _ = self.events.try_send(Event::Progress { action: action.to_owned(), done, total, files });
         }
@@ -229,4 +245,6 @@ pub(crate) fn summary(fields: Value) -> Event {
     }
 }
 
+/// Progress is for people, who see no more than this.
+const PROGRESS_MS: u64 = 50;
 const EVENTS_AHEAD: usize = 256;

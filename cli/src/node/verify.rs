@@ -325,7 +325,7 @@ fn damaged_bytes(verdict: &Verdict, size: u64) -> u64 {
     }
 }
 
-const BATCH_FILES: usize = 256;
+const BATCH_FILES: usize = 1024;
 const BATCH_BYTES: u64 = 1 << 30;
 /// How much of a file is verified before looking at the clock.
 const PART_BYTES: u64 = 256 << 20;
