@@ -237,11 +237,15 @@ impl Sink for Partial {
 }
 
 impl Drop for Partial {
-    /// What was never recorded is of no use to anybody.
+    /// What was never recorded, by anybody, is of no use.
     fn drop(&mut self) {
         if !self.recorded {
             let _alone = self.store.inner.cache_files.write().unwrap_or_else(PoisonError::into_inner);
-            if let Err(error) = self.store.discard_cached(self.blob) {
+            let discarded = self.store.cached_row(self.blob).and_then(|row| match row {
+                None => self.store.discard_cached(self.blob),
+                Some(_) => Ok(()),
+            });
+            if let Err(error) = discarded {
                 warn!(blob = %self.blob, %error, "left behind in the cache until the next start");
             }
         }
