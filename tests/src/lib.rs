@@ -4,6 +4,7 @@
 //! The tests run `blob` and `blobd` as users do, and look at nothing but what users see: output, exit codes, logs,
 //! and files. They wait for states, each wait with an end, and never for time to pass.
 
+mod caller;
 mod damage;
 mod liar;
 mod machine;
@@ -11,6 +12,7 @@ mod real_tree;
 mod snapshot;
 mod wait;
 
+pub use caller::{connect, introduced};
 pub use damage::{GROUP_BYTES, groups_of, path_of, ranges_of, rot, target};
 pub use liar::{Answer, Liar, Statement, file_statement};
 pub use machine::{Machine, Output, Scratch, blob, blobd};

@@ -11,10 +11,10 @@ use std::{
 
 use peers::{
     Identity, Ticket, encode_request,
-    wire::{ALPN, Hello, JOIN_ALPN, StreamKind, client_config, write_frame},
+    wire::{ALPN, JOIN_ALPN, StreamKind, client_config},
 };
 use quinn::{Connection, RecvStream, SendStream};
-use tests::{Machine, Scratch, random_bytes, wait_for};
+use tests::{Machine, Scratch, connect, introduced, random_bytes, wait_for};
 use tokio::{
     runtime::Runtime,
     time::{sleep, timeout},
@@ -184,13 +184,22 @@ fn garbage_of_a_known_peer_does_no_harm() {
         let huge = [StreamKind::Catalog as u8, 0xff, 0xff, 0xff, 0xff];
         let catalog = [StreamKind::Catalog as u8];
         let get = [StreamKind::Get as u8];
-        let streams: [Vec<u8>; 9] = [
+        let nodes = [StreamKind::Nodes as u8];
+        let streams: [Vec<u8>; 11] = [
             huge.to_vec(),
             [&catalog[..], &[3, 0, 0, 0, 0xff, 0xff, 0xff]].concat(),
             [&catalog[..], &[2, 0, 0, 0]].concat(),
             [&get[..], &[0xff; 60_000]].concat(),
             [&get[..], &vec![0; 1 << 20]].concat(),
             [&get[..], &[0; 33], &[0xff; 9]].concat(),
+            [&nodes[..], &[0xff; 4]].concat(),
+            [
+                &nodes[..],
+                &[47, 0, 0, 0],
+                &[7; 32],
+                &[1, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 1, 0, 0, 0, 0],
+            ]
+            .concat(),
             vec![StreamKind::Hello as u8; 100],
             vec![0xee; 1000],
             vec![],
@@ -275,26 +284,6 @@ fn a_file(scratch: &Scratch) -> (std::path::PathBuf, Vec<u8>) {
 fn hello_bytes() -> Vec<u8> {
     // Name "mallory", no addresses.
     [&[StreamKind::Hello as u8][..], &9_u32.to_le_bytes(), &[7], b"mallory", &[0]].concat()
-}
-
-async fn connect(me: &Identity, to: &Machine, address: &str, alpn: &[u8]) -> Result<Connection, String> {
-    let tls = client_config(me, to.id().parse().unwrap(), alpn).unwrap();
-    let config = quinn::ClientConfig::new(Arc::new(tls));
-    let endpoint = quinn::Endpoint::client(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
-    let connecting = endpoint.connect_with(config, address.parse().unwrap(), "blobd.invalid").unwrap();
-    connecting.await.map_err(|error| error.to_string())
-}
-
-/// A connection on which hello has been said.
-async fn introduced(me: &Identity, to: &Machine, address: &str) -> Connection {
-    let connection = connect(me, to, address, ALPN).await.expect("it is known");
-    let (mut send, mut recv) = connection.open_bi().await.unwrap();
-    send.write_all(&[StreamKind::Hello as u8]).await.unwrap();
-    write_frame(&mut send, &Hello { name: "mallory".into(), addresses: vec![] }).await.unwrap();
-    send.finish().unwrap();
-    let answer = timeout(Duration::from_secs(20), recv.read_to_end(1 << 16)).await.expect("it answers in time");
-    assert!(answer.expect("it answers").len() > 4);
-    connection
 }
 
 /// Opens streams until no more are allowed.
