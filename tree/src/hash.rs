@@ -36,7 +36,7 @@ pub fn hash<R: ReadAt + ?Sized>(data: &R, size: u64) -> io::Result<Hashed> {
 
 /// The same, with an outboard of any grain that goes into `outboard` while it is made, in pieces and in no order.
 ///
-/// Memory is bounded, whatever the size: each thread has one or two buffers of [`SPAN_BYTES`] / 256.
+/// Memory is bounded, whatever the size: a few buffers of up to 1 MiB for each thread.
 pub fn hash_into<R, W>(data: &R, size: u64, grain: Grain, outboard: &W) -> io::Result<BlobId>
 where
     R: ReadAt + ?Sized,
