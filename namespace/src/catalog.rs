@@ -1,22 +1,46 @@
+use std::collections::BTreeMap;
+
 use redb::ReadableTable;
 use serde::{Deserialize, Serialize};
 
 use crate::{
     ArenaName, Namespace, NamespaceError, PeerId, RelPath, Version,
-    namespace::{Tables, arena_name, peer_number, rel_path},
-    rows::{HEADS, HeadRow, LOG, ME, META, PEERS, VERSIONS, VersionRow, decode, encode},
+    namespace::{find_head, peer_number, session_of},
+    rows::{HEADS, HeadRow, LogRow, ME, PEERS, SESSIONS, decode},
+    tables::Tables,
 };
 
-/// How far a catalog has been heard: all changes of `epoch` up to `seq`. The default is nothing at all.
+/// Where a row is: its arena and path, ordered in this order.
+pub type Key = (ArenaName, RelPath);
+
+/// Everything of a log up to `seq` was heard. The default is nothing at all. Later marks of one origin are greater.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Cursor {
-    /// The log's epoch; 0 stands for none.
+pub struct Mark {
+    /// The log's epoch; 0 stands for none. A later one is greater.
     pub epoch: u64,
     /// The number of the last change heard.
     pub seq: u64,
+    /// The session of the origin in which that was said; 0 where it is not known.
+    pub session: u64,
 }
 
-/// One row of a catalog as its peer says it.
+impl Mark {
+    /// What orders marks.
+    pub(crate) fn order(self) -> (u64, u64) {
+        (self.epoch, self.seq)
+    }
+}
+
+/// How far an origin's catalog was heard.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cursor {
+    /// What was heard; if a listing is coming, as of when that is.
+    pub mark: Mark,
+    /// If a listing is coming, the key up to which it came.
+    pub after: Option<Key>,
+}
+
+/// One row of a catalog as its origin says it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Statement {
     /// The arena.
@@ -25,181 +49,299 @@ pub struct Statement {
     pub path: RelPath,
     /// What is there, since which change.
     pub version: Version,
+    /// When the origin noticed, in milliseconds since 1970 by its clock; 0 in listings.
+    pub at: u64,
 }
 
-/// A part of a catalog: what was last said of each path whose last change is behind the cursor asked from, in
-/// the order of these changes.
+/// A part of an origin's catalog.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Batch {
-    /// Whether this begins a listing of everything, because the cursor asked from is not of this log.
-    pub restart: bool,
-    /// The rows, by ascending seq.
+    /// Whose statements these are.
+    pub origin: PeerId,
+    /// What has been heard behind this batch; of a listing, as of when it is.
+    pub mark: Mark,
+    /// Which part of the catalog this is.
+    pub part: Part,
+    /// The rows.
     pub statements: Vec<Statement>,
-    /// Where this batch ends: everything up to here has been said.
-    pub upto: Cursor,
-    /// The log's last change when the batch was made; a listing is complete when `upto` has reached it.
-    pub head: u64,
 }
 
-/// Why a peer's batch was refused.
+/// Which part of a catalog a batch is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Part {
+    /// What was said behind the seq `after`, up to the mark, by ascending seq; each path at its last change only.
+    Changes {
+        /// From where they go on.
+        after: u64,
+    },
+    /// All that is present, by ascending key.
+    Listing {
+        /// Behind which key; `None` is the start.
+        after: Option<Key>,
+        /// Up to which key, inclusive; `None` is the end of everything.
+        end: Option<Key>,
+    },
+}
+
+/// Why a batch was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ApplyError {
     /// The batch breaks the rules of spec/namespace.md.
-    #[error("the peer's catalog is invalid: {0}")]
+    #[error("the catalog is invalid: {0}")]
     PeerMisbehaved(&'static str),
-    /// The peer has more rows than are taken from one peer.
-    #[error("the peer's catalog has more than {PEER_ROWS_MAX} rows")]
-    TooManyRows,
     /// Our database failed.
     #[error(transparent)]
     Namespace(#[from] NamespaceError),
 }
 
-impl Namespace {
-    /// What this machine's catalog says behind `after`, about `bytes_max` bytes of it and at least one row. If
-    /// there is nothing, a batch without statements.
-    pub fn batch(&self, after: Cursor, bytes_max: usize) -> Result<Batch, NamespaceError> {
-        let epoch = self.epoch();
-        self.read("read the log", |txn| {
-            let head = txn.open_table(META)?.get("head")?.map_or(0, |head| head.value());
-            let (log, versions) = (txn.open_table(LOG)?, txn.open_table(VERSIONS)?);
-            let restart = after.epoch != epoch || after.seq > head;
-            let from = if restart { 0 } else { after.seq };
-            let (mut statements, mut bytes, mut upto) = (Vec::<Statement>::new(), 0, head);
-            for row in log.range(from + 1..)? {
-                let (seq, key) = row?;
-                if let Some(last) = statements.last().filter(|_| bytes >= bytes_max) {
-                    upto = last.version.seq;
-                    break;
-                }
-                let (arena, path) = key.value();
-                let Some(row) = versions.get((arena, path, ME))? else {
-                    return Err(redb::Error::Corrupted(format!("the log's change {} has no row", seq.value())));
-                };
-                bytes += arena.len() + path.len() + row.value().len();
-                let VersionRow { version, .. } = decode(row.value())?;
-                statements.push(Statement { arena: arena_name(arena)?, path: rel_path(path)?, version });
-            }
-            Ok(Batch { restart, statements, upto: Cursor { epoch, seq: upto }, head })
-        })
-    }
-
-    /// How far `peer`'s catalog has been heard.
-    pub fn cursor(&self, peer: PeerId) -> Result<Cursor, NamespaceError> {
-        self.read("look up a peer", |txn| {
-            let Some(number) = txn.open_table(PEERS)?.get(peer.as_bytes())? else { return Ok(Cursor::default()) };
-            let head = txn.open_table(HEADS)?.get(number.value())?.map(|row| decode::<HeadRow>(row.value()));
-            let head = head.transpose()?.unwrap_or_default();
-            Ok(Cursor { epoch: head.epoch, seq: head.seq })
-        })
-    }
-
-    /// Whether all of `peer`'s catalog has been heard once: not if nothing has, or if a listing is still coming.
-    pub fn is_complete(&self, peer: PeerId) -> Result<bool, NamespaceError> {
-        self.read("look up a peer", |txn| {
-            let Some(number) = txn.open_table(PEERS)?.get(peer.as_bytes())? else { return Ok(false) };
-            let head = txn.open_table(HEADS)?.get(number.value())?.map(|row| decode::<HeadRow>(row.value()));
-            Ok(head.transpose()?.is_some_and(|head| head.epoch != 0 && !head.listing))
-        })
-    }
-
-    /// Takes in what `peer` says of itself, in one commit, durable on return. Batches must come in order.
-    pub fn apply(&self, peer: PeerId, batch: &Batch) -> Result<(), ApplyError> {
-        let mut refused = None;
-        self.write("take in a catalog", |txn| {
-            let number = peer_number(txn, peer)?;
-            let mut heads = txn.open_table(HEADS)?;
-            let head = heads.get(number)?.map(|row| decode::<HeadRow>(row.value())).transpose()?.unwrap_or_default();
-            let mut head = match begin(head, batch) {
-                Ok(head) => head,
-                Err(error) => {
-                    refused = Some(error);
-                    return Ok(());
-                }
-            };
-            let mut tables = Tables::open(txn)?;
-            for Statement { arena, path, version } in &batch.statements {
-                let row = VersionRow { version: version.clone(), generation: head.generation };
-                head.rows += u64::from(tables.put(arena.as_str(), path.as_bytes(), number, row)?);
-            }
-            if head.rows > PEER_ROWS_MAX {
-                return Err(redb::Error::Corrupted(TOO_MANY_ROWS.into()));
-            }
-            if head.listing && batch.upto.seq >= batch.head {
-                head.listing = false;
-                head.rows -= sweep(&mut tables, number, head.generation)?;
-            }
-            heads.insert(number, &encode(&head)?[..])?;
-            Ok(())
-        })
-        .map_err(|error| match &error {
-            NamespaceError::Database { source, .. } if matches!(&**source, redb::Error::Corrupted(why) if why == TOO_MANY_ROWS) => {
-                ApplyError::TooManyRows
-            }
-            _ => ApplyError::Namespace(error),
-        })?;
-        refused.map_or(Ok(()), |why| Err(ApplyError::PeerMisbehaved(why)))
-    }
-
-    /// Forgets everything that `peer` has said.
-    pub fn forget_peer(&self, peer: PeerId) -> Result<(), NamespaceError> {
-        self.write("forget a peer", |txn| {
-            let Some(number) = txn.open_table(PEERS)?.remove(peer.as_bytes())?.map(|number| number.value()) else {
-                return Ok(());
-            };
-            txn.open_table(HEADS)?.remove(number)?;
-            // No listing has this generation, for counting them starts at 1.
-            sweep(&mut Tables::open(txn)?, number, 0)?;
-            Ok(())
-        })
-    }
+/// What became of a batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Applied {
+    /// It was taken in.
+    Taken,
+    /// Something else came first: nothing was changed.
+    PassedOver,
 }
 
-/// Checks that `batch` follows on `head`, and gives the head behind it.
-fn begin(head: HeadRow, batch: &Batch) -> Result<HeadRow, &'static str> {
-    let mut head = if batch.restart {
-        HeadRow { epoch: batch.upto.epoch, seq: 0, generation: head.generation + 1, listing: true, rows: head.rows }
-    } else {
-        head
-    };
-    if batch.upto.epoch != head.epoch {
-        return Err("its epoch changed without a restart");
+impl Batch {
+    /// Whether this says that its origin left for good.
+    pub fn is_farewell(&self) -> bool {
+        self.mark.seq == u64::MAX
     }
-    if batch.upto.epoch == 0 {
-        return Err("its epoch is 0");
-    }
-    if batch.upto.seq < head.seq || batch.upto.seq > batch.head {
-        return Err("it runs backwards");
-    }
-    let mut last = head.seq;
-    for Statement { version, .. } in &batch.statements {
-        if version.seq <= last || version.seq > batch.upto.seq {
-            return Err("its changes are out of order");
+
+    /// Checks what must hold of any batch: spec/namespace.md, "Applying".
+    fn check(&self) -> Result<(), &'static str> {
+        if self.mark.epoch == 0 || self.mark.epoch >= EPOCH_MAX {
+            return Err("its epoch is out of bounds");
         }
-        if !version.content.is_valid() || version.mtime.nanos > 999_999_999 {
+        if self.statements.iter().any(|statement| !statement.version.is_valid()) {
             return Err("a version is out of bounds");
         }
-        last = version.seq;
+        if self.is_farewell()
+            && (!self.statements.is_empty() || self.part != (Part::Listing { after: None, end: None }))
+        {
+            return Err("its farewell says more");
+        }
+        match &self.part {
+            Part::Changes { after } => {
+                if *after > self.mark.seq {
+                    return Err("it runs backwards");
+                }
+                let seqs = self.statements.iter().map(|statement| statement.version.seq);
+                let ascending = |last: u64, seq| (seq > last).then_some(seq);
+                let last = seqs.into_iter().try_fold(*after, ascending);
+                if last.is_none_or(|last| last > self.mark.seq) {
+                    return Err("its changes are out of order");
+                }
+            }
+            Part::Listing { after, end } => {
+                if self.statements.iter().any(|statement| !statement.version.content.is_present()) {
+                    return Err("a version is out of bounds");
+                }
+                let mut last = after.as_ref().map(|(arena, path)| (arena, path));
+                for Statement { arena, path, .. } in &self.statements {
+                    if last.replace((arena, path)).is_some_and(|last| last >= (arena, path)) {
+                        return Err("its listing is out of order");
+                    }
+                }
+                if end.as_ref().is_some_and(|(arena, path)| last.is_none_or(|last| last > (arena, path))) {
+                    return Err("its listing is out of order");
+                }
+            }
+        }
+        Ok(())
     }
-    head.seq = batch.upto.seq;
-    Ok(head)
-}
 
-/// Deletes the rows of a peer that are not of this generation; returns how many.
-fn sweep(tables: &mut Tables<'_>, peer: u32, generation: u32) -> Result<u64, redb::Error> {
-    let mut stale = Vec::new();
-    for row in tables.versions.iter()? {
-        let (key, row) = row?;
-        let (arena, path, of) = key.value();
-        if of == peer && decode::<VersionRow>(row.value())?.generation != generation {
-            stale.push((arena.to_owned(), path.to_owned()));
+    /// The head behind this batch, if it is to be taken in at `head`.
+    fn follow(&self, head: &HeadRow) -> Option<HeadRow> {
+        let (ours, theirs) = (head.mark.order(), self.mark.order());
+        match &self.part {
+            Part::Changes { after } => {
+                let follows = head.after.is_none() && ours.0 == theirs.0 && *after <= ours.1 && ours.1 < theirs.1;
+                follows.then(|| HeadRow { mark: self.mark, ..head.clone() })
+            }
+            Part::Listing { after, end } => {
+                let follows = match after {
+                    None => theirs > ours || (head.after.is_some() && theirs == ours),
+                    Some(_) => *after == head.after && theirs == ours,
+                };
+                let mut head = HeadRow { mark: self.mark, after: end.clone(), ..head.clone() };
+                if end.is_none() {
+                    (head.floor, head.heard) = (self.mark.seq, true);
+                }
+                follows.then_some(head)
+            }
         }
     }
-    for (arena, path) in &stale {
-        tables.remove(arena, path, peer)?;
-    }
-    Ok(stale.len() as u64)
 }
 
-const PEER_ROWS_MAX: u64 = 20_000_000;
-const TOO_MANY_ROWS: &str = "too many rows";
+impl Namespace {
+    /// How far `origin`'s catalog has been heard.
+    pub fn cursor(&self, origin: PeerId) -> Result<Cursor, NamespaceError> {
+        let head = self.read("look up a peer", |txn| find_head(txn, origin))?.unwrap_or_default();
+        Ok(Cursor { mark: head.mark, after: head.after })
+    }
+
+    /// How far the catalogs of all others that are known have been heard, by peer.
+    pub fn cursors(&self) -> Result<BTreeMap<PeerId, Cursor>, NamespaceError> {
+        self.read("look up all peers", |txn| {
+            let (peers, heads) = (txn.open_table(PEERS)?, txn.open_table(HEADS)?);
+            let mut cursors = BTreeMap::new();
+            for row in peers.iter()? {
+                let (peer, number) = row?;
+                if let Some(head) = heads.get(number.value())? {
+                    let head: HeadRow = decode(head.value())?;
+                    let cursor = Cursor { mark: head.mark, after: head.after };
+                    cursors.insert(PeerId::from_bytes(*peer.value()), cursor);
+                }
+            }
+            Ok(cursors)
+        })
+    }
+
+    /// Whether all of `peer`'s catalog has been heard once: not if nothing has, or if its first listing is still coming.
+    pub fn is_complete(&self, peer: PeerId) -> Result<bool, NamespaceError> {
+        let head = self.read("look up a peer", |txn| find_head(txn, peer))?;
+        Ok(head.is_some_and(|head| head.heard && head.mark.seq != u64::MAX))
+    }
+
+    /// Who told last of `origin`: itself, or a peer that passed it on.
+    pub fn told_by(&self, origin: PeerId) -> Result<Option<PeerId>, NamespaceError> {
+        self.read("look up a peer", |txn| {
+            let Some(head) = find_head(txn, origin)? else { return Ok(None) };
+            for row in txn.open_table(PEERS)?.iter()? {
+                let (peer, number) = row?;
+                if number.value() == head.via {
+                    return Ok(Some(PeerId::from_bytes(*peer.value())));
+                }
+            }
+            Ok(None)
+        })
+    }
+
+    /// Takes in what `teller` says, in one commit, durable on return. Whatever comes early, late or twice is passed over.
+    pub fn apply(&self, teller: PeerId, batch: &Batch) -> Result<Applied, ApplyError> {
+        batch.check().map_err(ApplyError::PeerMisbehaved)?;
+        let origin = batch.origin;
+        if origin == self.me() {
+            return Ok(Applied::PassedOver);
+        }
+        let known = self.read("look up a peer", |txn| find_head(txn, origin))?.unwrap_or_default();
+        if batch.follow(&known).is_none() {
+            return Ok(Applied::PassedOver);
+        }
+        let mut refused = None;
+        let applied = self.write_if("take in a catalog", |txn| {
+            let number = peer_number(txn, origin)?;
+            let via = if teller == origin { number } else { peer_number(txn, teller)? };
+            if number > ORIGINS_MAX || via > ORIGINS_MAX {
+                refused = Some("there are too many peers");
+                return Ok(None);
+            }
+            let mut tables = Tables::open(txn)?;
+            let known = tables.head(number)?;
+            let Some(mut head) = batch.follow(&known) else { return Ok(None) };
+            head.via = via;
+            match &batch.part {
+                Part::Changes { .. } => {
+                    let news = batch.statements.iter().filter(|statement| statement.version.seq > known.mark.seq);
+                    for Statement { arena, path, version, at } in news {
+                        head.rows += u64::from(tables.put(arena.as_str(), path.as_bytes(), number, version)?);
+                        let key = (arena.clone(), path.clone());
+                        tables.note(number, &LogRow { key, version: version.clone(), at: *at })?;
+                    }
+                    tables.trim(number, &mut head, self.history_limit())?;
+                }
+                Part::Listing { after, end } => {
+                    if known.mark.epoch != head.mark.epoch {
+                        tables.forget_log(number)?;
+                    }
+                    for Statement { arena, path, version, .. } in &batch.statements {
+                        head.rows += u64::from(tables.put(arena.as_str(), path.as_bytes(), number, version)?);
+                    }
+                    let swept = tables.sweep(number, after.as_ref(), end.as_ref(), &batch.statements)?;
+                    head.rows = head.rows.saturating_sub(swept);
+                }
+            }
+            if head.rows > ORIGIN_ROWS_MAX {
+                refused = Some("it has too many rows");
+                return Ok(None);
+            }
+            tables.set_head(number, &head)?;
+            Ok(Some(()))
+        })?;
+        if let Some(why) = refused {
+            return Err(ApplyError::PeerMisbehaved(why));
+        }
+        if applied.is_none() {
+            return Ok(Applied::PassedOver);
+        }
+        self.notify();
+        Ok(Applied::Taken)
+    }
+
+    /// Forgets everything that `peer` has said, and tells so as its farewell.
+    pub fn forget_peer(&self, peer: PeerId) -> Result<(), ApplyError> {
+        let known = self.cursor(peer)?;
+        if known.mark.epoch != 0 {
+            let mark = Mark { seq: u64::MAX, ..known.mark };
+            let part = Part::Listing { after: None, end: None };
+            self.apply(peer, &Batch { origin: peer, mark, part, statements: Vec::new() })?;
+        }
+        Ok(())
+    }
+
+    /// Takes note that somebody said farewell for `peer`, which is trusted here: what it has stays in view, and it will be
+    /// shown that mark when it is asked next, and begin a new epoch.
+    pub fn contest_farewell(&self, peer: PeerId, farewell: Mark) -> Result<(), NamespaceError> {
+        let contested = self.write_if("contest a farewell", |txn| {
+            let number = peer_number(txn, peer)?;
+            let mut tables = Tables::open(txn)?;
+            let head = tables.head(number)?;
+            if head.mark.order() >= farewell.order() {
+                return Ok(None);
+            }
+            tables.set_head(number, &HeadRow { mark: farewell, after: None, ..head })?;
+            Ok(Some(()))
+        })?;
+        if contested.is_some() {
+            self.notify();
+        }
+        Ok(())
+    }
+
+    /// Begins a new epoch if what a peer has heard of this machine was not said by it, so far as its own rows tell: they
+    /// were lost, or are an older copy. Tells whether it has.
+    pub fn renew_if_lost(&self, heard: Mark) -> Result<bool, NamespaceError> {
+        let renewed = self.write_if("compare with what a peer has heard", |txn| {
+            let mut tables = Tables::open(txn)?;
+            let head = tables.head(ME)?;
+            let sessions = txn.open_table(SESSIONS)?;
+            let same_session = || Ok::<_, redb::Error>(heard.session == session_of(&sessions, heard.seq)?);
+            let is_lost = heard.epoch > head.mark.epoch
+                || heard.epoch == head.mark.epoch
+                    && (heard.seq > head.mark.seq || heard.seq > 0 && heard.session != 0 && !same_session()?);
+            if !is_lost {
+                return Ok(None);
+            }
+            let epoch = ((heard.epoch.max(head.mark.epoch) >> 32) + 1) << 32 | self.session() & 0xffff_ffff;
+            if epoch >= EPOCH_MAX {
+                return Ok(None);
+            }
+            let mark = Mark { epoch, ..head.mark };
+            tables.set_head(ME, &HeadRow { mark, ..head })?;
+            Ok(Some(()))
+        })?;
+        if renewed.is_some() {
+            self.notify();
+        }
+        Ok(renewed.is_some())
+    }
+}
+
+/// Epochs are below this.
+const EPOCH_MAX: u64 = 1 << 63;
+/// How many rows are taken of one origin.
+const ORIGIN_ROWS_MAX: u64 = 20_000_000;
+/// How many other machines are known at most.
+const ORIGINS_MAX: u32 = 1000;

@@ -1,9 +1,9 @@
 //! Which file is which: what every peer has at every path, and what changed when.
 //!
-//! Each peer speaks for itself alone. What it has is its *catalog*: rows (arena, path) → [`Version`], numbered
-//! by an ascending `seq` within an `epoch`, which is its *log*. A peer that has heard everything up to `seq` asks
-//! for what came after; one that has heard nothing, or of another epoch, asks from the start; both are answered
-//! in the same way, by [`Namespace::batch`], and taken in by [`Namespace::apply`].
+//! Each peer speaks for what it itself has: its *catalog*, rows (arena, path) → [`Version`], whose changes it numbers by
+//! an ascending `seq` within an `epoch`: its *log*. It passes on what it has heard of others, as theirs. Whoever listens
+//! shows how far it has heard whom, [`Told`]; what it has not heard comes in batches from [`Namespace::tell`], as
+//! changes if the log reaches back and else as a listing, and is taken in by [`Namespace::apply`].
 //!
 //! What this crate must never know: where bytes are, how they travel, what time it is. It names blobs by id and
 //! reads no file's content; [`Walk`] looks at directories and their entries only.
@@ -11,8 +11,9 @@
 //! Invariants:
 //!
 //! - A change of this machine's catalog and its number in the log are one commit, durable before anyone hears it.
-//! - Every (arena, path) of a peer is in that peer's log once, at the number of its last change.
-//! - While a listing replaces what was known of a peer, the old rows stay in view until the new ones are complete.
+//! - The rows of an origin change only from one of its marks to a later one, whoever tells.
+//! - While a listing replaces what was known of an origin, each old row stays in view until the new ones around it are
+//!   there.
 //!
 //! Rows, order and bounds: spec/namespace.md.
 
@@ -23,12 +24,15 @@ mod namespace;
 mod peer_id;
 mod rows;
 mod scan;
+mod tables;
+mod tell;
 mod version;
 
-pub use catalog::{ApplyError, Batch, Cursor, Statement};
+pub use catalog::{Applied, ApplyError, Batch, Cursor, Key, Mark, Part, Statement};
 pub use list::{Entry, EntryKind};
 pub use names::{ArenaName, NameError, RelPath};
-pub use namespace::{Arena, Change, Known, Namespace, NamespaceError};
+pub use namespace::{Arena, Change, Happened, Known, Namespace, NamespaceError, Origin};
 pub use peer_id::{ParsePeerIdError, PeerId};
 pub use scan::{Decision, Seen, SeenKind, Walk, WalkError, decide};
-pub use version::{Content, Version, shown};
+pub use tell::Told;
+pub use version::{Content, PREVIOUS_MAX, Shown, Version, shown};

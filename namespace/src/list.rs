@@ -6,7 +6,7 @@ use tree::UnixTime;
 use crate::{
     ArenaName, Content, Namespace, NamespaceError, PeerId, RelPath, Version,
     namespace::{arena_name, rel_path},
-    rows::{ARENAS, ME, PEERS, VERSIONS, VersionKey, VersionRow, decode},
+    rows::{ARENAS, ME, PEERS, VERSIONS, VersionKey, decode},
     shown,
 };
 
@@ -17,10 +17,12 @@ pub struct Entry {
     pub path: RelPath,
     /// What.
     pub kind: EntryKind,
-    /// When it was last changed; of a directory that is not known.
+    /// When it was last changed; not known of a directory of which no peer says anything.
     pub mtime: Option<UnixTime>,
-    /// The peers that have just this there: `None` stands for this machine. Empty for a directory.
+    /// The peers that have just this there: `None` stands for this machine.
     pub peers: Vec<Option<PeerId>>,
+    /// Whether a peer has something else there, and neither comes from the other.
+    pub in_conflict: bool,
 }
 
 /// What stands at a path in the view over all peers.
@@ -28,7 +30,7 @@ pub struct Entry {
 pub enum EntryKind {
     /// A file or a symbolic link: the version that is shown.
     Leaf(Content),
-    /// A directory, which exists because something is in it.
+    /// A directory: a peer says so, or something is in it.
     Directory,
 }
 
@@ -47,7 +49,7 @@ impl Namespace {
                 from = format!("{name}\0");
                 // Where all is deleted is still an arena; where all is withdrawn, nobody has one.
                 for row in versions.range((name.as_str(), &[][..], 0)..(&from[..], &[][..], 0))? {
-                    if decode::<VersionRow>(row?.1.value())?.version.content != Content::Withdrawn {
+                    if decode::<Version>(row?.1.value())?.content != Content::Withdrawn {
                         names.push(name);
                         break;
                     }
@@ -72,7 +74,7 @@ impl Namespace {
             let mut found = Vec::new();
             for row in table.range((arena, path, 0)..=(arena, path, u32::MAX))? {
                 let (key, row) = row?;
-                found.push((names.get(key.value().2)?, decode::<VersionRow>(row.value())?.version));
+                found.push((names.get(key.value().2)?, decode::<Version>(row.value())?));
             }
             Ok(found)
         })
@@ -112,7 +114,11 @@ impl Namespace {
                 let slashes = path.iter().enumerate().skip(known).filter(|(_, b)| **b == b'/').map(|(at, _)| at);
                 for slash in slashes.take(if recursive { usize::MAX } else { 1 }) {
                     let path = rel_path(&path[..slash])?;
-                    let directory = Entry { path, kind: EntryKind::Directory, mtime: None, peers: Vec::new() };
+                    if paths.is_said(&path)? {
+                        continue;
+                    }
+                    let kind = EntryKind::Directory;
+                    let directory = Entry { path, kind, mtime: None, peers: Vec::new(), in_conflict: false };
                     if visit(directory).is_break() {
                         return Ok(());
                     }
@@ -162,17 +168,27 @@ impl Paths<'_> {
                 at = Some(rel_path(path)?);
                 versions.clear();
             }
-            versions.push((peer, decode::<VersionRow>(row.value())?.version));
+            versions.push((peer, decode::<Version>(row.value())?));
         }
         self.entry(at, &versions)
     }
 
+    /// Whether a peer says that `dir` is a directory, so that it is an entry of its own.
+    fn is_said(&self, dir: &RelPath) -> Result<bool, redb::Error> {
+        let entry = self.next_from(dir.as_bytes())?.filter(|entry| entry.path == *dir);
+        Ok(entry.is_some_and(|entry| entry.kind == EntryKind::Directory))
+    }
+
     fn entry(&self, path: Option<RelPath>, versions: &[(u32, Version)]) -> Result<Option<Entry>, redb::Error> {
-        let Some((path, (_, version))) = path.zip(shown(versions)) else { return Ok(None) };
+        let Some((path, shown)) = path.zip(shown(versions)) else { return Ok(None) };
+        let version = &shown.version.1;
         let same = versions.iter().filter(|(_, other)| other.content.is_same(&version.content));
         let peers = same.map(|(peer, _)| self.names.get(*peer)).collect::<Result<_, _>>()?;
-        let kind = EntryKind::Leaf(version.content.clone());
-        Ok(Some(Entry { path, kind, mtime: Some(version.mtime), peers }))
+        let kind = match &version.content {
+            Content::Directory { .. } => EntryKind::Directory,
+            leaf => EntryKind::Leaf(leaf.clone()),
+        };
+        Ok(Some(Entry { path, kind, mtime: Some(version.mtime), peers, in_conflict: shown.in_conflict }))
     }
 }
 

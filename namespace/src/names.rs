@@ -101,6 +101,12 @@ impl RelPath {
         [&self.0, name].join(&b'/').try_into()
     }
 
+    /// The directory that this path is in; `None` is the arena root.
+    pub fn parent(&self) -> Option<Self> {
+        let slash = self.0.iter().rposition(|&b| b == b'/')?;
+        Some(Self(self.0[..slash].to_owned()))
+    }
+
     /// Whether this path is `dir` or below it.
     pub fn is_within(&self, dir: &RelPath) -> bool {
         self.0.strip_prefix(&dir.0[..]).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
@@ -181,6 +187,8 @@ mod tests {
         }
         let dir = RelPath::try_from("a/b").unwrap();
         let within = |path| RelPath::try_from(path).unwrap().is_within(&dir);
+        assert_eq!(dir.parent(), Some(RelPath::try_from("a").unwrap()));
+        assert_eq!(dir.parent().unwrap().parent(), None);
         assert!(within("a/b") && within("a/b/c") && !within("a/bc") && !within("a"));
     }
 

@@ -1,27 +1,43 @@
 use std::{
+    ops::Bound,
     os::unix::ffi::{OsStrExt, OsStringExt},
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable, Table, WriteTransaction};
+use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable, WriteTransaction};
 use tokio::sync::watch;
-use tree::{BlobId, Fingerprint, UnixTime};
+use tree::{BlobId, UnixTime};
 
 use crate::{
-    ArenaName, Content, PeerId, RelPath, Version,
+    ArenaName, Content, Mark, PeerId, RelPath, Version,
     rows::{
-        ARENAS, ArenaRow, BLOBS, FORMAT, HEADS, LOCAL, LOG, ME, META, PEERS, VERSIONS, VersionKey, VersionRow, decode,
+        ARENAS, ArenaRow, BLOBS, FORMAT, HEADS, HeadRow, LOG, LogRow, ME, META, PEERS, SESSIONS, VERSIONS, decode,
         encode,
     },
+    tables::{Tables, prefix},
+    version::made_from,
 };
 
 /// What every peer has at every path. Cheap to clone; the clones are one namespace.
 #[derive(Clone)]
 pub struct Namespace {
     db: Arc<Database>,
-    heads: Arc<watch::Sender<u64>>,
-    epoch: u64,
+    changed: Arc<watch::Sender<u64>>,
+    origin: Origin,
+}
+
+/// Who opens a namespace, and how.
+#[derive(Debug, Clone, Copy)]
+pub struct Origin {
+    /// This machine.
+    pub me: PeerId,
+    /// Seconds since 1970: later ones make later epochs, and no more depends on it.
+    pub now: u64,
+    /// A random number, another one at each opening.
+    pub random: u64,
+    /// How many changes each peer's log keeps; at least 1.
+    pub history_limit: u64,
 }
 
 /// An arena of this machine.
@@ -33,6 +49,9 @@ pub struct Arena {
     pub dir: Option<PathBuf>,
     /// Whether strangers may read its blobs, where serving strangers is on at all.
     pub public: bool,
+    /// Device and inode of the arena root when it was last scanned: an empty directory that is another one is a missing
+    /// disk, and no deletion of everything.
+    pub root: Option<(u64, u64)>,
 }
 
 /// What is now at a path of this machine.
@@ -42,10 +61,8 @@ pub struct Change {
     pub path: RelPath,
     /// What is there.
     pub content: Content,
-    /// Its mtime; for a deletion, when it was noticed or happened.
+    /// Its mtime; for a deletion, as spec/namespace.md, "Deletions", says.
     pub mtime: UnixTime,
-    /// The fingerprint of the file, if one is there.
-    pub fingerprint: Option<Fingerprint>,
 }
 
 /// What this machine said last of a path of its own.
@@ -55,8 +72,19 @@ pub struct Known {
     pub path: RelPath,
     /// What was said.
     pub version: Version,
-    /// The file's fingerprint at that time, if it is a file.
-    pub fingerprint: Option<Fingerprint>,
+}
+
+/// A change in a peer's log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Happened {
+    /// The arena.
+    pub arena: ArenaName,
+    /// The path.
+    pub path: RelPath,
+    /// What has been there since; its `seq` is the change's number.
+    pub version: Version,
+    /// When the peer noticed, in milliseconds since 1970 by its clock.
+    pub at: u64,
 }
 
 /// Why the namespace could not do what it was asked.
@@ -74,43 +102,60 @@ pub enum NamespaceError {
 }
 
 impl Namespace {
-    /// Opens the namespace whose rows are in `db`, and makes it if it is not there: then its log begins with the
-    /// epoch `new_epoch`, which must be random.
-    pub fn open(db: Arc<Database>, new_epoch: u64) -> Result<Self, NamespaceError> {
-        let mut namespace = Self { db, heads: Arc::new(watch::Sender::new(0)), epoch: 0 };
-        let (epoch, head) = namespace.write("open the namespace", |txn| {
+    /// Opens the namespace whose rows are in `db`, and makes it if it is not there.
+    pub fn open(db: Arc<Database>, origin: Origin) -> Result<Self, NamespaceError> {
+        let namespace = Self { db, changed: Arc::default(), origin };
+        namespace.write("open the namespace", |txn| {
             let mut meta = txn.open_table(META)?;
-            let mut get = |key, default| -> Result<u64, redb::Error> {
-                let value = meta.get(key)?.map_or(default, |value| value.value());
-                meta.insert(key, value)?;
-                Ok(value)
-            };
-            let format = get("format", FORMAT)?;
+            let format = meta.get("format")?.map_or(FORMAT, |format| format.value());
             if format != FORMAT {
                 return Err(redb::Error::Corrupted(format!("namespace format {format}, this program knows {FORMAT}")));
             }
+            meta.insert("format", FORMAT)?;
             txn.open_table(ARENAS)?;
             txn.open_table(PEERS)?;
-            txn.open_table(HEADS)?;
-            txn.open_table(VERSIONS)?;
-            txn.open_table(LOG)?;
-            txn.open_table(LOCAL)?;
-            txn.open_table(BLOBS)?;
-            Ok((get("epoch", new_epoch)?, get("head", 0)?))
+            let mut tables = Tables::open(txn)?;
+            let mut head = tables.head(ME)?;
+            if head.mark.epoch == 0 {
+                let epoch = origin.now.clamp(1, (1 << 30) - 1) << 32 | origin.random & 0xffff_ffff;
+                head = HeadRow { mark: Mark { epoch, ..Mark::default() }, heard: true, ..head };
+                tables.set_head(ME, &head)?;
+            }
+            txn.open_table(SESSIONS)?.insert(head.mark.seq + 1, namespace.session())?;
+            Ok(())
         })?;
-        namespace.epoch = epoch;
-        namespace.heads.send_replace(head);
         Ok(namespace)
     }
 
-    /// The epoch of this machine's log.
-    pub fn epoch(&self) -> u64 {
-        self.epoch
+    /// This machine.
+    pub fn me(&self) -> PeerId {
+        self.origin.me
     }
 
-    /// The number of the last change in this machine's log, 0 if there is none; and a notice of each further one.
-    pub fn head(&self) -> watch::Receiver<u64> {
-        self.heads.subscribe()
+    pub(crate) fn history_limit(&self) -> u64 {
+        self.origin.history_limit.max(1)
+    }
+
+    /// The number of this opening; never 0, which stands for none.
+    pub(crate) fn session(&self) -> u64 {
+        self.origin.random | 1
+    }
+
+    /// What this machine has said so far.
+    pub fn mark(&self) -> Result<Mark, NamespaceError> {
+        self.read("look up the head", |txn| {
+            let head = txn.open_table(HEADS)?.get(ME)?.map(|row| decode::<HeadRow>(row.value())).transpose()?;
+            Ok(head.unwrap_or_default().mark)
+        })
+    }
+
+    /// Tells whenever something was said or heard. The number is of no meaning.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    pub(crate) fn notify(&self) {
+        self.changed.send_modify(|count| *count = count.wrapping_add(1));
     }
 
     /// The arenas that this machine holds or follows, by name.
@@ -120,9 +165,9 @@ impl Namespace {
             let rows = table.iter()?;
             rows.map(|row| {
                 let (name, row) = row?;
-                let row: ArenaRow = decode(row.value())?;
-                let dir = row.dir.map(|dir| PathBuf::from(std::ffi::OsString::from_vec(dir)));
-                Ok(Arena { name: arena_name(name.value())?, dir, public: row.public })
+                let ArenaRow { dir, public, root } = decode(row.value())?;
+                let dir = dir.map(|dir| PathBuf::from(std::ffi::OsString::from_vec(dir)));
+                Ok(Arena { name: arena_name(name.value())?, dir, public, root })
             })
             .collect()
         })
@@ -131,48 +176,71 @@ impl Namespace {
     /// Holds or follows an arena from now on, or changes how.
     pub fn set_arena(&self, arena: &Arena) -> Result<(), NamespaceError> {
         let dir = arena.dir.as_deref().map(|dir: &Path| dir.as_os_str().as_bytes().to_owned());
-        let row = ArenaRow { dir, public: arena.public };
+        let row = ArenaRow { dir, public: arena.public, root: arena.root };
         self.write("add an arena", |txn| {
             txn.open_table(ARENAS)?.insert(arena.name.as_str(), &encode(&row)?[..])?;
             Ok(())
         })
     }
 
-    /// Gives up an arena: says of everything here in it that it is withdrawn. No file is touched.
-    pub fn remove_arena(&self, arena: &ArenaName) -> Result<(), NamespaceError> {
-        let known = self.known(arena, None, usize::MAX)?;
-        let withdrawn = known.into_iter().map(|known| Change {
-            path: known.path,
-            content: Content::Withdrawn,
-            mtime: known.version.mtime,
-            fingerprint: None,
-        });
-        self.commit(arena, &withdrawn.collect::<Vec<_>>())?;
+    /// Gives up an arena, in one commit: says of everything here in it that it is withdrawn. No file is touched.
+    ///
+    /// `at` is the time, as in [`commit`](Self::commit).
+    pub fn remove_arena(&self, arena: &ArenaName, at: u64) -> Result<(), NamespaceError> {
         self.write("remove an arena", |txn| {
+            let mut tables = Tables::open(txn)?;
+            let mut head = tables.head(ME)?;
+            let mut after = Vec::new();
+            loop {
+                let page = tables.present_here(arena.as_str(), &after, PAGE_ROWS)?;
+                let Some((last, _)) = page.last() else { break };
+                after = last.clone();
+                for (path, Version { mtime, .. }) in page {
+                    let change = Change { path: rel_path(&path)?, content: Content::Withdrawn, mtime };
+                    self.say(&mut tables, &mut head, arena, &change, at)?;
+                }
+            }
+            tables.trim(ME, &mut head, self.history_limit())?;
+            tables.set_head(ME, &head)?;
             txn.open_table(ARENAS)?.remove(arena.as_str())?;
             Ok(())
-        })
+        })?;
+        self.notify();
+        Ok(())
     }
 
-    /// What this machine has in `arena`: up to `max` paths behind `after`, in order.
-    pub fn known(&self, arena: &ArenaName, after: Option<&RelPath>, max: usize) -> Result<Vec<Known>, NamespaceError> {
+    /// What this machine has in `arena`, at or below `within` or anywhere: up to `max` paths behind `after`, in order.
+    /// Fewer than `max` are the last ones.
+    pub fn known(
+        &self,
+        arena: &ArenaName,
+        within: Option<&RelPath>,
+        after: Option<&RelPath>,
+        max: usize,
+    ) -> Result<Vec<Known>, NamespaceError> {
         self.read("list an arena", |txn| {
-            let (versions, local) = (txn.open_table(VERSIONS)?, txn.open_table(LOCAL)?);
-            let from = after.map_or(&[][..], RelPath::as_bytes);
+            let versions = txn.open_table(VERSIONS)?;
+            let arena = arena.as_str();
             let mut known = Vec::new();
-            for row in versions.range((arena.as_str(), from, 0)..)? {
+            let mut from = after.map_or(Vec::new(), |after| after.as_bytes().to_owned());
+            if let Some(within) = within {
+                // What is in a directory "a" stands behind "a-b", which is not in it.
+                if after.is_none()
+                    && let Some(row) = versions.get((arena, within.as_bytes(), ME))?
+                {
+                    known.extend(present(within.as_bytes(), row.value())?);
+                }
+                from = from.max([within.as_bytes(), b"/"].concat());
+            }
+            let end = within.map(|within| [within.as_bytes(), &[b'/' + 1]].concat());
+            for row in versions.range((Bound::Excluded((arena, &from[..], u32::MAX)), Bound::Unbounded))? {
                 let (key, row) = row?;
-                let (of, path, peer) = key.value();
-                if of != arena.as_str() || known.len() == max {
+                let (of, path, origin) = key.value();
+                if of != arena || known.len() >= max || end.as_ref().is_some_and(|end| path >= &end[..]) {
                     break;
                 }
-                if peer != ME || after.is_some_and(|after| after.as_bytes() == path) {
-                    continue;
-                }
-                let VersionRow { version, .. } = decode(row.value())?;
-                if version.content.is_present() {
-                    let fingerprint = local.get((of, path))?.map(|row| decode(row.value())).transpose()?;
-                    known.push(Known { path: rel_path(path)?, version, fingerprint });
+                if origin == ME {
+                    known.extend(present(path, row.value())?);
                 }
             }
             Ok(known)
@@ -182,51 +250,91 @@ impl Namespace {
     /// Says `changes` in this machine's catalog, in order, in one commit, durable on return. What says nothing
     /// new gets no number. Returns the number of the last change of the log.
     ///
-    /// The blobs named must be durable here already.
-    pub fn commit(&self, arena: &ArenaName, changes: &[Change]) -> Result<u64, NamespaceError> {
-        let head = self.write("commit changes", |txn| {
-            let mut meta = txn.open_table(META)?;
-            let mut head = meta.get("head")?.map_or(0, |head| head.value());
+    /// The blobs named must be durable here already. `at` is the time, in milliseconds since 1970; it orders nothing.
+    /// `holds` is asked inside the transaction of each change, in order, whether it is still so; what is not is left out.
+    pub fn commit(
+        &self,
+        arena: &ArenaName,
+        changes: &[Change],
+        at: u64,
+        holds: &mut dyn FnMut(&Change) -> bool,
+    ) -> Result<u64, NamespaceError> {
+        let (before, after) = self.write("commit changes", |txn| {
             let mut tables = Tables::open(txn)?;
-            let (mut log, mut local) = (txn.open_table(LOG)?, txn.open_table(LOCAL)?);
+            let mut head = tables.head(ME)?;
+            let before = head.mark.seq;
             for change in changes {
-                let path = change.path.as_bytes();
-                match &change.fingerprint {
-                    Some(fingerprint) => drop(local.insert((arena.as_str(), path), &encode(fingerprint)?[..])?),
-                    None => drop(local.remove((arena.as_str(), path))?),
+                if holds(change) {
+                    self.say(&mut tables, &mut head, arena, change, at)?;
                 }
-                let old = tables.get(arena.as_str(), path, ME)?.map(|row| row.version);
-                let says_nothing_new = match &old {
-                    Some(old) if change.content.is_present() => {
-                        (&old.content, old.mtime) == (&change.content, change.mtime)
-                    }
-                    Some(old) => !old.content.is_present(),
-                    None => !change.content.is_present(),
-                };
-                if says_nothing_new {
-                    continue;
-                }
-                if let Some(old) = old {
-                    log.remove(old.seq)?;
-                }
-                head += 1;
-                log.insert(head, (arena.as_str(), path))?;
-                let version = Version { content: change.content.clone(), mtime: change.mtime, seq: head };
-                tables.put(arena.as_str(), path, ME, VersionRow { version, generation: 0 })?;
             }
-            meta.insert("head", head)?;
-            Ok(head)
+            tables.trim(ME, &mut head, self.history_limit())?;
+            tables.set_head(ME, &head)?;
+            Ok((before, head.mark.seq))
         })?;
-        self.heads.send_if_modified(|known| std::mem::replace(known, head.max(*known)) < head);
-        Ok(head)
+        if before != after {
+            self.notify();
+        }
+        Ok(after)
     }
 
-    /// The peers, this machine left out, that have `blob` at some path, so far as is known.
+    fn say(
+        &self,
+        tables: &mut Tables<'_>,
+        head: &mut HeadRow,
+        arena: &ArenaName,
+        change: &Change,
+        at: u64,
+    ) -> Result<(), redb::Error> {
+        let Change { path, content, mtime } = change;
+        let mut others = Vec::new();
+        let mut old = None;
+        for (origin, version) in tables.at(arena.as_str(), path.as_bytes())? {
+            if origin == ME { old = Some(version) } else { others.push(version) }
+        }
+        let says_nothing_new = match &old {
+            Some(old) if content.is_present() => (&old.content, old.mtime) == (content, *mtime),
+            Some(old) => !old.content.is_present(),
+            None => !content.is_present(),
+        };
+        if says_nothing_new {
+            return Ok(());
+        }
+        head.mark = Mark { seq: head.mark.seq + 1, session: self.session(), ..head.mark };
+        let previous = made_from(content, old.as_ref(), &others);
+        let version = Version { content: content.clone(), mtime: *mtime, seq: head.mark.seq, previous };
+        head.rows += u64::from(tables.put(arena.as_str(), path.as_bytes(), ME, &version)?);
+        tables.note(ME, &LogRow { key: (arena.clone(), path.clone()), version, at })
+    }
+
+    /// The log of `peer`, or of this machine: up to `max` changes behind the seq `after`, so far as the log reaches back.
+    pub fn history(&self, peer: Option<PeerId>, after: u64, max: usize) -> Result<Vec<Happened>, NamespaceError> {
+        self.read("read the log", |txn| {
+            let number = match peer {
+                None => ME,
+                Some(peer) => match txn.open_table(PEERS)?.get(peer.as_bytes())? {
+                    Some(number) => number.value(),
+                    None => return Ok(Vec::new()),
+                },
+            };
+            let log = txn.open_table(LOG)?;
+            let rows = log.range((Bound::Excluded((number, after)), Bound::Included((number, u64::MAX))))?;
+            rows.take(max)
+                .map(|row| {
+                    let LogRow { key: (arena, path), version, at } = decode(row?.1.value())?;
+                    Ok(Happened { arena, path, version, at })
+                })
+                .collect()
+        })
+    }
+
+    /// The peers, this machine left out, that may have `blob` at some path, so far as is known. A hint: the rows tell
+    /// blobs apart by their first 8 bytes.
     pub fn peers_with(&self, blob: BlobId) -> Result<Vec<PeerId>, NamespaceError> {
         self.read("look up a blob", |txn| {
             let table = txn.open_table(BLOBS)?;
             let numbers = table
-                .range((blob.as_bytes(), ME + 1)..=(blob.as_bytes(), u32::MAX))?
+                .range((prefix(blob), ME + 1)..=(prefix(blob), u32::MAX))?
                 .map(|row| Ok(row?.0.value().1))
                 .collect::<Result<Vec<_>, redb::Error>>()?;
             let peers = txn.open_table(PEERS)?;
@@ -247,11 +355,33 @@ impl Namespace {
         action: &'static str,
         body: impl FnOnce(&WriteTransaction) -> Result<T, redb::Error>,
     ) -> Result<T, NamespaceError> {
+        self.transact(action, body, |_| true)
+    }
+
+    /// The same, where nothing is committed if `body` gives nothing.
+    pub(crate) fn write_if<T>(
+        &self,
+        action: &'static str,
+        body: impl FnOnce(&WriteTransaction) -> Result<Option<T>, redb::Error>,
+    ) -> Result<Option<T>, NamespaceError> {
+        self.transact(action, body, Option::is_some)
+    }
+
+    fn transact<T>(
+        &self,
+        action: &'static str,
+        body: impl FnOnce(&WriteTransaction) -> Result<T, redb::Error>,
+        is_kept: impl FnOnce(&T) -> bool,
+    ) -> Result<T, NamespaceError> {
         let run = || -> Result<T, redb::Error> {
             let mut txn = self.db.begin_write()?;
             txn.set_quick_repair(true);
             let result = body(&txn)?;
-            txn.commit()?;
+            if is_kept(&result) {
+                txn.commit()?
+            } else {
+                txn.abort()?
+            }
             Ok(result)
         };
         run().map_err(|source| NamespaceError::Database { action, source: Box::new(source) })
@@ -268,51 +398,16 @@ impl Namespace {
     }
 }
 
-/// The two tables that a change of a version moves together.
-pub(crate) struct Tables<'txn> {
-    pub(crate) versions: Table<'txn, VersionKey, &'static [u8]>,
-    blobs: Table<'txn, (&'static [u8; 32], u32), u64>,
+fn present(path: &[u8], row: &[u8]) -> Result<Option<Known>, redb::Error> {
+    let version: Version = decode(row)?;
+    let path = rel_path(path)?;
+    Ok(version.content.is_present().then_some(Known { path, version }))
 }
 
-impl<'txn> Tables<'txn> {
-    pub(crate) fn open(txn: &'txn WriteTransaction) -> Result<Self, redb::Error> {
-        Ok(Self { versions: txn.open_table(VERSIONS)?, blobs: txn.open_table(BLOBS)? })
-    }
-
-    pub(crate) fn get(&self, arena: &str, path: &[u8], peer: u32) -> Result<Option<VersionRow>, redb::Error> {
-        self.versions.get((arena, path, peer))?.map(|row| decode(row.value())).transpose()
-    }
-
-    /// Sets a row, and keeps count of where its blob is. Returns whether the row is new.
-    pub(crate) fn put(&mut self, arena: &str, path: &[u8], peer: u32, row: VersionRow) -> Result<bool, redb::Error> {
-        let old = self.versions.insert((arena, path, peer), &encode(&row)?[..])?;
-        let old = old.map(|old| decode::<VersionRow>(old.value())).transpose()?;
-        let is_new = old.is_none();
-        let (before, after) = (old.and_then(|old| old.version.content.blob()), row.version.content.blob());
-        if before != after {
-            self.count(before, peer, -1)?;
-            self.count(after, peer, 1)?;
-        }
-        Ok(is_new)
-    }
-
-    pub(crate) fn remove(&mut self, arena: &str, path: &[u8], peer: u32) -> Result<(), redb::Error> {
-        let old = self.versions.remove((arena, path, peer))?;
-        let old = old.map(|old| decode::<VersionRow>(old.value())).transpose()?;
-        self.count(old.and_then(|old| old.version.content.blob()), peer, -1)
-    }
-
-    fn count(&mut self, blob: Option<BlobId>, peer: u32, change: i64) -> Result<(), redb::Error> {
-        let Some(blob) = blob else { return Ok(()) };
-        let key = (blob.as_bytes(), peer);
-        let count = self.blobs.get(key)?.map_or(0, |count| count.value()).saturating_add_signed(change);
-        if count == 0 {
-            self.blobs.remove(key)?;
-        } else {
-            self.blobs.insert(key, count)?;
-        }
-        Ok(())
-    }
+/// How far `origin` was heard, if it is known at all.
+pub(crate) fn find_head(txn: &ReadTransaction, origin: PeerId) -> Result<Option<HeadRow>, redb::Error> {
+    let Some(number) = txn.open_table(PEERS)?.get(origin.as_bytes())? else { return Ok(None) };
+    txn.open_table(HEADS)?.get(number.value())?.map(|row| decode(row.value())).transpose()
 }
 
 /// The number that stands for `peer` in rows, a new one if it has none.
@@ -329,6 +424,11 @@ pub(crate) fn peer_number(txn: &WriteTransaction, peer: PeerId) -> Result<u32, r
     Ok(last + 1)
 }
 
+/// The session of this machine in which `seq` was said; 0 if none is known.
+pub(crate) fn session_of(sessions: &impl ReadableTable<u64, u64>, seq: u64) -> Result<u64, redb::Error> {
+    Ok(sessions.range(..=seq)?.next_back().transpose()?.map_or(0, |(_, session)| session.value()))
+}
+
 pub(crate) fn arena_name(name: &str) -> Result<ArenaName, redb::Error> {
     name.parse().map_err(|error| redb::Error::Corrupted(format!("{error}")))
 }
@@ -336,3 +436,5 @@ pub(crate) fn arena_name(name: &str) -> Result<ArenaName, redb::Error> {
 pub(crate) fn rel_path(path: &[u8]) -> Result<RelPath, redb::Error> {
     path.to_owned().try_into().map_err(|error| redb::Error::Corrupted(format!("{error}")))
 }
+
+const PAGE_ROWS: usize = 4096;

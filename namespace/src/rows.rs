@@ -3,30 +3,30 @@
 use redb::TableDefinition;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::Version;
+use crate::{Key, Mark, Version};
 
-/// `"format"`, `"epoch"`, `"head"` → a number.
+/// `"format"` → a number.
 pub(crate) const META: TableDefinition<&str, u64> = TableDefinition::new("namespace.meta");
 /// Arena of this machine → [`ArenaRow`].
 pub(crate) const ARENAS: TableDefinition<&str, &[u8]> = TableDefinition::new("namespace.arenas");
 /// Peer → the short number that stands for it in rows; this machine is [`ME`] and is not in it.
 pub(crate) const PEERS: TableDefinition<&[u8; 32], u32> = TableDefinition::new("namespace.peers");
-/// Peer's number → [`HeadRow`].
+/// Origin's number → [`HeadRow`].
 pub(crate) const HEADS: TableDefinition<u32, &[u8]> = TableDefinition::new("namespace.heads");
-/// Arena, path, peer's number → [`VersionRow`].
+/// The first seq that a session of this machine may say → the session.
+pub(crate) const SESSIONS: TableDefinition<u64, u64> = TableDefinition::new("namespace.sessions");
+/// Arena, path, origin's number → [`Version`].
 pub(crate) const VERSIONS: TableDefinition<VersionKey, &[u8]> = TableDefinition::new("namespace.versions");
-/// Seq of this machine's log → arena and path.
-pub(crate) const LOG: TableDefinition<u64, (&str, &[u8])> = TableDefinition::new("namespace.log");
-/// Arena and path → this machine's fingerprint of the file there.
-pub(crate) const LOCAL: TableDefinition<(&str, &[u8]), &[u8]> = TableDefinition::new("namespace.local");
-/// Blob and peer's number → at how many paths the peer has it.
-pub(crate) const BLOBS: TableDefinition<(&[u8; 32], u32), u64> = TableDefinition::new("namespace.blobs");
+/// Origin's number, seq → [`LogRow`].
+pub(crate) const LOG: TableDefinition<(u32, u64), &[u8]> = TableDefinition::new("namespace.log");
+/// The first 8 bytes of a blob id, and the number of a peer, not this machine's → at how many paths the peer has it.
+pub(crate) const BLOBS: TableDefinition<(u64, u32), u64> = TableDefinition::new("namespace.blobs");
 
-/// Arena, path, peer's number.
+/// Arena, path, origin's number.
 pub(crate) type VersionKey = (&'static str, &'static [u8], u32);
 
 /// The number of the format that this code reads and writes.
-pub(crate) const FORMAT: u64 = 1;
+pub(crate) const FORMAT: u64 = 2;
 
 /// This machine's number.
 pub(crate) const ME: u32 = 0;
@@ -37,25 +37,34 @@ pub(crate) struct ArenaRow {
     pub(crate) dir: Option<Vec<u8>>,
     /// Whether strangers may read its blobs.
     pub(crate) public: bool,
+    /// Device and inode of the arena root.
+    pub(crate) root: Option<(u64, u64)>,
 }
 
-/// How far a peer's catalog has been heard.
+/// How far an origin's catalog has been heard.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct HeadRow {
-    pub(crate) epoch: u64,
-    pub(crate) seq: u64,
-    /// Counts listings. Rows of an older generation go when the listing that began this one is complete.
-    pub(crate) generation: u32,
-    /// Whether that listing is still coming.
-    pub(crate) listing: bool,
-    /// How many rows the peer has.
+    /// What is known is true as of this mark; while a listing is coming, the mark as of which that one is.
+    pub(crate) mark: Mark,
+    /// While a listing is coming: the key up to which it came.
+    pub(crate) after: Option<Key>,
+    /// All changes behind this seq are in the log.
+    pub(crate) floor: u64,
+    /// Whether a listing has ever come to its end.
+    pub(crate) heard: bool,
+    /// The number of the peer who told last.
+    pub(crate) via: u32,
+    /// How many rows the origin has.
     pub(crate) rows: u64,
 }
 
+/// One change of a catalog.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct VersionRow {
+pub(crate) struct LogRow {
+    pub(crate) key: Key,
     pub(crate) version: Version,
-    pub(crate) generation: u32,
+    /// When the origin noticed, in milliseconds since 1970.
+    pub(crate) at: u64,
 }
 
 pub(crate) fn encode<T: Serialize>(row: &T) -> Result<Vec<u8>, redb::Error> {

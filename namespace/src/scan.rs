@@ -3,13 +3,16 @@ use std::{
     ffi::OsStr,
     io,
     os::{fd::OwnedFd, unix::ffi::OsStrExt},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
-use rustix::fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, Stat};
-use tree::{Drift, Fingerprint, UnixTime};
+use rustix::{
+    fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, Stat},
+    io::Errno,
+};
+use tree::{BlobId, Drift, Fingerprint, UnixTime};
 
-use crate::{Content, Known, RelPath};
+use crate::{Content, RelPath, Version};
 
 /// An entry that a walk through an arena root met.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +37,13 @@ pub enum SeenKind {
     Symlink {
         /// What it says.
         target: Vec<u8>,
+        /// Its own mtime.
+        mtime: UnixTime,
+    },
+    /// A directory. What is in it comes behind.
+    Directory {
+        /// Its permission bits, at most 0o777.
+        mode: u16,
         /// Its own mtime.
         mtime: UnixTime,
     },
@@ -68,11 +78,10 @@ pub enum WalkError {
     },
 }
 
-/// Goes through an arena root, depth first, and yields everything in it but directories, ordered by path.
+/// Goes through an arena root or what is at a path in it, depth first, and yields everything there, ordered by path.
 ///
 /// Follows no symbolic link, also where a directory becomes one meanwhile. Needs memory for the entries of the
 /// directories between the root and where it is.
-#[derive(Debug)]
 pub struct Walk {
     root: PathBuf,
     left_out: Vec<PathBuf>,
@@ -80,14 +89,17 @@ pub struct Walk {
     stack: Vec<Pending>,
     /// The directory that was looked into last; the root has no path.
     open: Option<(Option<RelPath>, OwnedFd)>,
-    started: bool,
+    /// Called with each directory before it is read.
+    entering: Box<dyn FnMut(&Path) + Send>,
 }
 
-/// A directory entry whose turn has not come.
-#[derive(Debug)]
+/// What has yet to be looked at.
 enum Pending {
+    Root,
     Directory(RelPath),
     Entry(RelPath),
+    /// The path at which the walk starts: a directory is gone into.
+    Start(RelPath),
     Failed(WalkError),
 }
 
@@ -96,7 +108,22 @@ impl Walk {
     pub fn new(root: impl Into<PathBuf>, left_out: Vec<PathBuf>) -> Self {
         let real = |path: PathBuf| path.canonicalize().unwrap_or(path);
         let left_out = left_out.into_iter().map(real).collect();
-        Self { root: real(root.into()), left_out, stack: Vec::new(), open: None, started: false }
+        let root = real(root.into());
+        Self { root, left_out, stack: vec![Pending::Root], open: None, entering: Box::new(|_| {}) }
+    }
+
+    /// Walks only through what is at and below `path`, which may be nothing.
+    pub fn within(mut self, path: RelPath) -> Self {
+        let absolute = self.root.join(path.as_path());
+        let is_left_out = self.left_out.iter().any(|left_out| absolute.starts_with(left_out));
+        self.stack = if is_left_out { Vec::new() } else { vec![Pending::Start(path)] };
+        self
+    }
+
+    /// Calls `entering` with the absolute path of each directory before it is read, so that it can be watched first.
+    pub fn entering(mut self, entering: impl FnMut(&Path) + Send + 'static) -> Self {
+        self.entering = Box::new(entering);
+        self
     }
 
     /// The open directory `dir`, the root if there is none given.
@@ -116,6 +143,7 @@ impl Walk {
     /// Puts the entries of a directory on the stack.
     fn enter(&mut self, dir: Option<&RelPath>) -> io::Result<()> {
         let absolute = dir.map_or(self.root.clone(), |dir| self.root.join(dir.as_path()));
+        (self.entering)(&absolute);
         let fd = self.directory(dir)?;
         let (mut entries, mut failed) = (Vec::new(), Vec::new());
         for entry in Dir::read_from(fd)? {
@@ -141,10 +169,16 @@ impl Walk {
         }
         entries.retain(|(path, _)| !self.left_out.contains(&self.root.join(path.as_path())));
         // What is in a directory "a" stands behind a file "a-b", since '-' is less than '/'.
-        let rank = |(path, is_dir): &(RelPath, bool)| [path.as_bytes(), if *is_dir { b"/" } else { b"" }].concat();
-        entries.sort_by_cached_key(|entry| Reverse(rank(entry)));
-        let pending = |(path, is_dir)| if is_dir { Pending::Directory(path) } else { Pending::Entry(path) };
-        self.stack.extend(entries.into_iter().map(pending).chain(failed));
+        let directories =
+            entries.iter().filter(|(_, is_dir)| *is_dir).map(|(path, _)| Pending::Directory(path.clone()));
+        let mut pending: Vec<_> = directories.collect();
+        pending.extend(entries.into_iter().map(|(path, _)| Pending::Entry(path)));
+        pending.sort_by_cached_key(|pending| match pending {
+            Pending::Directory(path) => Reverse([path.as_bytes(), b"/"].concat()),
+            Pending::Entry(path) | Pending::Start(path) => Reverse(path.as_bytes().to_owned()),
+            Pending::Root | Pending::Failed(_) => Reverse(Vec::new()),
+        });
+        self.stack.extend(pending.into_iter().chain(failed));
         Ok(())
     }
 
@@ -163,7 +197,9 @@ impl Walk {
                 let target = rustix::fs::readlinkat(dir, name, Vec::new())?.into_bytes();
                 SeenKind::Symlink { target, mtime: fingerprint.mtime }
             }
-            FileType::Directory => return Err(io::Error::other("it became a directory meanwhile")),
+            FileType::Directory => {
+                SeenKind::Directory { mode: (stat.st_mode & 0o777) as u16, mtime: fingerprint.mtime }
+            }
             _ => SeenKind::Special,
         })
     }
@@ -185,15 +221,13 @@ impl Iterator for Walk {
     type Item = Result<Seen, WalkError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if !self.started {
-            self.started = true;
-            if let Err(source) = self.enter(None) {
-                return Some(Err(WalkError::Root { path: self.root.clone(), source }));
-            }
-        }
         loop {
             let (path, outcome) = match self.stack.pop()? {
                 Pending::Failed(error) => return Some(Err(error)),
+                Pending::Root => match self.enter(None) {
+                    Ok(()) => continue,
+                    Err(source) => return Some(Err(WalkError::Root { path: self.root.clone(), source })),
+                },
                 Pending::Directory(path) => {
                     let entered = self.enter(Some(&path));
                     (path, entered.map(|()| None))
@@ -202,16 +236,29 @@ impl Iterator for Walk {
                     let kind = self.look(&path);
                     (path, kind.map(Some))
                 }
+                Pending::Start(path) => {
+                    let kind = self.look(&path);
+                    if matches!(kind, Ok(SeenKind::Directory { .. })) {
+                        self.stack.push(Pending::Directory(path.clone()));
+                    }
+                    (path, kind.map(Some))
+                }
             };
             match outcome {
                 Ok(Some(kind)) => return Some(Ok(Seen { path, kind })),
                 Ok(None) => {}
-                // Gone since it was listed: as if it had never been there.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) if is_gone(&error) => {}
                 Err(source) => return Some(Err(WalkError::Unreadable { path, source })),
             }
         }
     }
+}
+
+/// Whether the entry is not there, or no longer: as if it had never been. A directory above that became a file or a link
+/// took it along.
+fn is_gone(error: &io::Error) -> bool {
+    let gone = [Errno::NOENT, Errno::NOTDIR, Errno::LOOP].map(Errno::raw_os_error);
+    error.raw_os_error().is_some_and(|errno| gone.contains(&errno))
 }
 
 /// What is to be done about a path of this machine.
@@ -226,26 +273,43 @@ pub enum Decision {
     Recheck,
     /// Say this; there is nothing to hash.
     Publish(Content, UnixTime),
+    /// Say that the file is this blob: it was hashed and linked, and a crash came before that was said.
+    PublishLinked(BlobId),
     /// Say nothing: it is not a thing that is indexed. If something was there before, that is gone.
     Skip,
 }
 
-/// What is to be done about a path at which `seen` is now, and of which `known` was said last.
-pub fn decide(known: Option<&Known>, seen: &SeenKind) -> Decision {
-    let known_fingerprint = known.and_then(|known| known.fingerprint);
+/// What is to be done about a path at which `seen` is now, of which `known` was said last, and whose bytes are `linked`
+/// in place as this blob, with the fingerprint that the file had then.
+pub fn decide(known: Option<&Version>, linked: Option<(BlobId, Fingerprint)>, seen: &SeenKind) -> Decision {
     match seen {
-        SeenKind::File { fingerprint, .. } => match known_fingerprint.map(|known| known.drift(fingerprint)) {
-            Some(Drift::None) => Decision::Unchanged,
-            Some(Drift::Touched) => Decision::Recheck,
-            Some(Drift::Edited) | None => Decision::Hash,
-        },
-        SeenKind::Symlink { target, mtime } => {
-            let content = Content::Symlink { target: target.clone() };
-            match known {
-                Some(known) if known.version.content == content && known.version.mtime == *mtime => Decision::Unchanged,
-                _ => Decision::Publish(content, *mtime),
+        SeenKind::File { fingerprint, .. } => {
+            let Some(Version { content: Content::File { blob, size, .. }, mtime, .. }) = known else {
+                return match linked {
+                    Some((blob, was)) if was.drift(fingerprint) == Drift::None => Decision::PublishLinked(blob),
+                    _ => Decision::Hash,
+                };
+            };
+            match linked {
+                Some((linked, was)) if linked == *blob => match was.drift(fingerprint) {
+                    Drift::None => Decision::Unchanged,
+                    Drift::Touched => Decision::Recheck,
+                    Drift::Edited => Decision::Hash,
+                },
+                // The row was lost: what it says is all that is left to tell an edit by.
+                None if (*size, *mtime) == (fingerprint.size, fingerprint.mtime) => Decision::Recheck,
+                _ => Decision::Hash,
             }
         }
+        SeenKind::Symlink { target, mtime } => said_or(known, Content::Symlink { target: target.clone() }, *mtime),
+        SeenKind::Directory { mode, mtime } => said_or(known, Content::Directory { mode: *mode }, *mtime),
         SeenKind::Special => Decision::Skip,
+    }
+}
+
+fn said_or(known: Option<&Version>, content: Content, mtime: UnixTime) -> Decision {
+    match known {
+        Some(known) if (&known.content, known.mtime) == (&content, mtime) => Decision::Unchanged,
+        _ => Decision::Publish(content, mtime),
     }
 }

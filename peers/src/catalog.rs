@@ -2,11 +2,12 @@
 //! connection lasts. Order and bounds: spec/wire.md, "Catalog streams".
 
 use std::{
+    pin::pin,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use namespace::{ApplyError, Batch, Cursor, Namespace, PeerId};
+use namespace::{Applied, ApplyError, Batch, Namespace, PeerId, Told};
 use tokio::{
     task::spawn_blocking,
     time::{sleep, timeout},
@@ -16,7 +17,7 @@ use tracing::{debug, error, warn};
 use crate::{
     Peers,
     endpoint::{Close, GREETING_LIMIT, Inner},
-    frame::{FRAME_BYTES_MAX, FrameError, GREETING_BYTES_MAX, StreamKind, read_frame, within, write_frame},
+    frame::{ASK_BYTES_MAX, Ask, FRAME_BYTES_MAX, FrameError, StreamKind, read_frame, within, write_frame},
 };
 
 impl Peers {
@@ -49,23 +50,27 @@ impl Peers {
     }
 }
 
-/// Hears the peer's catalog until the connection ends.
+/// Hears the peer's catalog, and what it passes on of others', until the connection ends.
 pub(crate) async fn listen(inner: Arc<Inner>, connection: quinn::Connection, peer: PeerId) {
     while connection.close_reason().is_none() {
-        match hear(&inner, &connection, peer).await {
-            Ok(()) => {}
+        let retry = match hear(&inner, &connection, peer).await {
+            Ok(()) => Duration::ZERO,
             Err(HearError::Apply(ApplyError::Namespace(error))) => {
                 error!(%peer, %error, "its catalog cannot be kept");
+                RETRY
             }
             Err(HearError::Apply(error)) => {
                 warn!(%peer, %error, "disconnected");
                 return connection.close(Close::Misbehaved.code(), b"invalid catalog");
             }
-            Err(HearError::Frame(error)) => debug!(%peer, %error, "its catalog stream ended"),
-        }
+            Err(HearError::Frame(error)) => {
+                debug!(%peer, %error, "its catalog stream ended");
+                RETRY
+            }
+        };
         tokio::select! {
             _ = connection.closed() => return,
-            () = sleep(RETRY) => {}
+            () = sleep(retry) => {}
         }
     }
 }
@@ -75,59 +80,93 @@ enum HearError {
     Apply(ApplyError),
 }
 
+/// Asks once, and takes in what comes until something else is to be asked.
 async fn hear(inner: &Arc<Inner>, connection: &quinn::Connection, peer: PeerId) -> Result<(), HearError> {
     let namespace = &inner.namespace;
-    let cursor = blocking(namespace, move |namespace| namespace.cursor(peer).map_err(ApplyError::from)).await?;
+    let mut moved = inner.moved.subscribe();
+    let direct = inner.connected();
+    let cursors = blocking(namespace, move |namespace| Ok(namespace.cursors()?)).await?;
+    let mut epoch = cursors.get(&peer).map_or(0, |cursor| cursor.mark.epoch);
+    let ask = Ask::new(cursors, direct.clone(), peer);
     let open = async {
         let (mut send, recv) = connection.open_bi().await.map_err(|error| FrameError::Stream(error.into()))?;
         send.write_all(&[StreamKind::Catalog as u8]).await.map_err(|error| FrameError::Stream(error.into()))?;
-        write_frame(&mut send, &cursor).await?;
+        write_frame(&mut send, &ask).await?;
         // The stream stays open for as long as somebody listens.
         Ok((send, recv))
     };
     let (_send, mut recv) = within(GREETING_LIMIT, open).await.map_err(HearError::Frame)?;
     loop {
-        let batch: Batch = read_frame(&mut recv, FRAME_BYTES_MAX).await.map_err(HearError::Frame)?;
-        debug!(%peer, rows = batch.statements.len(), restart = batch.restart, seq = batch.upto.seq, head = batch.head, "heard");
-        blocking(namespace, move |namespace| namespace.apply(peer, &batch)).await?;
+        let mut reading = pin!(read_frame::<Batch>(&mut recv, FRAME_BYTES_MAX));
+        let batch = loop {
+            tokio::select! {
+                batch = &mut reading => break batch.map_err(HearError::Frame)?,
+                _ = moved.changed() => {
+                    // Somebody else has heard of a later epoch of the peer than the peer itself tells, or that it left.
+                    let mark = blocking(namespace, move |namespace| Ok(namespace.cursor(peer)?.mark)).await?;
+                    if inner.connected() != direct || mark.epoch != epoch || mark.seq == u64::MAX {
+                        debug!(%peer, "asked anew");
+                        return Ok(());
+                    }
+                }
+            }
+        };
+        let Batch { origin, mark, .. } = batch;
+        debug!(%peer, %origin, rows = batch.statements.len(), ?mark, "heard");
+        let is_trusted = origin != peer && inner.roster.get(origin).is_some();
+        let applied = blocking(namespace, move |namespace| {
+            if batch.is_farewell() && is_trusted {
+                namespace.contest_farewell(origin, mark)?;
+                return Ok(Applied::Taken);
+            }
+            namespace.apply(peer, &batch)
+        });
+        if applied.await? == Applied::Taken && origin == peer {
+            epoch = mark.epoch;
+        }
         inner.moved.send_modify(|count| *count += 1);
         if inner.roster.get(peer).is_none() {
             // It was taken off the roster meanwhile, and forgotten, perhaps before this was taken in.
-            return blocking(namespace, move |namespace| Ok(namespace.forget_peer(peer)?)).await;
+            return blocking(namespace, move |namespace| namespace.forget_peer(peer)).await;
         }
     }
 }
 
-/// Tells our catalog, from the cursor that comes first, until the stream or the connection ends.
+/// Tells what `listener` has not heard, by what it asks first, until the stream or the connection ends.
 pub(crate) async fn tell(
     inner: &Arc<Inner>,
+    listener: PeerId,
     mut send: quinn::SendStream,
     mut recv: quinn::RecvStream,
 ) -> Result<(), FrameError> {
-    let mut cursor: Cursor = within(GREETING_LIMIT, read_frame(&mut recv, GREETING_BYTES_MAX)).await?;
-    let mut head = inner.namespace.head();
-    let mut first = true;
+    let Ask { cursors, direct } = within(GREETING_LIMIT, read_frame(&mut recv, ASK_BYTES_MAX)).await?;
+    let mut told = Told { listener, cursors: cursors.into_iter().collect(), direct: direct.into_iter().collect() };
+    let mut changes = inner.namespace.changes();
+    let mut heard = told.cursors.get(&inner.namespace.me()).map(|cursor| cursor.mark);
     loop {
-        let seen = *head.borrow_and_update();
-        let batch =
-            blocking(&inner.namespace, move |namespace| namespace.batch(cursor, BATCH_BYTES).map_err(ApplyError::from));
-        let batch = match batch.await {
-            Ok(batch) => batch,
+        changes.borrow_and_update();
+        let (asked, heard) = (told.clone(), heard.take());
+        let batch = blocking(&inner.namespace, move |namespace| {
+            if let Some(heard) = heard
+                && namespace.renew_if_lost(heard)?
+            {
+                warn!(peer = %listener, "it has heard what is not known here: the database was lost, or is an older copy");
+            }
+            Ok(namespace.tell(&asked, BATCH_BYTES)?)
+        });
+        match batch.await {
+            Ok(Some(batch)) => {
+                write_frame(&mut send, &batch).await?;
+                told.note(&batch);
+            }
+            Ok(None) => tokio::select! {
+                changed = changes.changed() => if changed.is_err() { return Ok(()) },
+                _ = send.stopped() => return Ok(()),
+            },
             Err(HearError::Frame(error)) => return Err(error),
             Err(HearError::Apply(error)) => {
                 error!(%error, "our catalog cannot be read");
                 return Ok(());
-            }
-        };
-        // The first batch is sent even if it says nothing: it tells as of when that is so.
-        if std::mem::take(&mut first) || batch.upto != cursor {
-            write_frame(&mut send, &batch).await?;
-        }
-        cursor = batch.upto;
-        if cursor.seq >= seen {
-            tokio::select! {
-                changed = head.changed() => if changed.is_err() { return Ok(()) },
-                _ = send.stopped() => return Ok(()),
             }
         }
     }

@@ -154,7 +154,9 @@ async fn run(inner: Arc<Inner>, connection: quinn::Connection, peer: PeerId, nam
     let answers = Arc::new(Semaphore::new(ANSWERS_AT_ONCE));
     let error = loop {
         match connection.accept_bi().await {
-            Ok((send, recv)) => drop(tokio::spawn(stream(inner.clone(), name.clone(), answers.clone(), send, recv))),
+            Ok((send, recv)) => {
+                drop(tokio::spawn(stream(inner.clone(), peer, name.clone(), answers.clone(), send, recv)))
+            }
             Err(error) => break error,
         }
     };
@@ -172,6 +174,7 @@ async fn run(inner: Arc<Inner>, connection: quinn::Connection, peer: PeerId, nam
 
 async fn stream(
     inner: Arc<Inner>,
+    peer: PeerId,
     name: String,
     answers: Arc<Semaphore>,
     send: quinn::SendStream,
@@ -180,7 +183,7 @@ async fn stream(
     let mut kind = [0];
     let first = within(GREETING_LIMIT, async { recv.read_exact(&mut kind).await.map_err(|_| FrameError::Ended) }).await;
     let served = match (first, StreamKind::from_byte(kind[0])) {
-        (Ok(()), Some(StreamKind::Catalog)) => catalog::tell(&inner, send, recv).await,
+        (Ok(()), Some(StreamKind::Catalog)) => catalog::tell(&inner, peer, send, recv).await,
         (Ok(()), Some(StreamKind::Get)) => {
             // Each answer takes a thread while it is read; a peer that reads slowly must not take them all.
             let _permit = answers.acquire().await;

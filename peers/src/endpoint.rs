@@ -1,5 +1,5 @@
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -223,6 +223,12 @@ impl Peers {
 impl Inner {
     pub(crate) fn contacts(&self) -> MutexGuard<'_, HashMap<PeerId, Contact>> {
         self.peers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The peers that are connected now.
+    pub(crate) fn connected(&self) -> BTreeSet<PeerId> {
+        let contacts = self.contacts();
+        contacts.iter().filter(|(_, contact)| contact.live.is_some()).map(|(peer, _)| *peer).collect()
     }
 
     pub(crate) fn hello(&self) -> Hello {

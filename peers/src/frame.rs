@@ -1,7 +1,12 @@
 //! Messages on streams: a length, then postcard. Format: spec/wire.md, "Frames".
 
-use std::{io, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    time::Duration,
+};
 
+use namespace::{Cursor, PeerId};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::time::timeout;
 use tree::RangeSet;
@@ -13,7 +18,7 @@ use crate::iroh_wire::REQUEST_RANGES_MAX;
 pub enum StreamKind {
     /// Both sides say who they are: the first stream of a connection.
     Hello = 1,
-    /// The opener hears the other's catalog.
+    /// The opener hears the other's catalog, and what the other has heard: an [`Ask`](crate::wire::Ask) follows.
     Catalog = 2,
     /// The opener asks for ranges of a blob: iroh-blobs' request follows.
     Get = 3,
@@ -27,6 +32,31 @@ impl StreamKind {
     /// The kind that the first byte of a stream says.
     pub fn from_byte(byte: u8) -> Option<Self> {
         [Self::Hello, Self::Catalog, Self::Get, Self::Have, Self::Nodes].into_iter().find(|&kind| kind as u8 == byte)
+    }
+}
+
+/// How far the opener of a [`StreamKind::Catalog`] stream has heard whom.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ask {
+    /// How far, by peer.
+    pub cursors: Vec<(PeerId, Cursor)>,
+    /// Whom it hears directly, so that nothing of them need be passed on.
+    pub direct: Vec<PeerId>,
+}
+
+impl Ask {
+    /// Asks `peer`, showing as many cursors as fit, its own first. What does not fit is told from the start.
+    pub(crate) fn new(mut cursors: BTreeMap<PeerId, Cursor>, direct: BTreeSet<PeerId>, peer: PeerId) -> Self {
+        let own = cursors.remove(&peer).map(|cursor| (peer, cursor));
+        let mut left = ASK_BYTES_MAX - ASK_BYTES_MAX / 8;
+        let fits = |(_, cursor): &(PeerId, Cursor)| {
+            let bytes =
+                80 + cursor.after.as_ref().map_or(0, |(arena, path)| arena.as_str().len() + path.as_bytes().len());
+            left = left.saturating_sub(bytes);
+            left > 0
+        };
+        let cursors = own.into_iter().chain(cursors).take_while(fits).collect();
+        Self { cursors, direct: direct.into_iter().collect() }
     }
 }
 
@@ -119,6 +149,8 @@ pub(crate) async fn within<T>(
 pub(crate) const FRAME_BYTES_MAX: usize = 1 << 20;
 /// The longest frame that is read from a peer that has not yet said who it is.
 pub(crate) const GREETING_BYTES_MAX: usize = 16 << 10;
+/// The longest [`Ask`] that is read.
+pub(crate) const ASK_BYTES_MAX: usize = 512 << 10;
 /// The longest [`Have`] that is read: one of the most ranges that there may be fits.
 pub(crate) const HAVE_BYTES_MAX: usize = 64 << 10;
 /// The longest [`Nodes`](crate::wire::Nodes) that is read: 1,024 pairs fit.
