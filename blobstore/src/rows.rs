@@ -3,7 +3,9 @@
 use redb::TableDefinition;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tracing::warn;
-use tree::{BlobId, Fingerprint, RangeSet};
+use tree::{BlobId, Fingerprint, RangeSet, UnixTime};
+
+use crate::Verified;
 
 /// `"format"` → the number of this format.
 pub(crate) const META: TableDefinition<&str, u32> = TableDefinition::new("store.meta");
@@ -11,8 +13,8 @@ pub(crate) const META: TableDefinition<&str, u32> = TableDefinition::new("store.
 pub(crate) const ROOTS: TableDefinition<u32, &[u8]> = TableDefinition::new("store.roots");
 /// File in place → [`FileRow`].
 pub(crate) const FILES: TableDefinition<FileKey, &[u8]> = TableDefinition::new("store.files");
-/// Blob and a file that has it in place. Says the same as [`FILES`], the other way round.
-pub(crate) const HOLDERS: TableDefinition<(&[u8; 32], u32, &[u8]), ()> = TableDefinition::new("store.holders");
+/// The beginning of a blob's id, and a file that may have the blob in place: its row in [`FILES`] has the last word.
+pub(crate) const HOLDERS: TableDefinition<HolderKey, ()> = TableDefinition::new("store.holders");
 /// Blob in place → its outboard, where that is at most [`INLINE_OUTBOARD_BYTES`] long and not empty.
 pub(crate) const OUTBOARDS: TableDefinition<&[u8; 32], &[u8]> = TableDefinition::new("store.outboards");
 /// Cached blob → [`CachedRow`].
@@ -23,22 +25,30 @@ pub(crate) const INLINE: TableDefinition<&[u8; 32], &[u8]> = TableDefinition::ne
 pub(crate) const USED: TableDefinition<&[u8; 32], u64> = TableDefinition::new("store.used");
 /// Blob of which nothing is evicted.
 pub(crate) const PINS: TableDefinition<&[u8; 32], ()> = TableDefinition::new("store.pins");
-/// File in place, or cached blob → [`Verified`](crate::Verified).
-pub(crate) const VERIFIED: TableDefinition<FileKey, &[u8]> = TableDefinition::new("store.verified");
+/// Cached blob → [`Verified`]. For a file in place it is in its [`FileRow`].
+pub(crate) const VERIFIED: TableDefinition<&[u8; 32], &[u8]> = TableDefinition::new("store.verified");
 /// File that is being mended → its fingerprint before.
 pub(crate) const MENDING: TableDefinition<FileKey, &[u8]> = TableDefinition::new("store.mending");
 
 /// Root and path below it.
 pub(crate) type FileKey = (u32, &'static [u8]);
 
+/// The beginning of a blob's id, root and path.
+pub(crate) type HolderKey = (&'static [u8; HOLDER_BYTES], u32, &'static [u8]);
+
+/// So much of a blob's id is in the key of a holder. Among a hundred million blobs some twenty pairs begin alike, and
+/// whoever looks for one of such a pair reads one row more: every use compares the blob in the file's own row.
+pub(crate) const HOLDER_BYTES: usize = 6;
+
 /// The number of the format that this code reads and writes.
-pub(crate) const FORMAT: u32 = 1;
+pub(crate) const FORMAT: u32 = 2;
 
 /// Longer outboards, those of blobs above 4 MiB and a chunk group, are files of their own.
 pub(crate) const INLINE_OUTBOARD_BYTES: u64 = 16 << 10;
 
 /// What is known of a file in place.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "FileRowOnDisk", into = "FileRowOnDisk")]
 pub struct FileRow {
     /// What its bytes are.
     pub blob: BlobId,
@@ -46,6 +56,61 @@ pub struct FileRow {
     pub fingerprint: Fingerprint,
     /// Quarantine: the chunk groups that do not prove and are served to nobody.
     pub damaged: RangeSet,
+    /// How far it has been verified.
+    pub verified: Verified,
+}
+
+/// [`FileRow`] as it is written. There is one for each file, and so bytes count.
+#[derive(Serialize, Deserialize)]
+struct FileRowOnDisk {
+    blob: BlobId,
+    device: u64,
+    inode: u64,
+    size: u64,
+    /// Nanoseconds since 1970.
+    mtime: i128,
+    /// Nanoseconds since `mtime`: none, if nobody touched the file since it was written.
+    ctime: i128,
+    verified: Verified,
+    damaged: RangeSet,
+}
+
+impl From<FileRow> for FileRowOnDisk {
+    fn from(row: FileRow) -> Self {
+        let FileRow { blob, fingerprint: Fingerprint { device, inode, size, mtime, ctime }, damaged, verified } = row;
+        let (mtime, ctime) = (nanos(mtime), nanos(ctime));
+        // A time has 2⁶³ seconds at most, and so neither leaves an i128.
+        Self { blob, device, inode, size, mtime, ctime: ctime - mtime, verified, damaged }
+    }
+}
+
+impl TryFrom<FileRowOnDisk> for FileRow {
+    type Error = &'static str;
+
+    fn try_from(row: FileRowOnDisk) -> Result<Self, Self::Error> {
+        let FileRowOnDisk { blob, device, inode, size, mtime, ctime, verified, damaged } = row;
+        let time = |nanos| time(nanos).ok_or("a time beyond all times");
+        let ctime = mtime.checked_add(ctime).ok_or("a time beyond all times")?;
+        let fingerprint = Fingerprint { device, inode, size, mtime: time(mtime)?, ctime: time(ctime)? };
+        Ok(Self { blob, fingerprint, damaged, verified })
+    }
+}
+
+fn nanos(time: UnixTime) -> i128 {
+    i128::from(time.seconds) * NANOS + i128::from(time.nanos)
+}
+
+fn time(nanos: i128) -> Option<UnixTime> {
+    let seconds = i64::try_from(nanos.div_euclid(NANOS)).ok()?;
+    Some(UnixTime { seconds, nanos: u32::try_from(nanos.rem_euclid(NANOS)).ok()? })
+}
+
+const NANOS: i128 = 1_000_000_000;
+
+/// The beginning of the key of those who have `blob`.
+pub(crate) fn holder_prefix(blob: &BlobId) -> &[u8; HOLDER_BYTES] {
+    // 32 bytes begin with fewer.
+    blob.as_bytes().first_chunk().unwrap_or(&[0; HOLDER_BYTES])
 }
 
 /// What is known of a cached blob.
@@ -72,9 +137,14 @@ pub(crate) fn decode_or_none<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
 
 #[cfg(test)]
 mod tests {
-    use tree::{ByteRange, UnixTime};
+    use proptest::prelude::*;
+    use tree::ByteRange;
 
     use super::*;
+
+    fn hex(bytes: &[u8]) -> String {
+        bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    }
 
     /// Golden bytes: stores that were written must stay readable.
     #[test]
@@ -89,14 +159,46 @@ mod tests {
                 ctime: UnixTime { seconds: 1, nanos: 0 },
             },
             damaged: ByteRange::new(16384, 32768).unwrap().into(),
+            verified: Verified { at: 1_700_000_000_000, next: 0 },
         };
-        let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
         let bytes = encode(&file).unwrap();
-        assert_eq!(hex(&bytes), format!("{}01ac02c0b80201ff93ebdc03020001808001808002", BlobId::EMPTY),);
+        let rest = "01ac02c0b802 01 82a8d6b907 80d095ffbc31 00 01808001808002".replace(' ', "");
+        assert_eq!(hex(&bytes), format!("{}{rest}", BlobId::EMPTY));
         assert_eq!(decode::<FileRow>(&bytes).unwrap(), file);
         let cached = CachedRow { size: 16384, proven: ByteRange::new(0, 16384).unwrap().into() };
         let bytes = encode(&cached).unwrap();
         assert_eq!(hex(&bytes), "8080010100808001");
         assert_eq!(decode::<CachedRow>(&bytes).unwrap(), cached);
+        assert_eq!(hex(holder_prefix(&BlobId::EMPTY)), "af1349b9f5f9");
+    }
+
+    fn a_time() -> impl Strategy<Value = UnixTime> {
+        let seconds = prop_oneof![Just(i64::MIN), Just(i64::MAX), -5..5i64, any::<i64>()];
+        (seconds, 0..1_000_000_000u32).prop_map(|(seconds, nanos)| UnixTime { seconds, nanos })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn a_row_comes_back(mtime in a_time(), ctime in a_time(), numbers in any::<[u64; 5]>()) {
+            let [device, inode, size, at, next] = numbers;
+            let fingerprint = Fingerprint { device, inode, size, mtime, ctime };
+            let verified = Verified { at, next };
+            let row = FileRow { blob: BlobId::EMPTY, fingerprint, damaged: RangeSet::new(), verified };
+            prop_assert_eq!(decode::<FileRow>(&encode(&row).unwrap()).unwrap(), row);
+        }
+
+        /// Rows that rotted are refused or read as something, and never panic.
+        #[test]
+        fn any_times_decode_or_are_refused(mtime in any::<i128>(), ctime in any::<i128>()) {
+            let on_disk = FileRowOnDisk {
+                blob: BlobId::EMPTY, device: 1, inode: 2, size: 3, mtime, ctime,
+                verified: Verified::default(), damaged: RangeSet::new(),
+            };
+            let inside = |nanos: i128| i64::try_from(nanos.div_euclid(NANOS)).is_ok();
+            let is_time = inside(mtime) && mtime.checked_add(ctime).is_some_and(inside);
+            prop_assert_eq!(decode_or_none::<FileRow>(&encode(&on_disk).unwrap()).is_some(), is_time);
+        }
     }
 }

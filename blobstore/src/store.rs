@@ -6,17 +6,17 @@ use std::{
     sync::{Arc, Mutex, PoisonError, RwLock, atomic::AtomicU64},
 };
 
-use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable, WriteTransaction};
+use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable, Table, WriteTransaction};
 use tracing::warn;
 use tree::{BlobId, ByteRange, Fingerprint, Geometry, Grain, RangeSet};
 
 use crate::{
-    Disk, FileRef, HashedFile, Presence, RootId, StoreError,
+    Disk, FileRef, HashedFile, Presence, RootId, StoreError, Verified,
     cache::Ledger,
     outboard::{STAGED_DIR, forget_unheld, has_outboard_file, put_outboard_row},
     rows::{
-        CACHED, FILES, FORMAT, FileRow, HOLDERS, INLINE, MENDING, META, OUTBOARDS, PINS, ROOTS, USED, VERIFIED,
-        decode_or_none, encode,
+        CACHED, FILES, FORMAT, FileKey, FileRow, HOLDER_BYTES, HOLDERS, HolderKey, INLINE, MENDING, META, OUTBOARDS,
+        PINS, ROOTS, USED, VERIFIED, decode_or_none, encode, holder_prefix,
     },
 };
 
@@ -67,6 +67,8 @@ pub struct NewFile {
     pub path: Vec<u8>,
     /// The file's fingerprint, the same before and after it was hashed.
     pub fingerprint: Fingerprint,
+    /// When it was hashed, in milliseconds since 1970: whoever has just hashed a file need not verify it soon.
+    pub hashed_at: u64,
     /// Its id and outboard.
     pub hashed: HashedFile,
 }
@@ -101,10 +103,10 @@ impl Store {
                 return Err(redb::Error::Corrupted(format!("store format {format}, this program knows {FORMAT}")));
             }
             meta.insert("format", FORMAT)?;
-            for table in [FILES, MENDING, VERIFIED] {
+            for table in [FILES, MENDING] {
                 txn.open_table(table)?;
             }
-            for table in [OUTBOARDS, CACHED, INLINE] {
+            for table in [OUTBOARDS, CACHED, INLINE, VERIFIED] {
                 txn.open_table(table)?;
             }
             txn.open_table(USED)?;
@@ -179,22 +181,20 @@ impl Store {
         self.place_outboard_files(files.iter().map(|file| &file.hashed))?;
         self.sync_file_systems(root, files)?;
         let unused = self.write("link files", |txn| {
+            let mut rows = BTreeMap::new();
             let mut unused = BTreeSet::new();
             for file in files {
-                let row = FileRow { blob: file.hashed.id(), fingerprint: file.fingerprint, damaged: RangeSet::new() };
-                let old = txn
-                    .open_table(FILES)?
-                    .insert((root.0, &file.path[..]), &encode(&row)?[..])?
-                    .and_then(|old| decode_or_none::<FileRow>(old.value()));
-                let mut holders = txn.open_table(HOLDERS)?;
-                if let Some(old) = old {
-                    holders.remove((old.blob.as_bytes(), root.0, &file.path[..]))?;
-                    unused.insert((old.blob, old.fingerprint.size));
+                let NewFile { fingerprint, hashed_at, hashed, .. } = file;
+                let (blob, damaged) = (hashed.id(), RangeSet::new());
+                let verified = Verified { at: *hashed_at, next: 0 };
+                let row = FileRow { blob, fingerprint: *fingerprint, damaged, verified };
+                // The same path twice in one call: the last word counts.
+                if let Some(row) = rows.insert(&file.path[..], row) {
+                    unused.insert((row.blob, row.fingerprint.size));
                 }
-                holders.insert((row.blob.as_bytes(), root.0, &file.path[..]), ())?;
-                txn.open_table(VERIFIED)?.remove((root.0, &file.path[..]))?;
-                put_outboard_row(txn, &file.hashed)?;
+                put_outboard_row(txn, hashed)?;
             }
+            put_rows(txn, root, rows, &mut unused)?;
             forget_unheld(txn, unused)
         })?;
         // An outboard of another grain may be left from when the store was set so.
@@ -229,8 +229,7 @@ impl Store {
                     .remove((root.0, path))?
                     .and_then(|old| decode_or_none::<FileRow>(old.value()));
                 if let Some(old) = old {
-                    txn.open_table(HOLDERS)?.remove((old.blob.as_bytes(), root.0, path))?;
-                    txn.open_table(VERIFIED)?.remove((root.0, path))?;
+                    txn.open_table(HOLDERS)?.remove((holder_prefix(&old.blob), root.0, path))?;
                     unused.insert((old.blob, old.fingerprint.size));
                 }
             }
@@ -264,13 +263,13 @@ impl Store {
 
     /// Up to `max` files that have `blob` in place.
     pub fn holders(&self, blob: BlobId, max: usize) -> Result<Vec<FileRef>, StoreError> {
-        self.read_rows("look up a blob", |txn| holders(&txn.open_table(HOLDERS)?, blob, max))
+        self.read_rows("look up a blob", |txn| holders(&txn.open_table(HOLDERS)?, &txn.open_table(FILES)?, blob, max))
     }
 
     /// Whether the rows say from both sides that `file` has `blob`.
     pub(crate) fn is_holder(&self, file: &FileRef, blob: BlobId) -> Result<bool, StoreError> {
         self.read_rows("look up a holder", |txn| {
-            Ok(txn.open_table(HOLDERS)?.get((blob.as_bytes(), file.root.0, &file.path[..]))?.is_some())
+            Ok(txn.open_table(HOLDERS)?.get((holder_prefix(&blob), file.root.0, &file.path[..]))?.is_some())
         })
     }
 
@@ -278,7 +277,7 @@ impl Store {
     pub(crate) fn restore_holder(&self, file: &FileRef, blob: BlobId) -> Result<(), StoreError> {
         warn!(path = ?self.absolute(file), %blob, "its row among the holders was lost, and is made anew");
         self.write("restore a holder", |txn| {
-            txn.open_table(HOLDERS)?.insert((blob.as_bytes(), file.root.0, &file.path[..]), ())?;
+            txn.open_table(HOLDERS)?.insert((holder_prefix(&blob), file.root.0, &file.path[..]), ())?;
             Ok(())
         })
     }
@@ -381,23 +380,83 @@ impl Store {
     }
 }
 
+/// Up to `max` files that have `blob` in place, by `table`, and by their own rows in `files`.
 pub(crate) fn holders(
-    table: &impl ReadableTable<(&'static [u8; 32], u32, &'static [u8]), ()>,
+    table: &impl ReadableTable<HolderKey, ()>,
+    files: &impl ReadableTable<FileKey, &'static [u8]>,
     blob: BlobId,
     max: usize,
 ) -> Result<Vec<FileRef>, redb::Error> {
-    let from = (blob.as_bytes(), 0, &[][..]);
-    let rows = table.range::<(&[u8; 32], u32, &[u8])>((Bound::Included(from), Bound::Unbounded))?;
+    let from = (holder_prefix(&blob), 0, &[][..]);
+    let rows = table.range::<(&[u8; HOLDER_BYTES], u32, &[u8])>((Bound::Included(from), Bound::Unbounded))?;
     let mut found = Vec::new();
-    for row in rows.take(max) {
+    for row in rows {
         let (key, ()) = row.map(|(key, value)| (key, value.value()))?;
-        let (of, root, path) = key.value();
-        if of != blob.as_bytes() {
+        let (prefix, root, path) = key.value();
+        if prefix != holder_prefix(&blob) || found.len() >= max {
             break;
         }
-        found.push(FileRef { root: RootId(root), path: path.to_owned() });
+        let row = files.get((root, path))?.and_then(|row| decode_or_none::<FileRow>(row.value()));
+        if row.is_some_and(|row| row.blob == blob) {
+            found.push(FileRef { root: RootId(root), path: path.to_owned() });
+        }
     }
     Ok(found)
+}
+
+/// Puts the rows of files below `root` in place of those that are there, and their holders. Of the blobs that are
+/// replaced, `unused` hears.
+fn put_rows(
+    txn: &WriteTransaction,
+    root: RootId,
+    rows: BTreeMap<&[u8], FileRow>,
+    unused: &mut BTreeSet<(BlobId, u64)>,
+) -> Result<(), redb::Error> {
+    let (mut files, mut holders) = (txn.open_table(FILES)?, txn.open_table(HOLDERS)?);
+    let (mut new, mut new_holders) = (Vec::new(), BTreeSet::new());
+    for (path, row) in rows {
+        let encoded = encode(&row)?;
+        let old = match files.get((root.0, path))? {
+            Some(old) => decode_or_none::<FileRow>(old.value()),
+            None => {
+                new_holders.insert((row.blob, path));
+                new.push((path, encoded));
+                continue;
+            }
+        };
+        files.insert((root.0, path), &encoded[..])?;
+        if let Some(old) = old.filter(|old| old.blob != row.blob) {
+            holders.remove((holder_prefix(&old.blob), root.0, path))?;
+            unused.insert((old.blob, old.fingerprint.size));
+        }
+        new_holders.insert((row.blob, path));
+    }
+    insert_runs(&mut files, root, &new)?;
+    // In the order of their keys, for what is near is in the same page.
+    for (blob, path) in new_holders {
+        holders.insert((holder_prefix(&blob), root.0, path), ())?;
+    }
+    Ok(())
+}
+
+/// Inserts rows, ascending and none of them there yet. Wherever several come between two that are there, they fill
+/// their pages: inserted one by one, they would leave every page half empty, but for those at the end of the table.
+fn insert_runs(
+    table: &mut Table<FileKey, &'static [u8]>,
+    root: RootId,
+    rows: &[(&[u8], Vec<u8>)],
+) -> Result<(), redb::Error> {
+    let mut rows = rows.iter().peekable();
+    while let Some((first, _)) = rows.peek() {
+        let mut cursor = table.lower_bound_mut(Bound::Included((root.0, *first)))?;
+        let next = cursor.peek_next()?.map(|(key, _)| (key.value().0, key.value().1.to_owned()));
+        let is_before_next = |path: &[u8]| next.as_ref().is_none_or(|next| (root.0, path) < (next.0, &next.1[..]));
+        while let Some((path, row)) = rows.next_if(|(path, _)| is_before_next(path)) {
+            cursor.insert_before((root.0, *path), &row[..])?;
+        }
+        cursor.close()?;
+    }
+    Ok(())
 }
 
 /// In how many places a blob is looked for; a licence text may be in thousands.

@@ -186,7 +186,7 @@ mod tests {
             fs::write(&path, bytes).unwrap();
             let fingerprint = Fingerprint::from(&fs::metadata(&path).unwrap());
             let hashed = store.hash(bytes, SIZE).unwrap();
-            store.link(root, &[NewFile { path: name.into(), fingerprint, hashed }]).unwrap();
+            store.link(root, &[NewFile { path: name.into(), fingerprint, hashed_at: 1, hashed }]).unwrap();
             let file = fs::File::options().write(true).open(&path).unwrap();
             let mtime = file.metadata().unwrap().modified().unwrap();
             for range in rotten.iter() {

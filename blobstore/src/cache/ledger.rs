@@ -256,6 +256,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
         /// Against a list of extents in the order of their last use.
         #[test]
         fn evicts_what_was_used_longest_ago(steps in prop::collection::vec(a_step(), 0..60), need in 0..8u64 << 20) {

@@ -15,10 +15,9 @@ use tracing::{debug, info, warn};
 use tree::{BlobId, ByteRange, GROUP_BYTES, Geometry, RangeSet};
 
 use crate::{
-    Access, Item, Store, StoreError,
+    Access, Store, StoreError,
     place::own_file,
     rows::{CACHED, CachedRow, INLINE, PINS, USED, VERIFIED, decode_or_none, encode},
-    scrub::key,
     store::Inner,
 };
 
@@ -199,7 +198,7 @@ impl Store {
         let row = self.write("forget a cached blob", |txn| {
             txn.open_table(INLINE)?.remove(blob.as_bytes())?;
             txn.open_table(USED)?.remove(blob.as_bytes())?;
-            txn.open_table(VERIFIED)?.remove(key(&Item::Cached(blob)))?;
+            txn.open_table(VERIFIED)?.remove(blob.as_bytes())?;
             let mut cached = txn.open_table(CACHED)?;
             let row = cached.remove(blob.as_bytes())?;
             Ok(row.and_then(|row| decode_or_none::<CachedRow>(row.value())))
@@ -319,7 +318,7 @@ impl Store {
                 if all {
                     cached.remove(blob.as_bytes())?;
                     inline.remove(blob.as_bytes())?;
-                    verified.remove(key(&Item::Cached(*blob)))?;
+                    verified.remove(blob.as_bytes())?;
                 } else {
                     cached.insert(blob.as_bytes(), &encode(&row)?[..])?;
                 }

@@ -111,6 +111,7 @@ impl Recorded {
         NewFile {
             path: path.into(),
             fingerprint: file.fingerprint().unwrap(),
+            hashed_at: 1,
             hashed: store.hash(bytes, bytes.len() as u64).unwrap(),
         }
     }

@@ -118,6 +118,7 @@ impl Home {
             NewFile {
                 path: below.as_os_str().as_bytes().into(),
                 fingerprint,
+                hashed_at: 1,
                 hashed: self.store.hash(&bytes[..], bytes.len() as u64).unwrap(),
             }
         });

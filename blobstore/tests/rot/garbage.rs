@@ -28,7 +28,7 @@ fn one_bad_row_takes_no_other_along() {
     let txn = lab.db.begin_write().unwrap();
     txn.open_table(MENDING).unwrap().insert((ROOT, name.as_bytes()), &garbage(2)[..]).unwrap();
     txn.open_table(FILES).unwrap().insert((ROOT, &b"never linked"[..]), &garbage(3)[..]).unwrap();
-    txn.open_table(HOLDERS).unwrap().insert((&[7; 32], 99, &b"no such root"[..]), ()).unwrap();
+    txn.open_table(HOLDERS).unwrap().insert((&[7; 6], 99, &b"no such root"[..]), ()).unwrap();
     txn.open_table(USED).unwrap().insert(&[7; 32], u64::MAX).unwrap();
     txn.commit().unwrap();
     lab.set_row(OUTBOARDS, lab.subjects[cached].id(), Some(&garbage(4)));

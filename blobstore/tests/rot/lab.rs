@@ -18,7 +18,7 @@ use crate::common::{
 };
 
 pub(crate) const FILES: TableDefinition<(u32, &[u8]), &[u8]> = TableDefinition::new("store.files");
-pub(crate) const HOLDERS: TableDefinition<(&[u8; 32], u32, &[u8]), ()> = TableDefinition::new("store.holders");
+pub(crate) const HOLDERS: TableDefinition<(&[u8; 6], u32, &[u8]), ()> = TableDefinition::new("store.holders");
 pub(crate) const OUTBOARDS: BlobTable = TableDefinition::new("store.outboards");
 pub(crate) const CACHED: BlobTable = TableDefinition::new("store.cached");
 pub(crate) const INLINE: BlobTable = TableDefinition::new("store.inline");
@@ -146,7 +146,7 @@ impl Lab {
         let bytes = fs::read(self.path(name)).unwrap();
         let fingerprint = self.fingerprint(name);
         let hashed = self.store.hash(&bytes[..], bytes.len() as u64).unwrap();
-        self.store.link(self.root, &[NewFile { path: name.into(), fingerprint, hashed }]).unwrap();
+        self.store.link(self.root, &[NewFile { path: name.into(), fingerprint, hashed_at: 1, hashed }]).unwrap();
     }
 
     /// Brings into the cache from a peer what is missing there of what it is to have.
@@ -199,7 +199,8 @@ impl Lab {
     pub(crate) fn set_holder(&self, blob: BlobId, name: &str, is_holder: bool) {
         let txn = self.db.begin_write().unwrap();
         {
-            let (mut table, key) = (txn.open_table(HOLDERS).unwrap(), (blob.as_bytes(), ROOT, name.as_bytes()));
+            let (mut table, key) =
+                (txn.open_table(HOLDERS).unwrap(), (&blob.as_bytes()[..6].try_into().unwrap(), ROOT, name.as_bytes()));
             if is_holder {
                 table.insert(key, ()).unwrap()
             } else {

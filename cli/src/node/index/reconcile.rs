@@ -7,7 +7,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use blobstore::{Access, Disk, FileRef, Item, NewFile, RealDisk, RootId, Store, Verified};
+use blobstore::{Access, Disk, FileRef, NewFile, RealDisk, RootId, Store};
 use namespace::{
     ArenaName, Change, Content, Decision, Known, Namespace, NamespaceError, RelPath, Seen, SeenKind, Walk, WalkError,
     decide,
@@ -281,10 +281,6 @@ impl<'a> Scan<'a> {
         }
         if !files.is_empty() {
             store.link(self.root, &files)?;
-            // Whoever has just hashed a file need not verify it soon.
-            let item = |file: &NewFile| Item::File(FileRef { root: self.root, path: file.path.clone() });
-            let verified: Vec<_> = files.iter().map(|file| (item(file), Verified { at: now(), next: 0 })).collect();
-            store.note_verified(&verified)?;
         }
         if !self.changes.is_empty() {
             self.node.inner.namespace.commit(self.arena, &std::mem::take(&mut self.changes))?;
@@ -403,7 +399,8 @@ fn hash_once(store: &Store, dir: &Path, path: &RelPath) -> io::Result<Option<(Ne
     };
     let mode = (fs::symlink_metadata(dir.join(path.as_path()))?.permissions().mode() & 0o777) as u16;
     let same = file.fingerprint()? == before;
-    Ok(same.then(|| (NewFile { path: path.as_bytes().to_owned(), fingerprint: before, hashed }, mode)))
+    Ok(same
+        .then(|| (NewFile { path: path.as_bytes().to_owned(), fingerprint: before, hashed_at: now(), hashed }, mode)))
 }
 
 /// Waits until a change now would get another time than `changed`: within one tick of the file system's clock two
