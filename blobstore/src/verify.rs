@@ -105,7 +105,8 @@ impl Store {
     }
 
     /// What is known here of the tree above the damage of a file in place; `None` if that names every damaged chunk
-    /// group already, or there is more of it than such a tree has room for. With a coarser outboard, the rest of the tree can be had from peers: see [`narrow`](Self::narrow).
+    /// group already, or there is more of it than such a tree has room for. With a coarser outboard, the rest of the
+    /// tree can be had from peers: see [`narrow`](Self::narrow).
     pub fn tree_of_damage(&self, file: &FileRef) -> Result<Option<(PartialTree, RangeSet)>, StoreError> {
         let Some(row) = self.file(file)?.filter(|row| (1..=NARROWED_BYTES_MAX).contains(&row.damaged.total_bytes()))
         else {
