@@ -1,6 +1,6 @@
 //! What to verify next. The deciding part is pure; times are milliseconds since 1970 and passed in.
 
-use std::time::Duration;
+use std::{collections::BinaryHeap, time::Duration};
 
 use redb::ReadableTable;
 use serde::{Deserialize, Serialize};
@@ -52,6 +52,16 @@ impl Task {
         ByteRange::new(start, end).unwrap_or_default()
     }
 
+    /// How many bytes are still to be verified until all were: none behind the end, whatever a row that rotted says.
+    pub fn left(&self) -> u64 {
+        self.bytes.saturating_sub(self.verified.next)
+    }
+
+    /// Whether it has been verified whole, at `when` or later.
+    pub fn is_done_since(&self, when: u64) -> bool {
+        self.verified.next == 0 && self.verified.at >= when
+    }
+
     /// How far it has been verified once `part` has been, at `now`.
     pub fn after(&self, part: ByteRange, now: u64) -> Verified {
         match part.end() {
@@ -67,12 +77,99 @@ pub fn compare(a: &Task, b: &Task) -> std::cmp::Ordering {
     key(a).cmp(&key(b)).then_with(|| a.item.cmp(&b.item))
 }
 
+/// The first of many tasks: chosen in one pass over them, which come in any order, with few of them in memory.
+pub struct Agenda<T> {
+    max: usize,
+    /// The last of the first on top.
+    first: BinaryHeap<Entry<T>>,
+    is_complete: bool,
+}
+
+struct Entry<T>(T);
+
+impl<T: AsRef<Task>> Agenda<T> {
+    /// One that keeps the first `max` of what is offered.
+    pub fn new(max: usize) -> Self {
+        Self { max, first: BinaryHeap::new(), is_complete: true }
+    }
+
+    /// Keeps `task` if it is among the first.
+    pub fn offer(&mut self, task: T) {
+        self.first.push(Entry(task));
+        if self.first.len() > self.max {
+            self.first.pop();
+            self.is_complete = false;
+        }
+    }
+
+    /// Whether all that was offered was kept.
+    pub fn is_complete(&self) -> bool {
+        self.is_complete
+    }
+
+    /// What was kept, in the order in which it is to be done.
+    pub fn into_first(self) -> Vec<T> {
+        self.first.into_sorted_vec().into_iter().map(|Entry(task)| task).collect()
+    }
+}
+
+impl<T: AsRef<Task>> Ord for Entry<T> {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        compare(self.0.as_ref(), other.0.as_ref())
+    }
+}
+
+impl<T: AsRef<Task>> PartialOrd for Entry<T> {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl<T: AsRef<Task>> PartialEq for Entry<T> {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl<T: AsRef<Task>> Eq for Entry<T> {}
+
+impl AsRef<Task> for Task {
+    fn as_ref(&self) -> &Task {
+        self
+    }
+}
+
+/// What all tasks together come to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Bytes that are due.
+    pub due_bytes: u64,
+    oldest: Option<u64>,
+}
+
+impl Tally {
+    /// Counts a task in, at `now`, where everything is to be verified every `period`.
+    pub fn add(&mut self, task: &Task, period: Duration, now: u64) {
+        if due(task, period) <= now {
+            self.due_bytes = self.due_bytes.saturating_add(task.left());
+        }
+        let at = task.verified.at;
+        self.oldest = Some(self.oldest.map_or(at, |oldest| oldest.min(at)));
+    }
+
+    /// Since when everything has been verified, in milliseconds since 1970; `None` if something never was, or there is
+    /// nothing.
+    pub fn all_since(&self) -> Option<u64> {
+        self.oldest.filter(|&at| at > 0)
+    }
+}
+
 /// How many of the first of some tasks together have at least `bytes`, or all of them.
-pub fn sample(tasks: &[Task], bytes: u64) -> usize {
+pub fn sample<T: AsRef<Task>>(tasks: &[T], bytes: u64) -> usize {
     let mut left = bytes;
     let needed = tasks.iter().take_while(|task| {
         let wanted = left > 0;
-        left = left.saturating_sub(task.bytes);
+        left = left.saturating_sub(task.as_ref().bytes);
         wanted
     });
     needed.count()
@@ -153,7 +250,10 @@ mod tests {
 
         /// Doing part after part, in order, verifies every byte of everything once before anything twice.
         #[test]
-        fn everything_has_its_turn(mut tasks in prop::collection::vec(a_task(), 1..12), max in prop_oneof![1..5u64 << 20, Just(u64::MAX)]) {
+        fn everything_has_its_turn(
+            mut tasks in prop::collection::vec(a_task(), 1..12),
+            max in prop_oneof![1..5u64 << 20, Just(u64::MAX)],
+        ) {
             tasks.dedup_by(|a, b| a.item == b.item);
             tasks.iter_mut().for_each(|task| task.verified.next = 0);
             let total: u64 = tasks.iter().map(|task| task.bytes).sum();
@@ -183,6 +283,39 @@ mod tests {
             prop_assert!(taken == 0 || sum(&tasks[..taken - 1]) < bytes);
         }
 
+        /// Against all of them, sorted.
+        #[test]
+        fn an_agenda_has_the_first(tasks in prop::collection::vec(a_task(), 0..30), max in 0..30usize) {
+            let mut agenda = Agenda::new(max);
+            tasks.iter().for_each(|task| agenda.offer(task.clone()));
+            let mut sorted = tasks.clone();
+            sorted.sort_by(compare);
+            prop_assert_eq!(agenda.is_complete(), tasks.len() <= max);
+            // Two may be the same item here, which are equals in the order.
+            let keys = |tasks: &[Task]| {
+                let key = |task: &Task| (task.verified.next == 0, task.verified.at, task.item.clone());
+                tasks.iter().map(key).collect::<Vec<_>>()
+            };
+            prop_assert_eq!(keys(&agenda.into_first()), keys(&sorted[..max.min(tasks.len())]));
+        }
+
+        /// Against the lists.
+        #[test]
+        fn a_tally_counts_what_is_due(
+            tasks in prop::collection::vec(a_task(), 0..12),
+            period in 0..1000u64,
+            now in 0..2000u64,
+        ) {
+            let period = Duration::from_millis(period);
+            let mut tally = Tally::default();
+            tasks.iter().for_each(|task| tally.add(task, period, now));
+            let due = tasks.iter().filter(|task| due(task, period) <= now);
+            let left = due.map(|task| task.bytes.saturating_sub(task.verified.next));
+            prop_assert_eq!(tally.due_bytes, left.sum::<u64>());
+            let oldest = tasks.iter().map(|task| task.verified.at).min();
+            prop_assert_eq!(tally.all_since(), oldest.filter(|&at| at > 0));
+        }
+
         #[test]
         fn the_rate_is_kept(bytes in 0..1u64 << 40, millis in 0..100_000u64, rate in 1..1u64 << 32) {
             let elapsed = Duration::from_millis(millis);
@@ -200,5 +333,18 @@ mod tests {
             [due(&task(1000, 0), day), due(&task(1000, 3), day), due(&task(0, 0), day)],
             [86_401_000, 0, 86_400_000]
         );
+    }
+
+    /// A row that rotted may say that verifying goes on behind the end of the file.
+    #[test]
+    fn what_is_begun_behind_the_end_has_nothing_left() {
+        let task = |bytes, next| Task { item: Item::Cached(BlobId::EMPTY), bytes, verified: Verified { at: 7, next } };
+        let left = |bytes, next| task(bytes, next).left();
+        assert_eq!([left(5, 0), left(5, 3), left(5, 5), left(5, 6), left(0, u64::MAX)], [5, 2, 0, 0, 0]);
+        let mut tally = Tally::default();
+        tally.add(&task(5, u64::MAX), Duration::ZERO, 9);
+        assert_eq!((tally.due_bytes, tally.all_since()), (0, Some(7)));
+        assert_eq!(task(5, u64::MAX).part(1), ByteRange::new(0, 5).unwrap());
+        assert!(task(5, 0).is_done_since(7) && !task(5, 0).is_done_since(8) && !task(5, 1).is_done_since(7));
     }
 }
