@@ -1,19 +1,20 @@
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeMap, HashSet},
     ops::Bound,
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError, RwLock, atomic::AtomicU64},
 };
 
-use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable, Table, WriteTransaction};
+use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable, WriteTransaction};
 use tracing::warn;
 use tree::{BlobId, ByteRange, Fingerprint, Geometry, Grain, RangeSet};
 
 use crate::{
-    Disk, FileRef, HashedFile, Presence, RootId, StoreError, Verified,
+    Disk, FileRef, Presence, RootId, StoreError,
     cache::Ledger,
-    outboard::{STAGED_DIR, forget_unheld, has_outboard_file, put_outboard_row},
+    outboard::STAGED_DIR,
+    pages::PAGE_ROWS,
     rows::{
         CACHED, FILES, FORMAT, FileKey, FileRow, HOLDER_BYTES, HOLDERS, HolderKey, INLINE, MENDING, META, OUTBOARDS,
         PINS, ROOTS, USED, VERIFIED, decode_or_none, encode, holder_prefix,
@@ -58,19 +59,6 @@ pub struct Settings {
     pub cache_limit: u64,
     /// How many bytes the cache leaves free on its file system.
     pub cache_keep_free: u64,
-}
-
-/// A user's file that was hashed and is to be linked in place.
-#[derive(Debug)]
-pub struct NewFile {
-    /// The path below the root, `/`-separated.
-    pub path: Vec<u8>,
-    /// The file's fingerprint, the same before and after it was hashed.
-    pub fingerprint: Fingerprint,
-    /// When it was hashed, in milliseconds since 1970: whoever has just hashed a file need not verify it soon.
-    pub hashed_at: u64,
-    /// Its id and outboard.
-    pub hashed: HashedFile,
 }
 
 impl Store {
@@ -143,10 +131,15 @@ impl Store {
     }
 
     /// Forgets everything below `root`. The files stay as they are.
-    ///
     pub fn remove_root(&self, root: RootId) -> Result<(), StoreError> {
-        let paths = self.files(root)?;
-        self.unlink(root, &paths.iter().map(|(path, _)| &path[..]).collect::<Vec<_>>())?;
+        loop {
+            // By their keys alone, for rows that do not decode go too.
+            let page = self.page(root, b"", None, PAGE_ROWS, |_| Some(()))?;
+            self.unlink(root, &page.iter().map(|(path, ())| &path[..]).collect::<Vec<_>>())?;
+            if page.len() < PAGE_ROWS {
+                break;
+            }
+        }
         let mut roots = self.inner.roots.write().unwrap_or_else(PoisonError::into_inner);
         self.write("remove a root", |txn| {
             txn.open_table(ROOTS)?.remove(root.0)?;
@@ -173,91 +166,11 @@ impl Store {
         self.root_dir(file.root).join(file.relative())
     }
 
-    /// Links `files` below `root` in place. When this returns, their bytes, outboards and rows are durable.
-    ///
-    /// A path that was linked before is linked anew.
-    pub fn link(&self, root: RootId, files: &[NewFile]) -> Result<(), StoreError> {
-        let _linking = self.inner.linking.lock().unwrap_or_else(PoisonError::into_inner);
-        self.place_outboard_files(files.iter().map(|file| &file.hashed))?;
-        self.sync_file_systems(root, files)?;
-        let unused = self.write("link files", |txn| {
-            let mut rows = BTreeMap::new();
-            let mut unused = BTreeSet::new();
-            for file in files {
-                let NewFile { fingerprint, hashed_at, hashed, .. } = file;
-                let (blob, damaged) = (hashed.id(), RangeSet::new());
-                let verified = Verified { at: *hashed_at, next: 0 };
-                let row = FileRow { blob, fingerprint: *fingerprint, damaged, verified };
-                // The same path twice in one call: the last word counts.
-                if let Some(row) = rows.insert(&file.path[..], row) {
-                    unused.insert((row.blob, row.fingerprint.size));
-                }
-                put_outboard_row(txn, hashed)?;
-            }
-            put_rows(txn, root, rows, &mut unused)?;
-            forget_unheld(txn, unused)
-        })?;
-        // An outboard of another grain may be left from when the store was set so.
-        let mut long = files.iter().filter(|file| has_outboard_file(file.fingerprint.size));
-        long.try_for_each(|file| self.remove_outboard_files([file.hashed.id()], Some(&file.hashed)))?;
-        self.remove_outboard_files(unused, None)
-    }
-
-    /// Makes the bytes of `files` durable: syncs each file system that they are on.
-    fn sync_file_systems(&self, root: RootId, files: &[NewFile]) -> Result<(), StoreError> {
-        let dir = self.root_dir(root);
-        let by_device: BTreeMap<u64, &NewFile> = files.iter().map(|file| (file.fingerprint.device, file)).collect();
-        for file in by_device.values() {
-            let path = FileRef { root, path: file.path.clone() };
-            let holder = dir.join(path.relative());
-            let holder = holder.parent().unwrap_or(&dir);
-            // A directory that is gone by now took the file with it; the others may be anywhere below the root.
-            let synced = self.inner.disk.sync_file_system(holder).or_else(|_| self.inner.disk.sync_file_system(&dir));
-            synced.map_err(StoreError::file("sync the file system of", holder))?;
-        }
-        Ok(())
-    }
-
-    /// Forgets the files at `paths` below `root`; paths that are not linked are passed over.
-    pub fn unlink(&self, root: RootId, paths: &[&[u8]]) -> Result<(), StoreError> {
-        let _linking = self.inner.linking.lock().unwrap_or_else(PoisonError::into_inner);
-        let unused = self.write("unlink files", |txn| {
-            let mut unused = BTreeSet::new();
-            for &path in paths {
-                let old = txn
-                    .open_table(FILES)?
-                    .remove((root.0, path))?
-                    .and_then(|old| decode_or_none::<FileRow>(old.value()));
-                if let Some(old) = old {
-                    txn.open_table(HOLDERS)?.remove((holder_prefix(&old.blob), root.0, path))?;
-                    unused.insert((old.blob, old.fingerprint.size));
-                }
-            }
-            forget_unheld(txn, unused)
-        })?;
-        self.remove_outboard_files(unused, None)
-    }
-
     /// What is known of the file in place `file`. A row that does not decode counts as none, here and everywhere.
     pub fn file(&self, file: &FileRef) -> Result<Option<FileRow>, StoreError> {
         self.read_rows("look up a file", |txn| {
             let row = txn.open_table(FILES)?.get((file.root.0, &file.path[..]))?;
             Ok(row.and_then(|row| decode_or_none(row.value())))
-        })
-    }
-
-    /// All files linked below `root`, by path.
-    pub fn files(&self, root: RootId) -> Result<Vec<(Vec<u8>, FileRow)>, StoreError> {
-        self.read_rows("list files", |txn| {
-            let table = txn.open_table(FILES)?;
-            let rows = table.range((root.0, &[][..])..)?;
-            rows.take_while(|row| row.as_ref().map_or(true, |(key, _)| key.value().0 == root.0))
-                .filter_map(|row| {
-                    row.map(|(key, row)| Some((key.value().1.to_owned(), decode_or_none(row.value())?)))
-                        .map_err(redb::Error::from)
-                        .transpose()
-                })
-                .collect()
         })
     }
 
@@ -402,61 +315,6 @@ pub(crate) fn holders(
         }
     }
     Ok(found)
-}
-
-/// Puts the rows of files below `root` in place of those that are there, and their holders. Of the blobs that are
-/// replaced, `unused` hears.
-fn put_rows(
-    txn: &WriteTransaction,
-    root: RootId,
-    rows: BTreeMap<&[u8], FileRow>,
-    unused: &mut BTreeSet<(BlobId, u64)>,
-) -> Result<(), redb::Error> {
-    let (mut files, mut holders) = (txn.open_table(FILES)?, txn.open_table(HOLDERS)?);
-    let (mut new, mut new_holders) = (Vec::new(), BTreeSet::new());
-    for (path, row) in rows {
-        let encoded = encode(&row)?;
-        let old = match files.get((root.0, path))? {
-            Some(old) => decode_or_none::<FileRow>(old.value()),
-            None => {
-                new_holders.insert((row.blob, path));
-                new.push((path, encoded));
-                continue;
-            }
-        };
-        files.insert((root.0, path), &encoded[..])?;
-        if let Some(old) = old.filter(|old| old.blob != row.blob) {
-            holders.remove((holder_prefix(&old.blob), root.0, path))?;
-            unused.insert((old.blob, old.fingerprint.size));
-        }
-        new_holders.insert((row.blob, path));
-    }
-    insert_runs(&mut files, root, &new)?;
-    // In the order of their keys, for what is near is in the same page.
-    for (blob, path) in new_holders {
-        holders.insert((holder_prefix(&blob), root.0, path), ())?;
-    }
-    Ok(())
-}
-
-/// Inserts rows, ascending and none of them there yet. Wherever several come between two that are there, they fill
-/// their pages: inserted one by one, they would leave every page half empty, but for those at the end of the table.
-fn insert_runs(
-    table: &mut Table<FileKey, &'static [u8]>,
-    root: RootId,
-    rows: &[(&[u8], Vec<u8>)],
-) -> Result<(), redb::Error> {
-    let mut rows = rows.iter().peekable();
-    while let Some((first, _)) = rows.peek() {
-        let mut cursor = table.lower_bound_mut(Bound::Included((root.0, *first)))?;
-        let next = cursor.peek_next()?.map(|(key, _)| (key.value().0, key.value().1.to_owned()));
-        let is_before_next = |path: &[u8]| next.as_ref().is_none_or(|next| (root.0, path) < (next.0, &next.1[..]));
-        while let Some((path, row)) = rows.next_if(|(path, _)| is_before_next(path)) {
-            cursor.insert_before((root.0, *path), &row[..])?;
-        }
-        cursor.close()?;
-    }
-    Ok(())
 }
 
 /// In how many places a blob is looked for; a licence text may be in thousands.

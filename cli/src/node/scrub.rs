@@ -6,7 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use blobstore::{Verdict, scrub};
+use blobstore::{
+    Verdict,
+    scrub::{self, Agenda, Tally},
+};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use serde::Serialize;
 use thread_priority::{
@@ -78,26 +81,26 @@ impl Node {
         self.inner.scrub.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Verifies everything that is due. Tells when the next will be.
+    /// Verifies what is due: the first of it, for everything may be more than there is room for in memory. Tells when the
+    /// next round is to be.
     async fn scrub_round(&self, settings: ScrubSettings, threads: &Arc<ThreadPool>) -> Result<Duration, Failure> {
         let node = self.clone();
         let subjects = blocking(move || {
-            let mut subjects = node.subjects(&[])?;
-            node.put_in_order(&mut subjects)?;
-            let mut damaged_files = 0;
-            for (root, _) in node.inner.store.roots() {
-                damaged_files +=
-                    node.inner.store.files(root)?.iter().filter(|(_, row)| !row.damaged.is_empty()).count();
-            }
-            let all_since = subjects.iter().map(|subject| subject.task.verified.at).min().filter(|&at| at > 0);
-            let due = subjects.iter().filter(|subject| scrub::due(&subject.task, settings.period) <= now());
-            let due_bytes = due.map(|subject| subject.task.bytes - subject.task.verified.next).sum();
+            let (mut agenda, mut tally, mut damaged_files) = (Agenda::new(SUBJECTS_MAX), Tally::default(), 0);
+            let now = now();
+            node.for_each_subject(&[], &mut |subject| {
+                tally.add(&subject.task, settings.period, now);
+                damaged_files += u64::from(subject.is_quarantined);
+                agenda.offer(subject);
+                Ok(())
+            })?;
             node.update_scrub(|status| {
-                *status = ScrubStatus { all_since, due_bytes, damaged_files: damaged_files as u64, ..status.clone() };
+                let (all_since, due_bytes) = (tally.all_since(), tally.due_bytes);
+                *status = ScrubStatus { all_since, due_bytes, damaged_files, ..status.clone() };
             });
-            Ok(subjects)
+            Ok((agenda.is_complete(), agenda.into_first()))
         });
-        let subjects = subjects.await?;
+        let (is_all, subjects) = subjects.await?;
         let due_bytes = self.scrub_status().due_bytes;
         if due_bytes > 0 {
             info!(bytes = due_bytes, "scrubbing what was not verified for long");
@@ -119,7 +122,8 @@ impl Node {
             }
         }
         self.scrub_batch(&mut batch, part_bytes, settings, threads).await?;
-        Ok(settings.period)
+        // What there was no room for may be due too.
+        Ok(if is_all { settings.period } else { Duration::ZERO })
     }
 
     /// Verifies the subjects of `batch`, part by part, and pauses after each part to keep the rate.
@@ -213,6 +217,8 @@ fn be_idle(_: usize) {
 const PART_BYTES_MIN: u64 = 1 << 20;
 const PART_BYTES_MAX: u64 = 64 << 20;
 const BATCH_FILES: usize = 1000;
+/// So many are in memory for a round: some megabytes. Each round reads all rows once.
+pub(super) const SUBJECTS_MAX: usize = 10_000;
 /// New files become due without anybody saying so.
 const ROUND_MAX: Duration = Duration::from_secs(3600);
 const ROUND_MIN: Duration = Duration::from_secs(1);

@@ -1,17 +1,19 @@
 use std::{
-    ops::Range,
     sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant, SystemTime},
 };
 
-use blobstore::{FileRef, Item, Task, Verdict, Verified, scrub};
+use blobstore::{
+    FileRef, Item, Task, Verdict, Verified,
+    scrub::{self, Agenda},
+};
 use namespace::ArenaName;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tree::{BlobId, RangeSet};
 
-use super::{Node, blocking};
+use super::{Node, blocking, scrub::SUBJECTS_MAX};
 use crate::{
     event::{Event, FileName, NobodyListens, Reporter, summary},
     failure::{Code, Failure, WhileDoing},
@@ -60,6 +62,8 @@ pub(super) struct Subject {
     /// `None` if it is in the cache.
     arena: Option<ArenaName>,
     blob: BlobId,
+    /// Whether some of it is under quarantine.
+    pub(super) is_quarantined: bool,
 }
 
 impl Node {
@@ -98,44 +102,52 @@ impl Node {
         reporter: &Reporter,
         found: &mut dyn FnMut(Damaged) -> Result<(), NobodyListens>,
     ) -> Result<VerifyTotals, Failure> {
-        let subjects = self.in_scope(scope)?;
         let deadline = scope.budget_s.map(|seconds| Instant::now() + Duration::from_secs(seconds));
-        let is_over = || deadline.is_some_and(|deadline| Instant::now() >= deadline);
-        let total = subjects.iter().map(|subject| subject.task.bytes).sum();
-        let done = AtomicU64::new(0);
-        let mut totals = VerifyTotals::default();
-        for batch in batches(&subjects) {
-            let batch = &subjects[batch];
-            if is_over() {
-                totals.left_bytes += batch.iter().map(|subject| subject.task.bytes).sum::<u64>();
-                continue;
+        let (mut bytes, mut left_subjects) = (0u64, 0usize);
+        self.for_each_subject(&scope.targets, &mut |subject| {
+            bytes = bytes.saturating_add(subject.task.bytes);
+            left_subjects += 1;
+            Ok(())
+        })?;
+        let wanted = scope.sample.map(|sample| (bytes as f64 * sample).ceil() as u64);
+        let total = wanted.unwrap_or(bytes);
+        let (done, batch, totals) = (AtomicU64::new(0), Vec::new(), VerifyTotals::default());
+        let mut run = Run { node: self, reporter, found, deadline, total, done, batch, batch_bytes: 0, totals };
+        if scope.sample.is_none() && scope.budget_s.is_none() {
+            self.for_each_subject(&scope.targets, &mut |subject| run.take(subject))?;
+            run.judge_batch()?;
+            return Ok(run.totals);
+        }
+        // The oldest first, as many at a time as there is room for. What has been verified is as old as this run, and
+        // so it is not taken again; should the clock be set back meanwhile, the number of them all ends it.
+        let (started, mut taken) = (now(), 0u64);
+        while left_subjects > 0 {
+            let mut agenda = Agenda::new(SUBJECTS_MAX);
+            self.for_each_subject(&scope.targets, &mut |subject| {
+                if !subject.task.is_done_since(started) {
+                    agenda.offer(subject);
+                }
+                Ok(())
+            })?;
+            let mut first = agenda.into_first();
+            if let Some(wanted) = wanted {
+                first.truncate(scrub::sample(&first, wanted.saturating_sub(taken)));
             }
-            let judge = |subject: &Subject| {
-                let progress = |bytes| {
-                    let done = done.fetch_add(bytes, Ordering::Relaxed) + bytes;
-                    reporter.progress("verifying", done, Some(total), totals.files);
-                };
-                // A budget must not end in the middle of a disk image with nothing to show for it.
-                let part_bytes = if deadline.is_some() { PART_BYTES } else { u64::MAX };
-                self.judge(subject, part_bytes, &is_over, &progress)
-            };
-            let judged: Vec<_> = batch.par_iter().map(judge).collect();
-            let mut verified = Vec::new();
-            for (subject, judged) in batch.iter().zip(judged) {
-                let Some((verdict, until)) = judged? else { continue };
-                verified.push((subject.task.item.clone(), until));
-                totals.files += 1;
-                let left = if until.next == 0 { 0 } else { subject.task.bytes - until.next };
-                totals.left_bytes += left;
-                totals.bytes += subject.task.bytes - left;
-                totals.take(subject, verdict, reporter, found)?;
+            if first.is_empty() {
+                break;
             }
-            self.inner.store.note_verified(&verified)?;
-            if reporter.is_closed() {
-                return Err(NobodyListens.into());
+            left_subjects = left_subjects.saturating_sub(first.len());
+            for subject in first {
+                taken = taken.saturating_add(subject.task.bytes);
+                run.take(subject)?;
+            }
+            run.judge_batch()?;
+            if run.is_over() {
+                run.totals.left_bytes += total.saturating_sub(taken);
+                break;
             }
         }
-        Ok(totals)
+        Ok(run.totals)
     }
 
     /// Verifies a subject in parts of at most `part_bytes`, until it is done or `is_over`. Tells what was found, and how
@@ -171,38 +183,18 @@ impl Node {
         }
     }
 
-    /// What is in scope, in the order in which it is to be verified.
-    fn in_scope(&self, scope: &Scope) -> Result<Vec<Subject>, Failure> {
-        let mut subjects = self.subjects(&scope.targets)?;
-        if scope.sample.is_none() && scope.budget_s.is_none() {
-            return Ok(subjects);
-        }
-        self.put_in_order(&mut subjects)?;
-        if let Some(sample) = scope.sample {
-            let tasks: Vec<Task> = subjects.iter().map(|subject| subject.task.clone()).collect();
-            let total: u64 = tasks.iter().map(|task| task.bytes).sum();
-            subjects.truncate(scrub::sample(&tasks, (total as f64 * sample).ceil() as u64));
-        }
-        Ok(subjects)
-    }
-
-    /// Puts first what was verified longest ago.
-    pub(super) fn put_in_order(&self, subjects: &mut Vec<Subject>) -> Result<(), Failure> {
-        for subject in &mut *subjects {
-            subject.task.verified = self.inner.store.verified(&subject.task.item)?;
-        }
-        subjects.sort_by(|a, b| scrub::compare(&a.task, &b.task));
-        Ok(())
-    }
-
-    /// What `targets` name; without any, all arenas held here and the cache.
-    pub(super) fn subjects(&self, targets: &[Target]) -> Result<Vec<Subject>, Failure> {
+    /// Hands over what `targets` name, in the order of paths; without any, all arenas held here and the cache. Only a
+    /// page of it is in memory at a time.
+    pub(super) fn for_each_subject(
+        &self,
+        targets: &[Target],
+        take: &mut dyn FnMut(Subject) -> Result<(), Failure>,
+    ) -> Result<(), Failure> {
+        let store = &self.inner.store;
         let arenas = self.inner.namespace.arenas()?.into_iter().filter(|arena| arena.dir.is_some());
         let arenas: Vec<ArenaName> = arenas.map(|arena| arena.name).collect();
         let whole = |arena: &ArenaName| Target { arena: arena.clone(), path: None };
         let everything: Vec<Target> = arenas.iter().map(whole).collect();
-        let mut subjects = Vec::new();
-        let task = |item, bytes| Task { item, bytes, verified: Verified::default() };
         for target in if targets.is_empty() { &everything[..] } else { targets } {
             let Some(root) = self.root(&target.arena).filter(|_| arenas.contains(&target.arena)) else {
                 return Err(Failure::new(
@@ -210,28 +202,101 @@ impl Node {
                     format!("this machine does not hold an arena {}", target.arena),
                 ));
             };
-            let before = subjects.len();
-            for (path, row) in self.inner.store.files(root)? {
-                let within = |dir: &namespace::RelPath| {
-                    path.strip_prefix(dir.as_bytes()).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
-                };
-                if target.path.as_ref().is_none_or(within) {
-                    let item = Item::File(FileRef { root, path });
-                    let (arena, blob) = (Some(target.arena.clone()), row.blob);
-                    subjects.push(Subject { task: task(item, row.fingerprint.size), arena, blob });
-                }
-            }
-            if subjects.len() == before && target.path.is_some() {
+            let mut files =
+                store.files_within(root, target.path.as_ref().map_or(b"", |path| path.as_bytes())).peekable();
+            if files.peek().is_none() && target.path.is_some() {
                 return Err(Failure::new(Code::NotFound, format!("no file is indexed at {target}")));
+            }
+            for file in files {
+                let (path, row) = file?;
+                let item = Item::File(FileRef { root, path });
+                let task = Task { item, bytes: row.fingerprint.size, verified: row.verified };
+                let (arena, is_quarantined) = (Some(target.arena.clone()), !row.damaged.is_empty());
+                take(Subject { task, arena, blob: row.blob, is_quarantined })?;
             }
         }
         if targets.is_empty() {
-            for blob in self.inner.store.cached()? {
-                let bytes = self.inner.store.cached_ranges(blob)?.total_bytes();
-                subjects.push(Subject { task: task(Item::Cached(blob), bytes), arena: None, blob });
+            for blob in store.cached()? {
+                let item = Item::Cached(blob);
+                let (bytes, verified) = (store.cached_ranges(blob)?.total_bytes(), store.verified(&item)?);
+                take(Subject { task: Task { item, bytes, verified }, arena: None, blob, is_quarantined: false })?;
             }
         }
-        Ok(subjects)
+        Ok(())
+    }
+}
+
+/// Verifies subject after subject, a batch side by side: many small ones, or few large ones.
+struct Run<'a> {
+    node: &'a Node,
+    reporter: &'a Reporter,
+    found: &'a mut dyn FnMut(Damaged) -> Result<(), NobodyListens>,
+    /// When there is no time left.
+    deadline: Option<Instant>,
+    /// Bytes that there are to verify, and that have been.
+    total: u64,
+    done: AtomicU64,
+    batch: Vec<Subject>,
+    batch_bytes: u64,
+    totals: VerifyTotals,
+}
+
+impl Run<'_> {
+    fn take(&mut self, subject: Subject) -> Result<(), Failure> {
+        self.batch_bytes += subject.task.bytes;
+        self.batch.push(subject);
+        if self.batch.len() >= BATCH_FILES || self.batch_bytes >= BATCH_BYTES {
+            self.judge_batch()?;
+        }
+        Ok(())
+    }
+
+    fn is_over(&self) -> bool {
+        self.deadline.is_some_and(|deadline| Instant::now() >= deadline)
+    }
+
+    /// Verifies the batch, if there is time, and takes note of what was.
+    fn judge_batch(&mut self) -> Result<(), Failure> {
+        let batch = std::mem::take(&mut self.batch);
+        self.batch_bytes = 0;
+        if self.is_over() {
+            self.totals.left_bytes += batch.iter().map(|subject| subject.task.bytes).sum::<u64>();
+            return Ok(());
+        }
+        let (deadline, files, done) = (self.deadline, self.totals.files, &self.done);
+        let is_over = || deadline.is_some_and(|deadline| Instant::now() >= deadline);
+        let (node, reporter, total) = (self.node, self.reporter, self.total);
+        let judge = |subject: &Subject| {
+            let progress = |bytes| {
+                let done = done.fetch_add(bytes, Ordering::Relaxed) + bytes;
+                reporter.progress("verifying", done, Some(total), files);
+            };
+            // A budget must not end in the middle of a disk image with nothing to show for it.
+            let part_bytes = if deadline.is_some() { PART_BYTES } else { u64::MAX };
+            node.judge(subject, part_bytes, &is_over, &progress)
+        };
+        let judged: Vec<_> = batch.par_iter().map(judge).collect();
+        let mut verified = Vec::new();
+        for (subject, judged) in batch.iter().zip(judged) {
+            let Some((verdict, until)) = judged? else { continue };
+            verified.push((subject.task.item.clone(), until));
+            self.totals.files += 1;
+            let left = if until.next == 0 { 0 } else { subject.task.bytes.saturating_sub(until.next) };
+            self.totals.left_bytes += left;
+            self.totals.bytes += subject.task.bytes - left;
+            self.totals.take(subject, verdict, self.reporter, self.found)?;
+        }
+        self.node.inner.store.note_verified(&verified)?;
+        if self.reporter.is_closed() {
+            return Err(NobodyListens.into());
+        }
+        Ok(())
+    }
+}
+
+impl AsRef<Task> for Subject {
+    fn as_ref(&self) -> &Task {
+        &self.task
     }
 }
 
@@ -279,23 +344,6 @@ impl VerifyTotals {
             }
         }
     }
-}
-
-/// Subjects that are verified side by side: many small ones, or few large ones.
-fn batches(subjects: &[Subject]) -> Vec<Range<usize>> {
-    let mut batches: Vec<Range<usize>> = Vec::new();
-    let mut bytes = 0;
-    for (index, subject) in subjects.iter().enumerate() {
-        match batches.last_mut().filter(|batch| batch.len() < BATCH_FILES && bytes < BATCH_BYTES) {
-            Some(batch) => batch.end = index + 1,
-            None => {
-                batches.push(index..index + 1);
-                bytes = 0;
-            }
-        }
-        bytes += subject.task.bytes;
-    }
-    batches
 }
 
 /// Milliseconds since 1970.

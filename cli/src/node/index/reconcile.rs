@@ -149,7 +149,8 @@ impl<'a> Scan<'a> {
         let store = &node.inner.store;
         let mut said = KnownPages::new(&node.inner.namespace, self.arena).peekable();
         let mut unsaid = Vec::new();
-        for (path, row) in store.files(self.root)? {
+        for file in store.files(self.root) {
+            let (path, row) = file?;
             while let Some(unlinked) = take_if(&mut said, |said| said.path.as_bytes() < &path[..])? {
                 self.hash_unlinked(unlinked);
             }

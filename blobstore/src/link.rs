@@ -1,0 +1,165 @@
+//! Which files the store knows, in place: they are linked and unlinked. Write order: spec/store.md.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Bound,
+    sync::PoisonError,
+};
+
+use redb::{ReadableTable, Table, WriteTransaction};
+use tree::{BlobId, Fingerprint, RangeSet};
+
+use crate::{
+    FileRef, HashedFile, RootId, Store, StoreError, Verified,
+    outboard::{forget_unheld, has_outboard_file, put_outboard_row},
+    rows::{FILES, FileKey, FileRow, HOLDERS, decode_or_none, encode, holder_prefix},
+};
+
+/// A user's file that was hashed and is to be linked in place.
+#[derive(Debug)]
+pub struct NewFile {
+    /// The path below the root, `/`-separated.
+    pub path: Vec<u8>,
+    /// The file's fingerprint, the same before and after it was hashed.
+    pub fingerprint: Fingerprint,
+    /// When it was hashed, in milliseconds since 1970: whoever has just hashed a file need not verify it soon.
+    pub hashed_at: u64,
+    /// Its id and outboard.
+    pub hashed: HashedFile,
+}
+
+impl Store {
+    /// Links `files` below `root` in place. When this returns, their bytes, outboards and rows are durable.
+    ///
+    /// A path that was linked before is linked anew.
+    pub fn link(&self, root: RootId, files: &[NewFile]) -> Result<(), StoreError> {
+        let _linking = self.inner.linking.lock().unwrap_or_else(PoisonError::into_inner);
+        self.place_outboard_files(files.iter().map(|file| &file.hashed))?;
+        self.sync_file_systems(root, files.iter().map(|file| (file.fingerprint.device, &file.path[..])))?;
+        let unused = self.write("link files", |txn| {
+            let mut rows = BTreeMap::new();
+            let mut unused = BTreeSet::new();
+            for file in files {
+                let NewFile { fingerprint, hashed_at, hashed, .. } = file;
+                let (blob, damaged) = (hashed.id(), RangeSet::new());
+                let verified = Verified { at: *hashed_at, next: 0 };
+                let row = FileRow { blob, fingerprint: *fingerprint, damaged, verified };
+                // The same path twice in one call: the last word counts.
+                if let Some(row) = rows.insert(&file.path[..], row) {
+                    unused.insert((row.blob, row.fingerprint.size));
+                }
+                put_outboard_row(txn, hashed)?;
+            }
+            put_rows(txn, root, rows, &mut unused)?;
+            forget_unheld(txn, unused)
+        })?;
+        // An outboard of another grain may be left from when the store was set so.
+        let mut long = files.iter().filter(|file| has_outboard_file(file.fingerprint.size));
+        long.try_for_each(|file| self.remove_outboard_files([file.hashed.id()], Some(&file.hashed)))?;
+        self.remove_outboard_files(unused, None)
+    }
+
+    /// Makes files below `root`, given by device and path, and their names durable: syncs each file system that they
+    /// are on.
+    fn sync_file_systems<'a>(
+        &self,
+        root: RootId,
+        files: impl Iterator<Item = (u64, &'a [u8])>,
+    ) -> Result<(), StoreError> {
+        let dir = self.root_dir(root);
+        let by_device: BTreeMap<u64, &[u8]> = files.collect();
+        for &path in by_device.values() {
+            let path = FileRef { root, path: path.to_owned() };
+            let holder = dir.join(path.relative());
+            let holder = holder.parent().unwrap_or(&dir);
+            // A directory that is gone by now took the file with it; the others may be anywhere below the root.
+            let synced = self.inner.disk.sync_file_system(holder).or_else(|_| self.inner.disk.sync_file_system(&dir));
+            synced.map_err(StoreError::file("sync the file system of", holder))?;
+        }
+        Ok(())
+    }
+
+    /// Forgets the files at `paths` below `root`; paths that are not linked are passed over.
+    pub fn unlink(&self, root: RootId, paths: &[&[u8]]) -> Result<(), StoreError> {
+        let _linking = self.inner.linking.lock().unwrap_or_else(PoisonError::into_inner);
+        let unused = self.write("unlink files", |txn| {
+            let mut unused = BTreeSet::new();
+            remove_rows(txn, root, paths, &mut unused)?;
+            forget_unheld(txn, unused)
+        })?;
+        self.remove_outboard_files(unused, None)
+    }
+}
+
+/// Removes the rows of files below `root` that are there, and their holders. `unused` hears of their blobs.
+fn remove_rows(
+    txn: &WriteTransaction,
+    root: RootId,
+    paths: &[&[u8]],
+    unused: &mut BTreeSet<(BlobId, u64)>,
+) -> Result<(), redb::Error> {
+    let (mut files, mut holders) = (txn.open_table(FILES)?, txn.open_table(HOLDERS)?);
+    for &path in paths {
+        let old = files.remove((root.0, path))?.and_then(|old| decode_or_none::<FileRow>(old.value()));
+        if let Some(old) = old {
+            holders.remove((holder_prefix(&old.blob), root.0, path))?;
+            unused.insert((old.blob, old.fingerprint.size));
+        }
+    }
+    Ok(())
+}
+
+/// Puts the rows of files below `root` in place of those that are there, and their holders. Of the blobs that are
+/// replaced, `unused` hears.
+fn put_rows(
+    txn: &WriteTransaction,
+    root: RootId,
+    rows: BTreeMap<&[u8], FileRow>,
+    unused: &mut BTreeSet<(BlobId, u64)>,
+) -> Result<(), redb::Error> {
+    let (mut files, mut holders) = (txn.open_table(FILES)?, txn.open_table(HOLDERS)?);
+    let (mut new, mut new_holders) = (Vec::new(), BTreeSet::new());
+    for (path, row) in rows {
+        let encoded = encode(&row)?;
+        let old = match files.get((root.0, path))? {
+            Some(old) => decode_or_none::<FileRow>(old.value()),
+            None => {
+                new_holders.insert((row.blob, path));
+                new.push((path, encoded));
+                continue;
+            }
+        };
+        files.insert((root.0, path), &encoded[..])?;
+        if let Some(old) = old.filter(|old| old.blob != row.blob) {
+            holders.remove((holder_prefix(&old.blob), root.0, path))?;
+            unused.insert((old.blob, old.fingerprint.size));
+        }
+        new_holders.insert((row.blob, path));
+    }
+    insert_runs(&mut files, root, &new)?;
+    // In the order of their keys, for what is near is in the same page.
+    for (blob, path) in new_holders {
+        holders.insert((holder_prefix(&blob), root.0, path), ())?;
+    }
+    Ok(())
+}
+
+/// Inserts rows, ascending and none of them there yet. Wherever several come between two that are there, they fill
+/// their pages: inserted one by one, they would leave every page half empty, but for those at the end of the table.
+fn insert_runs(
+    table: &mut Table<FileKey, &'static [u8]>,
+    root: RootId,
+    rows: &[(&[u8], Vec<u8>)],
+) -> Result<(), redb::Error> {
+    let mut rows = rows.iter().peekable();
+    while let Some((first, _)) = rows.peek() {
+        let mut cursor = table.lower_bound_mut(Bound::Included((root.0, *first)))?;
+        let next = cursor.peek_next()?.map(|(key, _)| (key.value().0, key.value().1.to_owned()));
+        let is_before_next = |path: &[u8]| next.as_ref().is_none_or(|next| (root.0, path) < (next.0, &next.1[..]));
+        while let Some((path, row)) = rows.next_if(|(path, _)| is_before_next(path)) {
+            cursor.insert_before((root.0, *path), &row[..])?;
+        }
+        cursor.close()?;
+    }
+    Ok(())
+}
