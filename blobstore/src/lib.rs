@@ -34,7 +34,7 @@ pub use cache::{CacheUsage, Lease, Partial, Passage};
 pub use disk::{Access, Disk, DiskFile, RealDisk};
 pub use error::StoreError;
 pub use fetch::{Collected, Fetch, FetchError, Fetched, SharedSink, Sink, Want};
-pub use link::NewFile;
+pub use link::{Move, NewFile};
 pub use mend::Mending;
 pub use outboard::HashedFile;
 pub use pages::Files;

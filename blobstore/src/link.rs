@@ -1,4 +1,4 @@
-//! Which files the store knows, in place: they are linked and unlinked. Write order: spec/store.md.
+//! Which files the store knows, in place: they are linked, renamed and unlinked. Write order: spec/store.md.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -26,6 +26,19 @@ pub struct NewFile {
     pub hashed_at: u64,
     /// Its id and outboard.
     pub hashed: HashedFile,
+}
+
+/// A file that was found under another path than it is linked at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Move {
+    /// Where it is linked: the path below the root, `/`-separated.
+    pub from: Vec<u8>,
+    /// Where it is to be linked.
+    pub to: Vec<u8>,
+    /// Its fingerprint there.
+    pub fingerprint: Fingerprint,
+    /// Whether `from` stays linked as well: a file that has got a second name.
+    pub keep: bool,
 }
 
 impl Store {
@@ -57,6 +70,42 @@ impl Store {
         let mut long = files.iter().filter(|file| has_outboard_file(file.fingerprint.size));
         long.try_for_each(|file| self.remove_outboard_files([file.hashed.id()], Some(&file.hashed)))?;
         self.remove_outboard_files(unused, None)
+    }
+
+    /// Links files of `root` under other paths: with the same blob, outboard, quarantine and time of verifying, and a
+    /// new fingerprint. What was linked there before is unlinked. Tells of each move whether it was done. When this
+    /// returns, the renames on the disk and the rows are durable.
+    ///
+    /// The moves are made as one: each takes what was at its `from` before any of them, so that files can change
+    /// places. Of several to one path the last counts. Passed over are files that are not linked, are being mended,
+    /// or have another size than the fingerprint says.
+    pub fn relink(&self, root: RootId, moves: &[Move]) -> Result<Vec<bool>, StoreError> {
+        let _linking = self.inner.linking.lock().unwrap_or_else(PoisonError::into_inner);
+        // The bytes are where they were. But were the rename undone by a power cut, no row would know the old path.
+        self.sync_file_systems(root, moves.iter().map(|moved| (moved.fingerprint.device, &moved.to[..])))?;
+        let mending = self.inner.mending.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let (done, unused) = self.write("relink files", |txn| {
+            let (mut done, mut left, mut rows) = (Vec::new(), Vec::new(), BTreeMap::new());
+            let files = txn.open_table(FILES)?;
+            for Move { from, to, fingerprint, keep } in moves {
+                let row = files.get((root.0, &from[..]))?.and_then(|row| decode_or_none::<FileRow>(row.value()));
+                let is_mended = mending.contains(&FileRef { root, path: from.clone() });
+                let row = row.filter(|row| row.fingerprint.size == fingerprint.size && !is_mended);
+                done.push(row.is_some());
+                let Some(row) = row else { continue };
+                if !keep {
+                    left.push(&from[..]);
+                }
+                rows.insert(&to[..], FileRow { fingerprint: *fingerprint, ..row });
+            }
+            drop(files);
+            let mut unused = BTreeSet::new();
+            remove_rows(txn, root, &left, &mut unused)?;
+            put_rows(txn, root, rows, &mut unused)?;
+            Ok((done, forget_unheld(txn, unused)?))
+        })?;
+        self.remove_outboard_files(unused, None)?;
+        Ok(done)
     }
 
     /// Makes files below `root`, given by device and path, and their names durable: syncs each file system that they

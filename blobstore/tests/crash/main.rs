@@ -13,7 +13,7 @@ mod workload;
 
 use std::{path::Path, sync::Arc};
 
-use blobstore::{Access, Disk, FileRef, Sink, Store, Verdict};
+use blobstore::{Access, Disk, FileRef, Presence, Sink, Store, Verdict};
 use redb::Database;
 use tree::{BlobId, RangeSet};
 
@@ -21,7 +21,9 @@ use crate::{
     common::{all, check_read, feed, range, settings},
     image::Luck,
     sim_disk::SimDisk,
-    workload::{Blobs, FILES, LARGE, MEDIUM, Mark, Recorded, Start, UNLINKED, rotten},
+    workload::{
+        Blobs, FILES, LARGE, MEDIUM, MOVED, Mark, RENAMED, Recorded, Start, UNLINKED, rotten, rotten_when_moved,
+    },
 };
 
 #[test]
@@ -128,6 +130,7 @@ impl Survivor<'_> {
         for path in FILES {
             self.check_file(path);
         }
+        self.check_moved();
         self.check_cache();
         self.check_own_files();
         self.mend_the_rest();
@@ -161,6 +164,30 @@ impl Survivor<'_> {
         }
         let start = range(0, (bytes.len() as u64).min(1 << 20));
         check_read(&self.store, bytes, start, &damaged.intersection(&start.into()));
+    }
+
+    /// The file that was renamed is known under one name, with the damage that was known; and once it is known under the
+    /// new one, it is there.
+    fn check_moved(&self) {
+        let bytes = &self.recorded.blobs.moved;
+        let [old, new] = [MOVED, RENAMED].map(|path| self.store.file(&self.file(path)).unwrap());
+        assert!(old.is_none() || new.is_none(), "known under both names");
+        assert!(!self.saw(Mark::Moved) || new.is_some(), "it was renamed");
+        assert!(self.saw(Mark::Moves) || new.is_none(), "it is not renamed yet");
+        let is_renamed = new.is_some();
+        let Some(row) = old.or(new) else { return assert!(!self.saw(Mark::LinkedMoved), "it was linked") };
+        assert_eq!(row.blob, BlobId::of(bytes));
+        let known = !row.damaged.is_empty();
+        assert!(known || !self.saw(Mark::FoundRotten), "its damage was known");
+        assert!(!known || row.damaged == rotten_when_moved());
+        let verdict = self.store.verify_file(&self.file(if is_renamed { RENAMED } else { MOVED }), &|_| {}).unwrap();
+        match verdict.expect("there is a row") {
+            Verdict::Damaged { data, outboard, .. } if outboard.is_empty() => assert_eq!(data, rotten_when_moved()),
+            Verdict::Sound => assert!(!known, "known as damaged, and sound"),
+            Verdict::Missing => assert!(!is_renamed && self.saw(Mark::Moves), "missing"),
+            other => panic!("the file that was renamed is {other:?}"),
+        }
+        assert!(self.store.presence(row.blob).unwrap() != Presence::None, "nobody finds it by its blob");
     }
 
     /// What is said of the file that rots and is mended, and what is so.

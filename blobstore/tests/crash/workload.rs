@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use blobstore::{Access, Disk, FileRef, NewFile, Store};
+use blobstore::{Access, Disk, FileRef, Move, NewFile, Store};
 use redb::Database;
 use tree::{BlobId, RangeSet, UnixTime};
 
@@ -22,6 +22,17 @@ pub(crate) const MEDIUM: &str = "dir/medium";
 pub(crate) const LARGE: &str = "dir/large";
 /// Is unlinked.
 pub(crate) const UNLINKED: &str = "unlinked";
+
+/// Rots, and is renamed to [`RENAMED`] with its quarantine.
+pub(crate) const MOVED: &str = "moved";
+pub(crate) const RENAMED: &str = "dir/renamed";
+
+/// What rots in [`MOVED`].
+pub(crate) fn rotten_when_moved() -> RangeSet {
+    groups(MOVED_BYTES, [2])
+}
+
+const MOVED_BYTES: usize = 90 << 10;
 
 /// What rots in [`LARGE`].
 pub(crate) fn rotten() -> RangeSet {
@@ -45,6 +56,11 @@ pub(crate) enum Mark {
     Quarantined,
     Mends,
     Mended,
+    LinkedMoved,
+    /// The damage of [`MOVED`] is known.
+    FoundRotten,
+    Moves,
+    Moved,
     Replaces,
     LinkedAnew,
     Unlinks,
@@ -67,6 +83,8 @@ pub(crate) struct Blobs {
     /// What [`MEDIUM`] is replaced by.
     pub(crate) new_medium: Vec<u8>,
     pub(crate) cached: Vec<u8>,
+    /// What [`MOVED`] is.
+    pub(crate) moved: Vec<u8>,
     /// Comes into the cache from peers who disagree on its size.
     disputed: Vec<u8>,
     /// Comes into the cache, is evicted in part, comes again, and is evicted whole.
@@ -127,6 +145,7 @@ pub(crate) fn record(start: &Start) -> Recorded {
     let blobs = Blobs {
         of: of.collect(),
         new_medium: random(10, 50 << 10),
+        moved: random(15, MOVED_BYTES),
         cached: random(11, (1 << 20) + 5000),
         disputed: random(12, 40 << 10),
         evicted: random(13, (3 << 20) + 20_000),
@@ -137,6 +156,7 @@ pub(crate) fn record(start: &Start) -> Recorded {
     link(start, &store, &mut recorded);
     cache(&store, &mut recorded);
     rot_and_mend(&store, &mut recorded);
+    rename(start, &store, &mut recorded);
     replace_and_unlink(start, &store, &mut recorded);
     take(&store, &mut recorded);
     evict(&store, &mut recorded);
@@ -197,6 +217,26 @@ fn rot_and_mend(store: &Store, recorded: &mut Recorded) {
     // Nobody commits what came last: finishing does.
     mending.finish().unwrap();
     recorded.mark(Mark::Mended);
+}
+
+/// A file that is damaged, and known to be, gets another name.
+fn rename(start: &Start, store: &Store, recorded: &mut Recorded) {
+    let root = store.add_root(Path::new("/arena")).unwrap();
+    let bytes = recorded.blobs.moved.clone();
+    recorded.write(start, MOVED, &bytes);
+    store.link(root, &[recorded.new_file(store, MOVED, &bytes)]).unwrap();
+    recorded.mark(Mark::LinkedMoved);
+    for range in rotten_when_moved().iter() {
+        recorded.disk.rot(&Path::new("/arena").join(MOVED), range.start() + 777);
+    }
+    store.verify_file(&FileRef { root, path: MOVED.into() }, &|_| {}).unwrap();
+    recorded.mark(Mark::FoundRotten);
+    recorded.mark(Mark::Moves);
+    recorded.disk.rename(&Path::new("/arena").join(MOVED), &Path::new("/arena").join(RENAMED)).unwrap();
+    let fingerprint = recorded.new_file(store, RENAMED, &bytes).fingerprint;
+    let moved = Move { from: MOVED.into(), to: RENAMED.into(), fingerprint, keep: false };
+    assert_eq!(store.relink(root, &[moved]).unwrap(), [true]);
+    recorded.mark(Mark::Moved);
 }
 
 fn replace_and_unlink(start: &Start, store: &Store, recorded: &mut Recorded) {

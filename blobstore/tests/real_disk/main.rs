@@ -12,6 +12,7 @@ mod damaged;
 mod kept;
 mod links;
 mod mend;
+mod model;
 mod reading;
 mod refusing;
 mod verify;
