@@ -27,6 +27,7 @@ mod scan;
 mod tables;
 mod tell;
 mod version;
+mod watch;
 
 pub use catalog::{Applied, ApplyError, Batch, Cursor, Key, Mark, Part, Statement};
 pub use list::{Entry, EntryKind};
@@ -36,3 +37,4 @@ pub use peer_id::{ParsePeerIdError, PeerId};
 pub use scan::{Decision, Seen, SeenKind, Walk, WalkError, decide};
 pub use tell::Told;
 pub use version::{Content, PREVIOUS_MAX, Shown, Version, shown};
+pub use watch::Pending;

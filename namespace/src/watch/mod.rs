@@ -1,0 +1,5 @@
+//! Waiting until what was heard of rests.
+
+mod pending;
+
+pub use pending::Pending;
