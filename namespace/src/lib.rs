@@ -6,7 +6,7 @@
 //! changes if the log reaches back and else as a listing, and is taken in by [`Namespace::apply`].
 //!
 //! What this crate must never know: where bytes are, how they travel, what time it is. It names blobs by id and
-//! reads no file's content; [`Walk`] looks at directories and their entries only.
+//! reads no file's content; [`Walk`] looks at directories and their entries only, and a [`Watch`] tells when to.
 //!
 //! Invariants:
 //!
@@ -37,4 +37,4 @@ pub use peer_id::{ParsePeerIdError, PeerId};
 pub use scan::{Decision, Seen, SeenKind, Walk, WalkError, decide};
 pub use tell::Told;
 pub use version::{Content, PREVIOUS_MAX, Shown, Version, shown};
-pub use watch::Pending;
+pub use watch::{Heard, Inotify, News, Pending, Teller, Watch, WatchError, news};
