@@ -56,6 +56,11 @@ impl Store {
         Ok(mending)
     }
 
+    /// Whether `file` is being mended at this moment, so that it may be half one thing and half another.
+    pub fn is_mending(&self, file: &FileRef) -> bool {
+        self.inner.mending.lock().unwrap_or_else(PoisonError::into_inner).contains(file)
+    }
+
     /// Ends every mending that a crash cut off: gives the file its mtime back, and lifts no quarantine. A file that
     /// cannot be reached now, because its disk is not mounted, is left for the next call: before a scan, for instance. One
     /// that is being mended at this moment is left alone.

@@ -8,6 +8,7 @@ use tree::Grain;
 use crate::{
     failure::{Code, Failure, WhileDoing},
     home::{Home, is_not_found},
+    node::WatchSettings,
 };
 
 /// What the user set in `config.toml`. Everything has a default.
@@ -27,6 +28,10 @@ pub(crate) struct Config {
     pub cache: CacheConfig,
     /// How the daemon looks for damage by itself.
     pub scrub: ScrubConfig,
+    /// How the daemon follows changes of the files held here.
+    pub watch: WatchConfig,
+    /// What is remembered of changes.
+    pub history: HistoryConfig,
     /// Who besides peers is served.
     pub serve: Serve,
 }
@@ -79,6 +84,38 @@ impl Default for ScrubConfig {
     }
 }
 
+/// `[watch]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct WatchConfig {
+    /// How long a file must rest before it is read.
+    pub settle: String,
+    /// After what time it is read even if it never rests.
+    pub settle_max: String,
+    /// How often everything is looked at, in case something was not heard.
+    pub rescan: String,
+}
+
+impl Default for WatchConfig {
+    fn default() -> Self {
+        Self { settle: "2s".to_owned(), settle_max: "1m".to_owned(), rescan: "1h".to_owned() }
+    }
+}
+
+/// `[history]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct HistoryConfig {
+    /// How many changes of each machine are remembered.
+    pub limit: u64,
+}
+
+impl Default for HistoryConfig {
+    fn default() -> Self {
+        Self { limit: 100_000 }
+    }
+}
+
 /// `[serve]`
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -120,10 +157,15 @@ impl Config {
 
     /// Within what time everything here is to be verified.
     pub(crate) fn scrub_period(&self) -> Result<Duration, Failure> {
-        let period = parse_duration(&self.scrub.period).filter(|period| !period.is_zero());
-        period.ok_or_else(|| {
-            Failure::new(Code::Usage, format!("scrub.period is {:?}", self.scrub.period)).hint("such as 30d")
-        })
+        positive("scrub.period", &self.scrub.period)
+    }
+
+    /// How changes are waited for.
+    pub(crate) fn watch_settings(&self) -> Result<WatchSettings, Failure> {
+        let WatchConfig { settle, settle_max, rescan } = &self.watch;
+        let settle = positive("watch.settle", settle)?;
+        let settle_max = positive("watch.settle_max", settle_max)?.max(settle);
+        Ok(WatchSettings { settle, settle_max, rescan: positive("watch.rescan", rescan)? })
     }
 
     /// Writes a file that says what can be set, if there is none.
@@ -134,6 +176,11 @@ impl Config {
             Err(error) => Err(error).while_doing(format!("create {path:?}")),
         }
     }
+}
+
+fn positive(key: &str, value: &str) -> Result<Duration, Failure> {
+    let duration = parse_duration(value).filter(|duration| !duration.is_zero());
+    duration.ok_or_else(|| Failure::new(Code::Usage, format!("{key} is {value:?}")).hint("such as 30d, 1h 30m or 2s"))
 }
 
 /// A time as people write it: `30d`, `1h 30m`, `90s`. Days have 24 hours. `None` if it is none, or below zero.
@@ -170,6 +217,17 @@ const TEMPLATE: &str = r#"# blobd's settings. Everything has a default, shown he
 #period = "30d"
 #rate = "50 MiB"
 #repair = false
+
+[watch]
+# A file that changes is read once it has rested so long, or after settle_max if it never does; and everything is looked
+# at again now and then, in case something was not heard.
+#settle = "2s"
+#settle_max = "1m"
+#rescan = "1h"
+
+[history]
+# How many changes of each machine are remembered: for `blob history`, and for machines that were away.
+#limit = 100000
 
 [serve]
 # Whether anyone who knows a blob id may read the blobs of public arenas in iroh-blobs' protocol.

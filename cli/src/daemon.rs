@@ -1,6 +1,5 @@
 use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 
-use namespace::ArenaName;
 use tokio::{
     net::{UnixListener, UnixStream},
     signal::unix::{SignalKind, signal},
@@ -10,7 +9,6 @@ use tracing::{error, info};
 
 use crate::{
     control,
-    event::Reporter,
     failure::{Code, Failure, WhileDoing},
     home::Home,
     node::{Node, NodeOptions},
@@ -44,23 +42,8 @@ impl Daemon {
         });
         let (scrubbing, stopped) = (node.clone(), stop.subscribe());
         tokio::spawn(async move { scrubbing.scrub(scrubbing.scrub_settings(), stopped).await });
+        tokio::spawn(node.clone().keep_up(node.watch_settings(), stop.subscribe()));
         Ok(Self { node, stop, serving })
-    }
-
-    /// Brings `arenas` in line with their directories, in the background.
-    pub(crate) fn scan(&self, arenas: Vec<ArenaName>) {
-        let node = self.node.clone();
-        tokio::spawn(async move {
-            for arena in arenas {
-                let (reporter, mut events) = Reporter::new();
-                let listening = tokio::spawn(async move { while events.recv().await.is_some() {} });
-                if let Err(failure) = node.scan(&arena, &reporter).await {
-                    error!(%arena, "{failure}");
-                }
-                drop(reporter);
-                let _ = listening.await;
-            }
-        });
     }
 
     /// Ends everything, in order. Takes a few seconds at most.

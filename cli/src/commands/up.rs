@@ -24,7 +24,6 @@ use crate::{
 /// `blobd`
 pub(crate) async fn serve(home: &Home, args: DaemonArgs) -> Result<Code, Failure> {
     let daemon = start(home, args).await?;
-    daemon.scan(held(&daemon)?.into_iter().map(|(name, _)| name).collect());
     interrupted().await?;
     daemon.stop().await;
     Ok(Code::Ok)
@@ -63,7 +62,6 @@ async fn set_up(daemon: &Daemon, common: &Common, dirs: &[PathBuf]) -> Result<()
             show(client.events("/v1/arenas", &body).await?, style(common)).await?;
         }
     }
-    daemon.scan(before.into_iter().map(|(name, _)| name).collect());
     let peers = node.peers();
     let ticket = match peers.addresses() {
         [] => None,

@@ -8,17 +8,19 @@ mod read;
 mod repair;
 mod scrub;
 mod verify;
+mod versions;
+mod watch;
 
 use std::{
     collections::HashMap,
     net::{SocketAddr, ToSocketAddrs},
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError, RwLock},
+    sync::{Arc, Mutex, OnceLock, PoisonError, RwLock},
     time::Duration,
 };
 
 use blobstore::{CacheUsage, RealDisk, RootId, Store};
-use namespace::{Arena, ArenaName, Namespace, PeerId};
+use namespace::{Arena, ArenaName, Namespace, News, Origin, PeerId, Teller};
 use peers::{Identity, Options, Peers, Roster};
 use redb::Database;
 use tokio::{sync::Semaphore, task::spawn_blocking};
@@ -32,11 +34,17 @@ use crate::{
     home::{Home, host_name},
 };
 
+use index::ArenaState;
+use verify::now;
+use watch::Watching;
+
 pub(crate) use index::ScanTotals;
 pub(crate) use list::rfc3339;
 pub(crate) use read::READ_BYTES_MAX;
 pub(crate) use scrub::{ScrubSettings, ScrubStatus};
 pub(crate) use verify::Scope;
+pub(crate) use versions::HistoryScope;
+pub(crate) use watch::WatchSettings;
 
 /// An open home: the store, the namespace and the peers of one machine. Cheap to clone; the clones are one.
 #[derive(Clone)]
@@ -56,8 +64,17 @@ struct Inner {
     /// What scrubbing has come to.
     scrub: Mutex<ScrubStatus>,
     scrub_settings: ScrubSettings,
-    /// One permit: scans, verifying and mending take turns, for they would only fight over the disk.
+    /// One permit: verifying and mending take turns, for they would only fight over the disk.
     turn: Semaphore,
+    /// One permit: what is said of arenas is brought in line by one at a time.
+    indexing: Semaphore,
+    /// How the arenas that are held here are doing.
+    arenas: Mutex<HashMap<ArenaName, ArenaState>>,
+    watch_settings: WatchSettings,
+    watching: OnceLock<Arc<Watching>>,
+    /// What is to be looked at again.
+    hints: Teller,
+    hinted: Mutex<Option<News>>,
 }
 
 /// The store's root for each arena held here.
@@ -98,8 +115,15 @@ impl Node {
             rate: config.scrub.rate.as_u64(),
             repair: config.scrub.repair,
         };
+        let watch_settings = config.watch_settings()?;
         let store = Store::open(Arc::new(RealDisk), db.clone(), settings)?;
-        let namespace = Namespace::open(db.clone(), fastrand::u64(1..))?;
+        let origin = Origin {
+            me: identity.peer(),
+            now: now() / 1000,
+            random: fastrand::u64(..),
+            history_limit: config.history.limit,
+        };
+        let namespace = Namespace::open(db.clone(), origin)?;
         let roster = Roster::open(db)?;
         let roots = Roots::default();
         for arena in namespace.arenas()? {
@@ -144,6 +168,7 @@ impl Node {
             })?,
         };
         info!(peer = %identity.peer(), name, "started");
+        let (hints, hinted) = namespace::news(HINTS_MAX);
         let inner = Inner {
             home: home.clone(),
             name,
@@ -155,6 +180,12 @@ impl Node {
             scrub: Mutex::default(),
             scrub_settings,
             turn: Semaphore::new(1),
+            indexing: Semaphore::new(1),
+            arenas: Mutex::default(),
+            watch_settings,
+            watching: OnceLock::new(),
+            hints,
+            hinted: Mutex::new(Some(hinted)),
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -162,7 +193,8 @@ impl Node {
     /// Ends all connections. Work that is under way is left where it is safe.
     pub async fn shutdown(&self) {
         // A scan or a mending stops between two files once nobody listens any more.
-        let _ = tokio::time::timeout(Duration::from_secs(5), self.inner.turn.acquire()).await;
+        let both = async { (self.inner.turn.acquire().await.is_ok(), self.inner.indexing.acquire().await.is_ok()) };
+        let _ = tokio::time::timeout(Duration::from_secs(5), both).await;
         self.inner.peers.shutdown().await;
         let store = self.inner.store.clone();
         if let Err(failure) = blocking(move || Ok(store.note_uses()?)).await {
@@ -189,6 +221,11 @@ impl Node {
     /// How scrubbing is set.
     pub(crate) fn scrub_settings(&self) -> ScrubSettings {
         self.inner.scrub_settings
+    }
+
+    /// How changes are waited for.
+    pub(crate) fn watch_settings(&self) -> WatchSettings {
+        self.inner.watch_settings
     }
 
     /// How full the cache is.
@@ -235,19 +272,21 @@ impl Node {
             }
         }
         add_root(&self.inner.store, &self.inner.roots, arena)?;
-        Ok(self.inner.namespace.set_arena(arena)?)
+        let root = known.iter().find(|known| known.name == arena.name).and_then(|known| known.root);
+        Ok(self.inner.namespace.set_arena(&Arena { root, ..arena.clone() })?)
     }
 
     /// Gives up an arena. No file is touched.
     pub async fn remove_arena(&self, name: ArenaName) -> Result<(), Failure> {
         let _turn = self.turn().await;
+        let _indexing = self.inner.indexing.acquire().await?;
         let node = self.clone();
         blocking(move || {
             let Some(arena) = node.inner.namespace.arenas()?.into_iter().find(|arena| arena.name == name) else {
                 return Err(Failure::new(Code::NotFound, format!("this machine has no arena {name}")));
             };
             // Withdrawn first: nothing is offered that cannot be served.
-            node.inner.namespace.remove_arena(&name)?;
+            node.inner.namespace.remove_arena(&name, now())?;
             let root = node.inner.roots.write().unwrap_or_else(PoisonError::into_inner).remove(&name);
             match root.filter(|_| arena.dir.is_some()) {
                 Some((root, _)) => Ok(node.inner.store.remove_root(root)?),
@@ -263,11 +302,18 @@ impl Node {
         roots.get(arena).map(|&(root, _)| root)
     }
 
-    /// What a peer is called, `None` standing for this machine.
+    /// The arena of which `root` is the root.
+    fn arena_of(&self, root: RootId) -> Option<ArenaName> {
+        let roots = self.inner.roots.read().unwrap_or_else(PoisonError::into_inner);
+        roots.iter().find(|(_, held)| held.0 == root).map(|(arena, _)| arena.clone())
+    }
+
+    /// What a peer is called, `None` standing for this machine. One that is known only through others is called by the
+    /// first digits of its id.
     fn peer_name(&self, peer: Option<PeerId>) -> String {
         match peer {
             None => self.inner.name.clone(),
-            Some(id) => self.inner.peers.roster().get(id).map_or_else(|| id.to_string(), |peer| peer.name),
+            Some(id) => self.inner.peers.roster().get(id).map_or_else(|| format!("{id:.16}"), |peer| peer.name),
         }
     }
 
@@ -297,6 +343,8 @@ fn resolve(address: &str) -> Result<SocketAddr, Failure> {
     resolved.into_iter().next().ok_or_else(none)
 }
 
+/// How many paths wait to be looked at again.
+const HINTS_MAX: usize = 65_536;
 const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED), 7700);
 /// In how many places a blob may be for it to be found public.
 /// What redb keeps of the database in memory: up to a half of it pages that are not written yet, and the rest, or all of

@@ -4,10 +4,9 @@ use std::{
 };
 
 use blobstore::{Fetch, FetchError, Fetched, FileRef, Mending, Sink, Verdict, Want};
-use namespace::{ArenaName, Change, RelPath};
 use peers::PeerStatus;
 use serde_json::json;
-use tree::{BlobId, ByteRange, Fingerprint, RangeSet, UnixTime, Verified};
+use tree::{BlobId, ByteRange, RangeSet, UnixTime, Verified};
 
 use super::{
     Node, blocking,
@@ -83,7 +82,7 @@ impl Node {
 
     pub(super) async fn mend(&self, damaged: &Damaged) -> Result<Mended, Failure> {
         let unrepaired = |left, reason: String| Ok(Mended { left, reason: Some(reason), ..Mended::default() });
-        let Some((arena, file)) = &damaged.place else {
+        let Some((_, file)) = &damaged.place else {
             // The cache has forgotten what was damaged, which mends it: it is fetched anew when it is wanted.
             return Ok(Mended::default());
         };
@@ -97,7 +96,7 @@ impl Node {
         let mut mended = if data.is_empty() {
             Mended::default()
         } else {
-            match self.mend_data(arena, file, damaged.blob).await {
+            match self.mend_data(file, damaged.blob).await {
                 Ok(mended) => mended,
                 Err(failure) => return unrepaired(data, one_line(&failure)),
             }
@@ -114,7 +113,7 @@ impl Node {
 
     /// Writes proven bytes over those under quarantine. Once the file is open for that, it is closed properly
     /// whatever happens: its mtime must not stay moved.
-    async fn mend_data(&self, arena: &ArenaName, file: &FileRef, blob: BlobId) -> Result<Mended, Failure> {
+    async fn mend_data(&self, file: &FileRef, blob: BlobId) -> Result<Mended, Failure> {
         let tree_bytes = self.narrow(file, blob).await?;
         let (node, place) = (self.clone(), file.clone());
         let opened = blocking(move || {
@@ -139,15 +138,14 @@ impl Node {
             },
         };
         fetched.bytes_received += tree_bytes;
-        let (node, arena, file) = (self.clone(), arena.clone(), file.clone());
+        let node = self.clone();
         blocking(move || {
             // The fetch is over, and with it the only other hold on this.
             let mending =
                 Arc::into_inner(mending).ok_or_else(|| Failure::new(Code::Error, "the file is still being mended"))?;
             let mending = mending.into_inner().unwrap_or_else(PoisonError::into_inner);
             let left = mending.damaged();
-            let (fingerprint, ranges) = mending.finish()?;
-            node.say_mended(&arena, &file, blob, fingerprint)?;
+            let (_, ranges) = mending.finish()?;
             let mut why: Vec<_> = failure.as_ref().map(one_line).into_iter().collect();
             if !left.is_empty() {
                 why.insert(0, format!("no copy here has bytes {}", in_words(&left)));
@@ -203,18 +201,6 @@ impl Node {
         } else {
             format!("had by {}", named.join(", "))
         })
-    }
-
-    /// Takes note of the new fingerprint of a file that has the bytes that it is said to have.
-    fn say_mended(&self, arena: &ArenaName, file: &FileRef, blob: BlobId, now: Fingerprint) -> Result<(), Failure> {
-        let path: RelPath = file.path.clone().try_into()?;
-        let versions = self.inner.namespace.versions(arena, &path)?;
-        let ours = versions.into_iter().find(|(peer, version)| peer.is_none() && version.content.blob() == Some(blob));
-        if let Some((_, version)) = ours {
-            let change = Change { path, content: version.content, mtime: version.mtime, fingerprint: Some(now) };
-            self.inner.namespace.commit(arena, &[change])?;
-        }
-        Ok(())
     }
 }
 

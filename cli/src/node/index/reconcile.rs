@@ -1,297 +1,180 @@
-use std::{
-    collections::HashSet,
-    fs, io,
-    iter::Peekable,
-    path::{Path, PathBuf},
-    thread,
-    time::{Duration, SystemTime},
-};
+//! One pass over parts of an arena: what is there beside what was said and what is linked. Rules and order of commits:
+//! spec/namespace.md, "Scan".
 
-use blobstore::{Access, Disk, FileRef, NewFile, RealDisk, RootId, Store};
-use namespace::{
-    ArenaName, Change, Content, Decision, Known, Namespace, NamespaceError, RelPath, Seen, SeenKind, Walk, WalkError,
-    decide,
-};
+use std::{collections::HashMap, fs, io, os::unix::fs::PermissionsExt, path::PathBuf};
+
+use blobstore::{FileRef, FileRow, RootId};
+use namespace::{Arena, ArenaName, Change, Content, Decision, Known, RelPath, Seen, SeenKind, Walk, WalkError, decide};
 use rayon::prelude::*;
-use serde::Serialize;
-use tracing::{info, warn};
-use tree::{BlobId, Fingerprint, UnixTime};
+use tracing::warn;
+use tree::{BlobId, Drift, Fingerprint, UnixTime};
 
-use super::{Node, blocking, verify::now};
+use super::{
+    super::{Node, verify::now},
+    Reconciled, ScanTotals, Skipped,
+    hash::{Outcome, hash_at_rest},
+    pages,
+};
 use crate::{
     event::{Event, FileName, Reporter},
-    failure::{Code, Failure, WhileDoing},
+    failure::{Code, Failure},
 };
 
-/// What a scan of an arena found.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
-pub struct ScanTotals {
-    /// Files and links that are there and indexed.
-    pub files: u64,
-    /// The bytes of these files.
-    pub bytes: u64,
-    /// Files that were read.
-    pub hashed_files: u64,
-    /// Bytes that were read.
-    pub hashed_bytes: u64,
-    /// Paths that are no longer there.
-    pub deleted: u64,
-    /// Sockets, FIFOs and devices, which are not indexed.
-    pub special: u64,
-    /// Entries that could not be read, or changed too fast.
-    pub unreadable: u64,
-    /// Files whose bytes changed although nobody edited them; not published.
-    pub suspected: u64,
-}
-
-impl Node {
-    /// Brings what is said of an arena in line with its directory. Reads only files that may have changed.
-    pub async fn scan(&self, arena: &ArenaName, reporter: &Reporter) -> Result<ScanTotals, Failure> {
-        let _turn = self.turn().await;
-        let (node, name, reporter) = (self.clone(), arena.clone(), reporter.clone());
-        let totals = blocking(move || Scan::new(&node, &name, &reporter)?.run()).await;
-        let totals = totals.while_doing(format!("scan the arena {arena}"))?;
-        info!(%arena, files = totals.files, hashed = totals.hashed_files, deleted = totals.deleted, "scanned");
-        Ok(totals)
-    }
-}
-
-/// One pass over an arena: what is there beside what was said, both in the order of paths.
-struct Scan<'a> {
+pub(super) struct Reconcile<'a> {
     node: &'a Node,
-    arena: &'a ArenaName,
+    arena: Arena,
     root: RootId,
     dir: PathBuf,
     reporter: &'a Reporter,
     totals: ScanTotals,
     /// Directories that could not be read: what was known below them stands.
     unreadable: Vec<RelPath>,
-    /// Files whose bytes are no longer what was said.
-    suspected: HashSet<RelPath>,
-    jobs: Vec<Job>,
-    job_bytes: u64,
-    changes: Vec<Change>,
-    gone: Vec<RelPath>,
+    /// What is to be looked at again, for it changed meanwhile.
+    again: Vec<RelPath>,
+    skipped: Vec<Skipped>,
+    /// Files that have to be hashed, unless they were moved here.
+    fresh: Vec<Fresh>,
+    /// What is no longer there.
+    gone: Vec<Gone>,
+    /// What is to be said, once what is fresh is linked.
+    said: Vec<Said>,
+    /// What is linked and no longer so.
+    unlinked: Vec<RelPath>,
 }
 
-/// A file to be hashed.
-struct Job {
+struct Fresh {
     path: RelPath,
-    size: u64,
+    fingerprint: Fingerprint,
+    mode: u16,
     /// What it must still be, if nobody edited it.
-    recheck: Option<Known>,
+    recheck: Option<BlobId>,
 }
 
-/// What hashing a file came to.
-enum Outcome {
-    Hashed { file: NewFile, mode: u16 },
-    Vanished,
-    Failed(io::Error),
+struct Gone {
+    path: RelPath,
+    linked: Option<FileRow>,
 }
 
-impl<'a> Scan<'a> {
-    fn new(node: &'a Node, arena: &'a ArenaName, reporter: &'a Reporter) -> Result<Self, Failure> {
+/// A change, and what the file was like when it was found.
+struct Said {
+    change: Change,
+    fingerprint: Option<Fingerprint>,
+}
+
+impl<'a> Reconcile<'a> {
+    pub(super) fn new(node: &'a Node, arena: &ArenaName, reporter: &'a Reporter) -> Result<Self, Failure> {
         let held = node.inner.namespace.arenas()?.into_iter().find(|held| held.name == *arena);
-        let dir = held.and_then(|arena| arena.dir);
-        let (Some(dir), Some(root)) = (dir, node.root(arena)) else {
+        let (Some(arena), Some(root)) = (held, node.root(arena)) else {
             return Err(Failure::new(Code::NotFound, format!("this machine does not hold an arena {arena}")));
         };
         Ok(Self {
             node,
-            arena,
             root,
-            dir,
+            dir: arena.dir.clone().unwrap_or_default(),
+            arena,
             reporter,
             totals: ScanTotals::default(),
             unreadable: Vec::new(),
-            suspected: HashSet::new(),
-            jobs: Vec::new(),
-            job_bytes: 0,
-            changes: Vec::new(),
+            again: Vec::new(),
+            skipped: Vec::new(),
+            fresh: Vec::new(),
             gone: Vec::new(),
+            said: Vec::new(),
+            unlinked: Vec::new(),
         })
     }
 
-    fn run(mut self) -> Result<ScanTotals, Failure> {
+    /// Looks at what is at and below each of `paths`; `None` is the whole arena.
+    pub(super) fn run(mut self, paths: &[Option<RelPath>]) -> Result<Reconciled, Failure> {
         self.node.inner.store.finish_mending()?;
-        let mut walk = Walk::new(&self.dir, self.node.inner.home.own_dirs()).peekable();
-        let mut known = KnownPages::new(&self.node.inner.namespace, self.arena).peekable();
-        self.check_root(&mut walk, &mut known)?;
-        loop {
-            match walk.next() {
-                Some(Ok(seen)) => {
-                    while let Some(old) = take_if(&mut known, |old| old.path < seen.path)? {
-                        self.forget(old);
-                    }
-                    let old = take_if(&mut known, |old| old.path == seen.path)?;
-                    self.compare(seen, old)?;
-                }
-                Some(Err(error)) => self.skip(error)?,
-                None => break,
-            }
-            if self.jobs.len() >= BATCH_FILES || self.job_bytes >= BATCH_BYTES || self.changes.len() >= BATCH_FILES {
-                self.flush()?;
-            }
+        let root = self.check_root()?;
+        for path in paths {
+            self.merge(path.as_ref())?;
         }
-        while let Some(old) = take_if(&mut known, |_| true)? {
-            self.forget(old);
+        self.settle()?;
+        for path in paths.iter().flatten() {
+            self.look_at_parent(path)?;
         }
-        self.flush()?;
-        self.compare_links()?;
-        self.flush()?;
-        Ok(self.totals)
+        self.settle()?;
+        if self.arena.root != Some(root) && paths.contains(&None) {
+            self.node.inner.namespace.set_arena(&Arena { root: Some(root), ..self.arena.clone() })?;
+        }
+        self.node.note_skipped(&self.arena.name, paths, self.skipped);
+        Ok(Reconciled { totals: self.totals, again: self.again })
     }
 
-    /// Unlinks what is linked and not said: what a crash between the two left behind. Hashes again what is said and not
-    /// linked, for its row was lost.
-    fn compare_links(&mut self) -> Result<(), Failure> {
+    /// Refuses to take an arena root that is missing, or another directory and empty, for one from which all was deleted.
+    fn check_root(&self) -> Result<(u64, u64), Failure> {
+        let name = &self.arena.name;
+        match self.look_at_root() {
+            Ok((root, is_empty)) => {
+                let is_known = self.arena.root == Some(root) || !is_empty;
+                if is_known || self.node.inner.namespace.known(name, None, None, 1)?.is_empty() {
+                    self.node.note_offline(name, None);
+                    return Ok(root);
+                }
+                Err(self.offline("it is empty, and another directory than that in which there were files".into()))
+            }
+            Err(error) => Err(self.offline(error.to_string())),
+        }
+    }
+
+    /// Device and inode of the arena root, and whether nothing is in it.
+    fn look_at_root(&self) -> io::Result<((u64, u64), bool)> {
+        let now = Fingerprint::from(&fs::metadata(&self.dir)?);
+        let is_empty = fs::read_dir(&self.dir)?.next().is_none();
+        Ok(((now.device, now.inode), is_empty))
+    }
+
+    fn offline(&self, why: String) -> Failure {
+        self.node.note_offline(&self.arena.name, Some(why.clone()));
+        let failure = Failure::new(Code::Error, why).hint("nothing was changed; is its disk mounted?");
+        failure.while_doing(format!("read the arena root {:?}", self.dir))
+    }
+
+    /// Merges what is there with what was said and what is linked, all in the order of paths.
+    fn merge(&mut self, within: Option<&RelPath>) -> Result<(), Failure> {
         let node = self.node;
-        let store = &node.inner.store;
-        let mut said = KnownPages::new(&node.inner.namespace, self.arena).peekable();
-        let mut unsaid = Vec::new();
-        for file in store.files(self.root) {
-            let (path, row) = file?;
-            while let Some(unlinked) = take_if(&mut said, |said| said.path.as_bytes() < &path[..])? {
-                self.hash_unlinked(unlinked);
-            }
-            let same = take_if(&mut said, |said| said.path.as_bytes() == path)?;
-            if same.is_none_or(|same| same.version.content.blob() != Some(row.blob)) {
-                unsaid.push(path);
-            }
+        let name = self.arena.name.clone();
+        let mut walk = Walk::new(&self.dir, node.inner.home.own_dirs());
+        if let Some(within) = within {
+            walk = walk.within(within.clone());
         }
-        while let Some(unlinked) = take_if(&mut said, |_| true)? {
-            self.hash_unlinked(unlinked);
+        if let Some(watch) = node.watching() {
+            walk = walk.entering(move |dir| watch.watch(dir));
         }
-        Ok(store.unlink(self.root, &unsaid.iter().map(|path| &path[..]).collect::<Vec<_>>())?)
-    }
-
-    /// Has a file hashed, and linked if it is still what was said.
-    fn hash_unlinked(&mut self, said: Known) {
-        let Content::File { size, .. } = said.version.content else { return };
-        if self.suspected.contains(&said.path) || self.unreadable.iter().any(|dir| said.path.is_within(dir)) {
-            return;
-        }
-        warn!(arena = %self.arena, path = %said.path, "said and not linked; hashed again");
-        self.totals.files = self.totals.files.saturating_sub(1);
-        self.totals.bytes = self.totals.bytes.saturating_sub(size);
-        self.hash_later(Job { path: said.path.clone(), size, recheck: Some(said) });
-    }
-
-    /// Refuses to take an arena root that is missing or suddenly empty for one from which all was deleted.
-    fn check_root(&self, walk: &mut Peekable<Walk>, known: &mut Peekable<KnownPages<'_>>) -> Result<(), Failure> {
-        match walk.peek() {
-            Some(Err(WalkError::Root { .. })) => {
-                let error =
-                    walk.next().and_then(Result::err).map_or_else(|| unreachable_root(&self.dir), Failure::from);
-                Err(error.hint("nothing was changed; is its disk mounted?"))
-            }
-            None if known.peek().is_some() => Err(unreachable_root(&self.dir)),
-            _ => Ok(()),
-        }
-    }
-
-    fn compare(&mut self, seen: Seen, old: Option<Known>) -> Result<(), Failure> {
-        let Seen { path, kind } = seen;
-        let decision = decide(old.as_ref(), &kind);
-        let size = match &kind {
-            SeenKind::File { fingerprint, .. } => fingerprint.size,
-            _ => 0,
-        };
-        match decision {
-            Decision::Unchanged => self.count(size),
-            Decision::Publish(content, mtime) => {
-                self.count(0);
-                if old.is_some_and(|old| old.fingerprint.is_some()) {
-                    self.gone.push(path.clone());
+        let mut said = pages::said(&node.inner.namespace, &name, within);
+        let mut linked = pages::linked(&node.inner.store, self.root, within);
+        let mut walk = walk.peekable();
+        loop {
+            let seen = match walk.peek() {
+                Some(Err(_)) => {
+                    let Some(Err(error)) = walk.next() else { continue };
+                    self.skip(error)?;
+                    continue;
                 }
-                self.changes.push(Change { path, content, mtime, fingerprint: None });
+                Some(Ok(seen)) => Some(&seen.path),
+                None => None,
+            };
+            let (said_next, linked_next) = (said.peek()?, linked.peek()?);
+            let Some(path) = [seen, said_next, linked_next].into_iter().flatten().min().cloned() else { break };
+            let seen = walk.next_if(|seen| seen.as_ref().is_ok_and(|seen| seen.path == path)).and_then(Result::ok);
+            let (said, linked) = (said.take(&path)?, linked.take(&path)?);
+            match seen {
+                Some(seen) => self.compare(seen, said, linked)?,
+                None => self.vanished(path, said, linked),
             }
-            Decision::Hash => self.hash_later(Job { path, size, recheck: None }),
-            Decision::Recheck => self.hash_later(Job { path, size, recheck: old }),
-            Decision::Skip => {
-                self.totals.special += 1;
-                self.unindexed(&path, "a socket, FIFO or device".into())?;
-                if let Some(old) = old {
-                    self.forget(old);
-                }
+            if self.fresh.len() + self.gone.len() + self.said.len() >= HELD_MAX {
+                self.settle()?;
+            }
+            if self.totals.files % 4096 == 0 {
+                self.report()?;
             }
         }
         Ok(())
     }
 
-    fn hash_later(&mut self, job: Job) {
-        self.job_bytes += job.size;
-        self.jobs.push(job);
-    }
-
-    fn count(&mut self, size: u64) {
-        self.totals.files += 1;
-        self.totals.bytes += size;
-    }
-
-    fn forget(&mut self, old: Known) {
-        if self.unreadable.iter().any(|dir| old.path.is_within(dir)) {
-            return;
-        }
-        self.totals.deleted += 1;
-        let mtime = mtime_of_deletion(&self.dir, &old.path).unwrap_or(old.version.mtime);
-        self.gone.push(old.path.clone());
-        self.changes.push(Change { path: old.path, content: Content::Deleted, mtime, fingerprint: None });
-    }
-
-    fn skip(&mut self, error: WalkError) -> Result<(), Failure> {
-        self.totals.unreadable += 1;
-        warn!(arena = %self.arena, %error, "not indexed");
-        match error {
-            WalkError::Unreadable { path, source } => {
-                self.unindexed(&path, source.to_string())?;
-                self.unreadable.push(path);
-                Ok(())
-            }
-            WalkError::Name { path } => {
-                let file = FileName::new(self.arena, path.as_os_str().as_encoded_bytes());
-                Ok(self.reporter.send_blocking(Event::Unindexed { file, reason: "its name is too long".into() })?)
-            }
-            error @ WalkError::Root { .. } => Err(error.into()),
-        }
-    }
-
-    fn unindexed(&self, path: &RelPath, reason: String) -> Result<(), Failure> {
-        let file = FileName::new(self.arena, path.as_bytes());
-        Ok(self.reporter.send_blocking(Event::Unindexed { file, reason })?)
-    }
-
-    /// Hashes what has been put off, links it, and says it and the other changes; in this order, each durable.
-    fn flush(&mut self) -> Result<(), Failure> {
-        let jobs = std::mem::take(&mut self.jobs);
-        self.job_bytes = 0;
-        let (store, dir) = (&self.node.inner.store, &self.dir);
-        let outcomes: Vec<Outcome> = jobs.par_iter().map(|job| hash_at_rest(store, dir, &job.path)).collect();
-        let mut files = Vec::new();
-        for (job, outcome) in jobs.into_iter().zip(outcomes) {
-            match outcome {
-                Outcome::Hashed { file, mode } => self.hashed(job, file, mode, &mut files)?,
-                // Gone since it was seen: the next scan will say so.
-                Outcome::Vanished => {}
-                Outcome::Failed(error) => {
-                    self.totals.unreadable += 1;
-                    warn!(arena = %self.arena, path = %job.path, %error, "not indexed");
-                    self.unindexed(&job.path, error.to_string())?;
-                }
-            }
-        }
-        if !files.is_empty() {
-            store.link(self.root, &files)?;
-        }
-        if !self.changes.is_empty() {
-            self.node.inner.namespace.commit(self.arena, &std::mem::take(&mut self.changes))?;
-        }
-        if !self.gone.is_empty() {
-            // Unlinked last: what is still offered can still be served.
-            let gone = std::mem::take(&mut self.gone);
-            let gone: Vec<&[u8]> = gone.iter().map(RelPath::as_bytes).collect();
-            self.node.inner.store.unlink(self.root, &gone)?;
-        }
+    fn report(&self) -> Result<(), Failure> {
         if self.reporter.is_closed() {
             return Err(crate::event::NobodyListens.into());
         }
@@ -299,136 +182,299 @@ impl<'a> Scan<'a> {
         Ok(())
     }
 
-    fn hashed(&mut self, job: Job, file: NewFile, mode: u16, files: &mut Vec<NewFile>) -> Result<(), Failure> {
-        self.count(file.fingerprint.size);
-        self.totals.hashed_files += 1;
-        self.totals.hashed_bytes += file.fingerprint.size;
-        let expected = job.recheck.as_ref().and_then(|known| known.version.content.blob());
-        if let Some(blob) = expected.filter(|&blob| blob != file.hashed.id()) {
-            return self.suspect(&job.path, blob);
+    fn compare(&mut self, seen: Seen, said: Option<Known>, linked: Option<FileRow>) -> Result<(), Failure> {
+        let Seen { path, kind } = seen;
+        let version = said.as_ref().map(|said| &said.version);
+        let sound = linked.as_ref().filter(|row| version.is_some() || row.damaged.is_empty());
+        let decision = decide(version, sound.map(|row| (row.blob, row.fingerprint)), &kind);
+        match (decision, kind) {
+            (Decision::Unchanged, kind) => self.count(&kind),
+            (Decision::Publish(content, mtime), kind) => {
+                self.count(&kind);
+                self.unlinked.extend(linked.map(|_| path.clone()));
+                self.said.push(Said { change: Change { path, content, mtime }, fingerprint: None });
+            }
+            (Decision::PublishLinked(blob), SeenKind::File { fingerprint, mode }) => {
+                self.said(path, blob, fingerprint, mode);
+            }
+            (Decision::Hash, SeenKind::File { fingerprint, mode }) => {
+                self.fresh.push(Fresh { path, fingerprint, mode, recheck: None });
+            }
+            (Decision::Recheck, SeenKind::File { fingerprint, mode }) => {
+                if linked.is_none() {
+                    warn!(arena = %self.arena.name, %path, "said and not linked; hashed again");
+                }
+                let recheck = version.and_then(|version| version.content.blob());
+                self.fresh.push(Fresh { path, fingerprint, mode, recheck });
+            }
+            _ => {
+                self.totals.special += 1;
+                self.skipped(&path, "a socket, FIFO or device".into())?;
+                self.vanished(path, said, linked);
+            }
         }
-        let content = Content::File { blob: file.hashed.id(), size: file.fingerprint.size, mode };
-        self.changes.push(Change {
-            path: job.path,
-            content,
-            mtime: file.fingerprint.mtime,
-            fingerprint: Some(file.fingerprint),
-        });
-        files.push(file);
         Ok(())
+    }
+
+    fn count(&mut self, kind: &SeenKind) {
+        match kind {
+            SeenKind::Directory { .. } | SeenKind::Special => {}
+            SeenKind::Symlink { .. } => self.totals.files += 1,
+            SeenKind::File { fingerprint, .. } => {
+                self.totals.files += 1;
+                self.totals.bytes += fingerprint.size;
+            }
+        }
+    }
+
+    fn vanished(&mut self, path: RelPath, said: Option<Known>, linked: Option<FileRow>) {
+        if self.unreadable.iter().any(|dir| path.is_within(dir)) {
+            return;
+        }
+        match said {
+            Some(_) => self.gone.push(Gone { path, linked }),
+            None => self.unlinked.push(path),
+        }
+    }
+
+    fn skip(&mut self, error: WalkError) -> Result<(), Failure> {
+        self.totals.unreadable += 1;
+        warn!(arena = %self.arena.name, %error, "not indexed");
+        match error {
+            WalkError::Unreadable { path, source } => {
+                self.skipped(&path, source.to_string())?;
+                self.unreadable.push(path);
+                Ok(())
+            }
+            WalkError::Name { path } => {
+                let below = path.strip_prefix(&self.dir).unwrap_or(&path);
+                self.skipped_bytes(below.as_os_str().as_encoded_bytes(), "its path is too long".into())
+            }
+            error @ WalkError::Root { .. } => Err(self.offline(error.to_string())),
+        }
+    }
+
+    fn skipped(&mut self, path: &RelPath, reason: String) -> Result<(), Failure> {
+        self.skipped_bytes(path.as_bytes(), reason)
+    }
+
+    fn skipped_bytes(&mut self, path: &[u8], reason: String) -> Result<(), Failure> {
+        if self.skipped.len() < SKIPPED_MAX {
+            self.skipped.push(Skipped { path: path.to_owned(), reason: reason.clone() });
+        }
+        let file = FileName::new(&self.arena.name, path);
+        Ok(self.reporter.send_blocking(Event::Unindexed { file, reason })?)
+    }
+
+    /// What the directory of `path` is like now: its mtime moved with what is in it.
+    fn look_at_parent(&mut self, path: &RelPath) -> Result<(), Failure> {
+        let Some(parent) = path.parent() else { return Ok(()) };
+        let Ok(meta) = fs::symlink_metadata(self.dir.join(parent.as_path())) else { return Ok(()) };
+        if !meta.is_dir() {
+            return Ok(());
+        }
+        let mode = (meta.permissions().mode() & 0o777) as u16;
+        let kind = SeenKind::Directory { mode, mtime: Fingerprint::from(&meta).mtime };
+        let said = self.node.inner.namespace.known(&self.arena.name, Some(&parent), None, 1)?;
+        let said = said.into_iter().find(|known| known.path == parent);
+        self.compare(Seen { path: parent, kind }, said, None)
+    }
+
+    /// Links and says what was found; in this order, each durable. What is new is said before what is gone, so that nothing
+    /// that moved is ever missing.
+    fn settle(&mut self) -> Result<(), Failure> {
+        self.relink_moved()?;
+        let fresh = std::mem::take(&mut self.fresh);
+        let (mut batch, mut bytes) = (Vec::new(), 0);
+        for file in fresh {
+            bytes += file.fingerprint.size;
+            batch.push(file);
+            if batch.len() >= BATCH_FILES || bytes >= BATCH_BYTES {
+                self.hash(std::mem::take(&mut batch))?;
+                bytes = 0;
+            }
+        }
+        self.hash(batch)?;
+        self.say()?;
+        self.delete()?;
+        let unlinked = std::mem::take(&mut self.unlinked);
+        for paths in unlinked.chunks(BATCH_FILES) {
+            // Unlinked last: what is still offered can still be served.
+            let paths: Vec<&[u8]> = paths.iter().map(RelPath::as_bytes).collect();
+            self.node.inner.store.unlink(self.root, &paths)?;
+        }
+        self.report()
+    }
+
+    /// A file that is gone from one path and is fresh at another, with the same inode, size and mtime, was moved: it keeps
+    /// its blob, and whatever is known of its damage.
+    fn relink_moved(&mut self) -> Result<(), Failure> {
+        let mut by_inode = HashMap::new();
+        for gone in &self.gone {
+            if let Some(row) = &gone.linked {
+                by_inode.insert((row.fingerprint.device, row.fingerprint.inode), (&gone.path, row));
+            }
+        }
+        if by_inode.is_empty() {
+            return Ok(());
+        }
+        let (mut moves, mut moved, mut fresh) = (Vec::new(), Vec::new(), Vec::new());
+        for file in std::mem::take(&mut self.fresh) {
+            let inode = (file.fingerprint.device, file.fingerprint.inode);
+            let is_same = |(_, row): &(&RelPath, &FileRow)| row.fingerprint.drift(&file.fingerprint) != Drift::Edited;
+            match by_inode.remove(&inode).filter(is_same).filter(|_| file.recheck.is_none()) {
+                Some((from, row)) => {
+                    moves.push(blobstore::Move {
+                        from: from.as_bytes().to_owned(),
+                        to: file.path.as_bytes().to_owned(),
+                        fingerprint: file.fingerprint,
+                        keep: false,
+                    });
+                    moved.push((row.blob, file));
+                }
+                None => fresh.push(file),
+            }
+        }
+        self.fresh = fresh;
+        for (moves, moved) in moves.chunks(BATCH_FILES).zip(moved.chunks(BATCH_FILES)) {
+            let done = self.node.inner.store.relink(self.root, moves)?;
+            for (is_done, (blob, file)) in done.into_iter().zip(moved) {
+                if is_done {
+                    self.totals.moved += 1;
+                    self.said(file.path.clone(), *blob, file.fingerprint, file.mode);
+                } else {
+                    self.again.push(file.path.clone());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Hashes files and links them.
+    fn hash(&mut self, fresh: Vec<Fresh>) -> Result<(), Failure> {
+        let (store, dir) = (&self.node.inner.store, &self.dir);
+        let is_mending =
+            |path: &RelPath| store.is_mending(&FileRef { root: self.root, path: path.as_bytes().to_owned() });
+        let (mending, fresh): (Vec<_>, Vec<_>) = fresh.into_iter().partition(|file| is_mending(&file.path));
+        self.again.extend(mending.into_iter().map(|file| file.path));
+        let outcomes: Vec<Outcome> = fresh.par_iter().map(|file| hash_at_rest(store, dir, &file.path)).collect();
+        let mut files = Vec::new();
+        for (Fresh { path, recheck, .. }, outcome) in fresh.into_iter().zip(outcomes) {
+            match outcome {
+                Outcome::Hashed { file, mode } => {
+                    self.totals.hashed_files += 1;
+                    self.totals.hashed_bytes += file.fingerprint.size;
+                    let blob = file.hashed.id();
+                    match recheck.filter(|&expected| expected != blob) {
+                        Some(expected) => {
+                            self.count(&SeenKind::File { fingerprint: file.fingerprint, mode });
+                            self.suspect(&path, expected)?;
+                        }
+                        None => {
+                            self.said(path, blob, file.fingerprint, mode);
+                            files.push(file);
+                        }
+                    }
+                }
+                Outcome::Vanished => self.again.push(path),
+                Outcome::Failed(error) => {
+                    self.totals.unreadable += 1;
+                    warn!(arena = %self.arena.name, %path, %error, "not indexed");
+                    self.skipped(&path, error.to_string())?;
+                    self.again.push(path);
+                }
+            }
+        }
+        if !files.is_empty() {
+            store.link(self.root, &files)?;
+        }
+        self.say()
+    }
+
+    fn said(&mut self, path: RelPath, blob: BlobId, fingerprint: Fingerprint, mode: u16) {
+        self.count(&SeenKind::File { fingerprint, mode });
+        let content = Content::File { blob, size: fingerprint.size, mode };
+        let change = Change { path, content, mtime: fingerprint.mtime };
+        self.said.push(Said { change, fingerprint: Some(fingerprint) });
+    }
+
+    /// Says what was found, so far as it is still so inside the transaction.
+    fn say(&mut self) -> Result<(), Failure> {
+        let said = std::mem::take(&mut self.said);
+        for said in said.chunks(BATCH_FILES) {
+            let mut fingerprints = said.iter().map(|said| said.fingerprint);
+            let changes: Vec<Change> = said.iter().map(|said| said.change.clone()).collect();
+            let (dir, again) = (&self.dir, &mut self.again);
+            self.node.inner.namespace.commit(&self.arena.name, &changes, now(), &mut |change| {
+                let Some(Some(expected)) = fingerprints.next() else { return true };
+                let meta = fs::symlink_metadata(dir.join(change.path.as_path()));
+                let is_so = meta.is_ok_and(|meta| Fingerprint::from(&meta) == expected);
+                if !is_so {
+                    again.push(change.path.clone());
+                }
+                is_so
+            })?;
+        }
+        self.report()
+    }
+
+    /// Says what is gone, unless it is there again.
+    fn delete(&mut self) -> Result<(), Failure> {
+        let gone = std::mem::take(&mut self.gone);
+        for gone in gone.chunks(BATCH_FILES) {
+            // Directories often lose many files at once.
+            let mut last: Option<(Option<RelPath>, UnixTime)> = None;
+            let mut changes = Vec::new();
+            for Gone { path, .. } in gone {
+                let parent = path.parent();
+                let mtime = match &last {
+                    Some((dir, mtime)) if *dir == parent => *mtime,
+                    _ => self.mtime_of_deletion(path)?,
+                };
+                last = Some((parent, mtime));
+                changes.push(Change { path: path.clone(), content: Content::Deleted, mtime });
+            }
+            let (dir, again) = (&self.dir, &mut self.again);
+            let mut unlinked = Vec::new();
+            self.node.inner.namespace.commit(&self.arena.name, &changes, now(), &mut |change| {
+                let is_gone = fs::symlink_metadata(dir.join(change.path.as_path())).is_err_and(|error| is_gone(&error));
+                match is_gone {
+                    true => unlinked.push(change.path.clone()),
+                    false => again.push(change.path.clone()),
+                }
+                is_gone
+            })?;
+            self.totals.deleted += unlinked.len() as u64;
+            self.unlinked.append(&mut unlinked);
+        }
+        Ok(())
+    }
+
+    /// When a path vanished, as far as can be told: the mtime of the nearest directory above it that is left.
+    fn mtime_of_deletion(&self, path: &RelPath) -> Result<UnixTime, Failure> {
+        let absolute = self.dir.join(path.as_path());
+        let mut above = absolute.ancestors().skip(1).take_while(|dir| dir.starts_with(&self.dir));
+        let left = above.find_map(|dir| fs::symlink_metadata(dir).ok().filter(fs::Metadata::is_dir));
+        left.map(|meta| Fingerprint::from(&meta).mtime).ok_or_else(|| self.offline("it is gone".into()))
     }
 
     /// A file that nobody edited has other bytes: its exact damage goes under quarantine, and nothing is published.
     fn suspect(&mut self, path: &RelPath, blob: BlobId) -> Result<(), Failure> {
         self.totals.suspected += 1;
-        self.suspected.insert(path.clone());
-        warn!(arena = %self.arena, %path, %blob, "its bytes changed although nobody edited it: suspected damage, not published");
+        warn!(arena = %self.arena.name, %path, %blob, "its bytes changed although nobody edited it: suspected damage, not published");
         let file = FileRef { root: self.root, path: path.as_bytes().to_owned() };
         self.node.inner.store.verify_file(&file, &|_| {})?;
         Ok(())
     }
 }
 
-/// What was said of an arena, a page at a time.
-struct KnownPages<'a> {
-    namespace: &'a Namespace,
-    arena: &'a ArenaName,
-    page: std::vec::IntoIter<Known>,
-    last: Option<RelPath>,
-    ended: bool,
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
-impl<'a> KnownPages<'a> {
-    fn new(namespace: &'a Namespace, arena: &'a ArenaName) -> Self {
-        Self { namespace, arena, page: Vec::new().into_iter(), last: None, ended: false }
-    }
-}
-
-impl Iterator for KnownPages<'_> {
-    type Item = Result<Known, NamespaceError>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.page.len() == 0 && !self.ended {
-            match self.namespace.known(self.arena, self.last.as_ref(), PAGE_ROWS) {
-                Ok(page) => {
-                    self.ended = page.len() < PAGE_ROWS;
-                    self.page = page.into_iter();
-                }
-                Err(error) => {
-                    self.ended = true;
-                    return Some(Err(error));
-                }
-            }
-        }
-        let known = self.page.next()?;
-        self.last = Some(known.path.clone());
-        Some(Ok(known))
-    }
-}
-
-/// The next of `known` if it is an error or one that `wanted` takes.
-fn take_if(
-    known: &mut Peekable<KnownPages<'_>>,
-    wanted: impl Fn(&Known) -> bool,
-) -> Result<Option<Known>, NamespaceError> {
-    known.next_if(|next| next.as_ref().map_or(true, &wanted)).transpose()
-}
-
-/// Hashes a file, and makes sure that it was the same before and after.
-fn hash_at_rest(store: &Store, dir: &Path, path: &RelPath) -> Outcome {
-    for _ in 0..TRIES {
-        match hash_once(store, dir, path) {
-            Ok(Some((file, mode))) => return Outcome::Hashed { file, mode },
-            Ok(None) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Outcome::Vanished,
-            Err(error) => return Outcome::Failed(error),
-        }
-    }
-    Outcome::Failed(io::Error::other("it changed while it was read"))
-}
-
-/// `None` if the file changed meanwhile.
-fn hash_once(store: &Store, dir: &Path, path: &RelPath) -> io::Result<Option<(NewFile, u16)>> {
-    use std::os::unix::fs::PermissionsExt;
-    let file = RealDisk.open_beneath(dir, path.as_path(), Access::Read)?;
-    wait_for_next_tick(file.fingerprint()?.ctime);
-    let before = file.fingerprint()?;
-    let hashed = match store.hash(&file, before.size) {
-        Ok(hashed) => hashed,
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    let mode = (fs::symlink_metadata(dir.join(path.as_path()))?.permissions().mode() & 0o777) as u16;
-    let same = file.fingerprint()? == before;
-    Ok(same
-        .then(|| (NewFile { path: path.as_bytes().to_owned(), fingerprint: before, hashed_at: now(), hashed }, mode)))
-}
-
-/// Waits until a change now would get another time than `changed`: within one tick of the file system's clock two
-/// changes look like one, and the second would never be seen.
-fn wait_for_next_tick(changed: UnixTime) {
-    let Ok(now) = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH) else { return };
-    let Ok(seconds) = u64::try_from(changed.seconds) else { return };
-    if let Some(age) = now.checked_sub(Duration::new(seconds, changed.nanos)) {
-        thread::sleep(TICK.saturating_sub(age));
-    }
-}
-
-/// When a path vanished, as far as can be told: the mtime of the nearest directory above it that is left.
-fn mtime_of_deletion(root: &Path, path: &RelPath) -> Option<UnixTime> {
-    let absolute = root.join(path.as_path());
-    let mut above = absolute.ancestors().skip(1).take_while(|dir| dir.starts_with(root));
-    above.find_map(|dir| fs::symlink_metadata(dir).ok()).map(|meta| Fingerprint::from(&meta).mtime)
-}
-
-fn unreachable_root(dir: &Path) -> Failure {
-    Failure::new(Code::Error, format!("{dir:?} is empty, where there were files before; nothing was changed"))
-        .hint("is its disk mounted? If all files were deleted on purpose: blob arena rm NAME")
-}
-
-/// The coarsest clock of a file system here: a kernel that counts 100 ticks a second, twice over.
-const TICK: Duration = Duration::from_millis(20);
+/// How many files are held in memory to find out which of them were moved.
+const HELD_MAX: usize = 200_000;
 const BATCH_FILES: usize = 4096;
 const BATCH_BYTES: u64 = 1 << 30;
-const PAGE_ROWS: usize = 4096;
-const TRIES: usize = 3;
+/// How many entries that are not indexed are remembered, of one pass.
+const SKIPPED_MAX: usize = 10_000;

@@ -1,0 +1,67 @@
+//! Hashing files that others may be writing to.
+
+use std::{
+    fs, io,
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    thread,
+    time::{Duration, SystemTime},
+};
+
+use blobstore::{Access, Disk, NewFile, RealDisk, Store};
+use namespace::RelPath;
+use tree::UnixTime;
+
+use super::super::verify::now;
+
+/// What hashing a file came to.
+pub(super) enum Outcome {
+    Hashed { file: NewFile, mode: u16 },
+    Vanished,
+    Failed(io::Error),
+}
+
+/// Hashes a file, and makes sure that it was the same before and after.
+pub(super) fn hash_at_rest(store: &Store, dir: &Path, path: &RelPath) -> Outcome {
+    for _ in 0..TRIES {
+        match hash_once(store, dir, path) {
+            Ok(Some((file, mode))) => return Outcome::Hashed { file, mode },
+            Ok(None) => {}
+            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+                return Outcome::Vanished;
+            }
+            Err(error) => return Outcome::Failed(error),
+        }
+    }
+    Outcome::Failed(io::Error::other("it changed while it was read"))
+}
+
+/// `None` if the file changed meanwhile.
+fn hash_once(store: &Store, dir: &Path, path: &RelPath) -> io::Result<Option<(NewFile, u16)>> {
+    let file = RealDisk.open_beneath(dir, path.as_path(), Access::Read)?;
+    wait_for_next_tick(file.fingerprint()?.ctime);
+    let before = file.fingerprint()?;
+    let hashed = match store.hash(&file, before.size) {
+        Ok(hashed) => hashed,
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let mode = (fs::symlink_metadata(dir.join(path.as_path()))?.permissions().mode() & 0o777) as u16;
+    let same = file.fingerprint()? == before;
+    Ok(same
+        .then(|| (NewFile { path: path.as_bytes().to_owned(), fingerprint: before, hashed, hashed_at: now() }, mode)))
+}
+
+/// Waits until a change now would get another time than `changed`: within one tick of the file system's clock two
+/// changes look like one, and the second would never be seen.
+fn wait_for_next_tick(changed: UnixTime) {
+    let Ok(now) = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH) else { return };
+    let Ok(seconds) = u64::try_from(changed.seconds) else { return };
+    if let Some(age) = now.checked_sub(Duration::new(seconds, changed.nanos)) {
+        thread::sleep(TICK.saturating_sub(age));
+    }
+}
+
+/// The coarsest clock of a file system here: a kernel that counts 100 ticks a second, twice over.
+const TICK: Duration = Duration::from_millis(20);
+const TRIES: usize = 3;

@@ -1,0 +1,163 @@
+//! What this machine says of its arenas, brought in line with their directories: by a scan of everything, or where the
+//! watcher has heard of something.
+
+mod hash;
+mod pages;
+mod reconcile;
+
+use std::{collections::BTreeMap, sync::PoisonError};
+
+use namespace::{ArenaName, RelPath};
+use serde::Serialize;
+use tracing::{info, warn};
+
+use self::reconcile::Reconcile;
+use super::{Node, blocking};
+use crate::{
+    event::Reporter,
+    failure::{Failure, WhileDoing},
+    target::JsonPath,
+};
+
+/// What a pass over an arena, or parts of it, found.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct ScanTotals {
+    /// Files and links that are there and indexed.
+    pub files: u64,
+    /// The bytes of these files.
+    pub bytes: u64,
+    /// Files that were read.
+    pub hashed_files: u64,
+    /// Bytes that were read.
+    pub hashed_bytes: u64,
+    /// Files that were found under another path, and not read.
+    pub moved: u64,
+    /// Paths that are no longer there, directories included.
+    pub deleted: u64,
+    /// Sockets, FIFOs and devices, which are not indexed.
+    pub special: u64,
+    /// Entries that could not be read, or changed too fast.
+    pub unreadable: u64,
+    /// Files whose bytes changed although nobody edited them; not published.
+    pub suspected: u64,
+}
+
+/// What came of a pass.
+pub(super) struct Reconciled {
+    pub(super) totals: ScanTotals,
+    /// What changed meanwhile, and is to be looked at again.
+    pub(super) again: Vec<RelPath>,
+}
+
+/// Something in an arena that is not indexed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Skipped {
+    /// Below the arena root; it may be longer than a path can be.
+    pub(super) path: Vec<u8>,
+    pub(super) reason: String,
+}
+
+/// How the last pass over an arena ended.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct ArenaState {
+    /// Why the arena root cannot be read, if it cannot: nothing is said of what was in it.
+    offline: Option<String>,
+    /// Whether a pass over all of it has come to its end since the start.
+    scanned: bool,
+    /// What is not indexed, and why.
+    skipped: BTreeMap<Vec<u8>, String>,
+}
+
+/// What `blob status` tells of an arena that is held here.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct ArenaStatus {
+    /// `indexing` until a first scan has come to its end, `offline`, or `up to date`.
+    pub(crate) state: &'static str,
+    /// Why, if it is offline.
+    pub(crate) reason: Option<String>,
+    /// How many entries are not indexed, so far as they were counted: up to some ten thousand in one pass.
+    pub(crate) skipped: usize,
+}
+
+impl Node {
+    /// Brings what is said of an arena in line with its directory. Reads only files that may have changed.
+    pub async fn scan(&self, arena: &ArenaName, reporter: &Reporter) -> Result<ScanTotals, Failure> {
+        let Reconciled { totals, again } = self.reconcile(arena, vec![None], reporter).await?;
+        self.look_again(arena, again);
+        info!(%arena, files = totals.files, hashed = totals.hashed_files, deleted = totals.deleted, "scanned");
+        Ok(totals)
+    }
+
+    /// The same for what is at and below `paths`, of which none is in another; `None` is the whole arena.
+    pub(super) async fn reconcile(
+        &self,
+        arena: &ArenaName,
+        paths: Vec<Option<RelPath>>,
+        reporter: &Reporter,
+    ) -> Result<Reconciled, Failure> {
+        let _turn = self.inner.indexing.acquire().await?;
+        let (node, name, reporter) = (self.clone(), arena.clone(), reporter.clone());
+        let is_whole = paths.contains(&None);
+        let done = blocking(move || Reconcile::new(&node, &name, &reporter)?.run(&paths)).await;
+        if done.is_ok() && is_whole {
+            self.arena_state(arena, |state| state.scanned = true);
+        }
+        done.while_doing(format!("scan the arena {arena}"))
+    }
+
+    pub(super) fn note_offline(&self, arena: &ArenaName, why: Option<String>) {
+        self.arena_state(arena, |state| {
+            if state.offline.is_none()
+                && let Some(why) = &why
+            {
+                warn!(%arena, why, "the arena is offline; nothing is taken for deleted");
+            }
+            state.offline = why;
+        });
+    }
+
+    /// Takes the place of what was known to be skipped at and below `paths`.
+    fn note_skipped(&self, arena: &ArenaName, paths: &[Option<RelPath>], skipped: Vec<Skipped>) {
+        self.arena_state(arena, |state| {
+            for path in paths {
+                match path {
+                    None => state.skipped.clear(),
+                    Some(dir) => {
+                        let below = [dir.as_bytes(), b"/"].concat();
+                        state.skipped.retain(|path, _| path != dir.as_bytes() && !path.starts_with(&below));
+                    }
+                }
+            }
+            state.skipped.extend(skipped.into_iter().map(|Skipped { path, reason }| (path, reason)));
+        });
+    }
+
+    /// How an arena is doing.
+    pub(crate) fn arena_status(&self, arena: &ArenaName) -> ArenaStatus {
+        self.arena_state(arena, |state| ArenaStatus {
+            state: match state {
+                ArenaState { offline: Some(_), .. } => "offline",
+                ArenaState { scanned: false, .. } => "indexing",
+                _ => "up to date",
+            },
+            reason: state.offline.clone(),
+            skipped: state.skipped.len(),
+        })
+    }
+
+    /// What is not indexed of an arena, and why, by path.
+    pub(crate) fn skipped(&self, arena: &ArenaName) -> Vec<(JsonPath, String)> {
+        self.arena_state(arena, |state| {
+            state.skipped.iter().map(|(path, reason)| (path[..].into(), reason.clone())).collect()
+        })
+    }
+
+    pub(super) fn is_offline(&self, arena: &ArenaName) -> bool {
+        self.arena_state(arena, |state| state.offline.is_some())
+    }
+
+    fn arena_state<T>(&self, arena: &ArenaName, with: impl FnOnce(&mut ArenaState) -> T) -> T {
+        let mut states = self.inner.arenas.lock().unwrap_or_else(PoisonError::into_inner);
+        with(states.entry(arena.clone()).or_default())
+    }
+}

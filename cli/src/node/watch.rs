@@ -1,0 +1,256 @@
+//! Keeps what is said of the arenas in line with their directories while they change: hears of changes, waits until they
+//! rest, and has the paths reconciled, one arena at a time. Rules: spec/namespace.md, "Watching" and "Keeping up".
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use namespace::{ArenaName, Heard, Inotify, News, Pending, RelPath, Watch, WatchError};
+use tokio::{sync::watch, task::JoinHandle, time::sleep};
+use tracing::{error, info, warn};
+
+use super::{Node, index::Reconciled};
+use crate::{event::Reporter, failure::Failure};
+
+/// How changes are waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct WatchSettings {
+    /// So long a path must rest before it is looked at.
+    pub settle: Duration,
+    /// After so long it is looked at even if it never rests.
+    pub settle_max: Duration,
+    /// So often everything is looked at, in case something was not heard.
+    pub rescan: Duration,
+}
+
+/// What watches directories while they are walked through.
+pub(super) struct Watching {
+    watch: Mutex<Box<dyn Watch>>,
+    /// Whether some directory could not be watched.
+    is_incomplete: AtomicBool,
+}
+
+/// An arena that is kept up with.
+struct Kept {
+    dir: PathBuf,
+    /// The same without symbolic links, as news name it.
+    true_dir: PathBuf,
+    pending: Pending,
+    /// When all of it is looked at next.
+    rescan_at: Duration,
+}
+
+/// A pass that is under way.
+type Job = (ArenaName, JoinHandle<Result<Reconciled, Failure>>);
+
+impl Watching {
+    /// Watches a directory, if that is possible; if not, rescans have to do.
+    pub(super) fn watch(&self, dir: &Path) {
+        let watched = self.watch.lock().unwrap_or_else(PoisonError::into_inner).watch(dir);
+        match watched {
+            Ok(()) | Err(WatchError::Gone { .. }) => {}
+            Err(error) => {
+                if !self.is_incomplete.swap(true, Ordering::Relaxed) {
+                    warn!(%error, "not all directories can be watched; changes there are found by rescans");
+                }
+            }
+        }
+    }
+}
+
+impl Node {
+    /// What watches directories, once something does.
+    pub(super) fn watching(&self) -> Option<Arc<Watching>> {
+        self.inner.watching.get().cloned()
+    }
+
+    /// Has paths of an arena looked at again once they rest.
+    pub(super) fn look_again(&self, arena: &ArenaName, paths: Vec<RelPath>) {
+        let Some(dir) = self.arena_dir(arena) else { return };
+        for path in paths {
+            self.inner.hints.changed(dir.join(path.as_path()));
+        }
+    }
+
+    fn arena_dir(&self, arena: &ArenaName) -> Option<PathBuf> {
+        let arenas = self.inner.namespace.arenas().ok()?;
+        arenas.into_iter().find(|held| held.name == *arena)?.dir
+    }
+
+    /// Looks at all arenas, and then at what changes in them, for as long as `stopped` says nothing.
+    pub(crate) async fn keep_up(self, settings: WatchSettings, mut stopped: watch::Receiver<bool>) {
+        let Some(mut hints) = self.inner.hinted.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
+        let mut news = match Inotify::new(NEWS_MAX) {
+            Ok((watch, news)) => {
+                let watching = Watching { watch: Mutex::new(Box::new(watch)), is_incomplete: AtomicBool::new(false) };
+                let _ = self.inner.watching.set(Arc::new(watching));
+                Some(news)
+            }
+            Err(error) => {
+                error!(%error, "directories cannot be watched; changes are found by rescans");
+                None
+            }
+        };
+        let mut keeper = Keeper { node: self, settings, start: Instant::now(), arenas: BTreeMap::new() };
+        keeper.refresh(Duration::ZERO);
+        let mut job: Option<Job> = None;
+        loop {
+            if job.is_none() {
+                job = keeper.begin();
+            }
+            let next = keeper.next_due().filter(|_| job.is_none()).unwrap_or(IDLE);
+            tokio::select! {
+                _ = stopped.wait_for(|&stop| stop) => return,
+                heard = hear(&mut news) => keeper.hear(heard, news.as_mut()),
+                heard = hints.recv() => keeper.hear(heard, Some(&mut hints)),
+                ended = end_of(&mut job) => keeper.end(ended),
+                () = sleep(next.saturating_sub(keeper.now())) => {}
+            }
+        }
+    }
+}
+
+/// The next news; never, if there is nobody to tell.
+async fn hear(news: &mut Option<News>) -> Option<Heard> {
+    match news {
+        Some(news) => news.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Waits for the pass that is under way, and takes it away.
+async fn end_of(job: &mut Option<Job>) -> (ArenaName, Result<Reconciled, Failure>) {
+    let Some((_, running)) = job else { return std::future::pending().await };
+    let ended = running.await.unwrap_or_else(|panic| Err(Failure::from(panic)));
+    match job.take() {
+        Some((arena, _)) => (arena, ended),
+        None => std::future::pending().await,
+    }
+}
+
+struct Keeper {
+    node: Node,
+    settings: WatchSettings,
+    start: Instant,
+    arenas: BTreeMap<ArenaName, Kept>,
+}
+
+impl Keeper {
+    fn now(&self) -> Duration {
+        self.start.elapsed()
+    }
+
+    /// Takes note of arenas that came and went. New ones are looked at as a whole at `rescan_at`.
+    fn refresh(&mut self, rescan_at: Duration) {
+        let held = match self.node.inner.namespace.arenas() {
+            Ok(arenas) => arenas,
+            Err(error) => return error!(%error, "the arenas cannot be listed"),
+        };
+        let held: BTreeMap<_, _> = held.into_iter().filter_map(|arena| Some((arena.name, arena.dir?))).collect();
+        self.arenas.retain(|name, kept| held.get(name) == Some(&kept.dir));
+        let WatchSettings { settle, settle_max, .. } = self.settings;
+        for (name, dir) in held {
+            self.arenas.entry(name).or_insert_with(|| {
+                let true_dir = dir.canonicalize().unwrap_or_else(|_| dir.clone());
+                Kept { dir, true_dir, pending: Pending::new(settle, settle_max), rescan_at }
+            });
+        }
+    }
+
+    /// Takes in news, and whatever else waits.
+    fn hear(&mut self, mut heard: Option<Heard>, mut news: Option<&mut News>) {
+        let now = self.now();
+        self.refresh(now + self.settings.rescan);
+        while let Some(some) = heard {
+            match some {
+                Heard::Changed(path) => self.note(&path, now),
+                Heard::Lost => {
+                    info!("some changes were not heard; everything is looked at");
+                    self.arenas.values_mut().for_each(|kept| kept.pending.note(None, now));
+                }
+            }
+            heard = news.as_mut().and_then(|news| news.try_recv());
+        }
+    }
+
+    fn note(&mut self, path: &Path, now: Duration) {
+        for kept in self.arenas.values_mut() {
+            let Ok(below) = path.strip_prefix(&kept.true_dir).or_else(|_| path.strip_prefix(&kept.dir)) else {
+                continue;
+            };
+            let fits = |path: &Path| RelPath::try_from(path.as_os_str().as_encoded_bytes().to_owned()).ok();
+            // A path that is too long to have is looked at with the directory that it is in.
+            let path = below.ancestors().filter(|path| !path.as_os_str().is_empty()).find_map(fits);
+            return kept.pending.note(path, now);
+        }
+    }
+
+    /// Begins a pass over what is due, of the arena that has waited longest.
+    fn begin(&mut self) -> Option<Job> {
+        let now = self.now();
+        let due = |kept: &Kept| kept.pending.next_due().unwrap_or(kept.rescan_at).min(kept.rescan_at);
+        let (arena, kept) =
+            self.arenas.iter_mut().min_by_key(|(_, kept)| due(kept)).filter(|(_, kept)| due(kept) <= now)?;
+        let mut paths = kept.pending.take_due(now);
+        if kept.rescan_at <= now || paths.contains(&None) {
+            paths = vec![None];
+            kept.rescan_at = now + self.settings.rescan;
+        } else if self.node.is_offline(arena) {
+            return None;
+        }
+        let (node, arena) = (self.node.clone(), arena.clone());
+        let name = arena.clone();
+        let running = tokio::spawn(async move {
+            let (reporter, mut events) = Reporter::new();
+            tokio::spawn(async move { while events.recv().await.is_some() {} });
+            node.reconcile(&name, paths, &reporter).await
+        });
+        Some((arena, running))
+    }
+
+    fn end(&mut self, (arena, ended): (ArenaName, Result<Reconciled, Failure>)) {
+        let now = self.now();
+        let is_incomplete = self.node.watching().is_none_or(|watching| watching.is_incomplete.load(Ordering::Relaxed));
+        let Some(kept) = self.arenas.get_mut(&arena) else { return };
+        match ended {
+            Ok(Reconciled { totals, again }) => {
+                if totals.hashed_files + totals.moved + totals.deleted > 0 {
+                    let (hashed, moved, deleted) = (totals.hashed_files, totals.moved, totals.deleted);
+                    info!(%arena, hashed, moved, deleted, "up to date");
+                }
+                again.into_iter().for_each(|path| kept.pending.note(Some(path), now));
+                if is_incomplete {
+                    kept.rescan_at = kept.rescan_at.min(now + UNWATCHED_RESCAN);
+                }
+            }
+            Err(failure) if self.node.is_offline(&arena) => {
+                info!(%arena, %failure, "tried again soon");
+                kept.rescan_at = now + OFFLINE_RETRY;
+            }
+            Err(failure) => {
+                error!(%arena, "{failure}");
+                kept.rescan_at = kept.rescan_at.min(now + FAILED_RETRY);
+            }
+        }
+    }
+
+    /// When something is due next.
+    fn next_due(&self) -> Option<Duration> {
+        self.arenas.values().flat_map(|kept| [kept.pending.next_due(), Some(kept.rescan_at)]).flatten().min()
+    }
+}
+
+/// How many paths are kept that were heard of and not yet noted.
+const NEWS_MAX: usize = 65_536;
+/// How often an arena root that is not there is looked for.
+const OFFLINE_RETRY: Duration = Duration::from_secs(5);
+const FAILED_RETRY: Duration = Duration::from_secs(60);
+/// How often everything is looked at where not everything is watched.
+const UNWATCHED_RESCAN: Duration = Duration::from_secs(600);
+const IDLE: Duration = Duration::from_secs(3600);
