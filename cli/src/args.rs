@@ -14,6 +14,7 @@ use crate::{
     event::Event,
     failure::{Code, Failure},
     home::Home,
+    node::HistoryScope,
 };
 
 /// Your files on all your machines: found, fetched, proven and mended.
@@ -88,7 +89,11 @@ enum Command {
     #[command(subcommand)]
     Peer(PeerCommand),
     /// Show this machine, its arenas and its peers.
-    Status,
+    Status {
+        /// List what is in arenas and not indexed, and why.
+        #[arg(long)]
+        skipped: bool,
+    },
     /// List arenas, or what is in one, across all peers.
     Ls {
         /// More: size, mtime, blob, where.
@@ -115,6 +120,36 @@ enum Command {
         /// Only the bytes from A up to, but without, B; either may be left out.
         #[arg(long, value_name = "A..B")]
         range: Option<String>,
+        /// The version that this machine has, by the name that `blob stat` gives, and not the one that is shown.
+        #[arg(long, value_name = "NAME")]
+        peer: Option<String>,
+    },
+    /// Show which machines have a file's bytes, and how many of them are here.
+    Whereis {
+        /// The file.
+        #[arg(value_name = "ARENA/PATH")]
+        target: OsString,
+    },
+    /// List the paths at which machines have different things, of which none comes from the other.
+    Conflicts {
+        /// Where to look [default: everywhere].
+        #[arg(value_name = "ARENA[/PATH]")]
+        targets: Vec<OsString>,
+    },
+    /// Show what changed, when, at which machine: each one's latest changes, by its clock.
+    #[command(after_help = HISTORY_EXAMPLES)]
+    History {
+        /// Only in this arena.
+        arena: Option<String>,
+        /// Only changes behind this number, of the machine named with --peer, or of this one.
+        #[arg(long, value_name = "SEQ")]
+        since: Option<u64>,
+        /// Only at this machine.
+        #[arg(long, value_name = "NAME")]
+        peer: Option<String>,
+        /// Go on with whatever changes, until Ctrl-C.
+        #[arg(short, long)]
+        follow: bool,
     },
     /// Bring files or trees here, proven, with their mtimes.
     Get {
@@ -213,10 +248,16 @@ pub fn main_blob() -> ExitCode {
         Command::Invite { expires } => commands::invite(home, common, &expires).await,
         Command::Join { ticket } => commands::join(home, common, ticket).await,
         Command::Peer(command) => commands::peer(home, common, command).await,
-        Command::Status => commands::status(home, common).await,
+        Command::Status { skipped } => commands::status(home, common, skipped).await,
         Command::Ls { long, recursive, target } => commands::ls(home, common, long, recursive, target).await,
         Command::Stat { target } => commands::stat(home, common, &target).await,
-        Command::Cat { target, range } => commands::cat(home, &target, range.as_deref()).await,
+        Command::Cat { target, range, peer } => commands::cat(home, &target, range.as_deref(), peer.as_deref()).await,
+        Command::Whereis { target } => commands::whereis(home, common, &target).await,
+        Command::Conflicts { targets } => commands::conflicts(home, common, &targets).await,
+        Command::History { arena, since, peer, follow } => {
+            let arena = arena.map(TryInto::try_into).transpose()?;
+            commands::history(home, common, HistoryScope { arena, peer, since, follow }).await
+        }
         Command::Get { targets } => commands::get(home, common, targets).await,
         Command::Hash { fsverity, files } => commands::hash(common, fsverity, &files),
         Command::Verify { targets, sample, budget } => {
@@ -268,6 +309,12 @@ fn usage_exit(error: &clap::Error) -> ExitCode {
     let _ = error.print();
     ExitCode::from(if error.use_stderr() { u8::from(Code::Usage) } else { 0 })
 }
+
+const HISTORY_EXAMPLES: &str = "\
+Examples:
+  blob history Pictures                  what changed there, at all machines
+  blob history --peer nas --since 1200   what changed at nas behind its change 1200
+  blob history -f --json                 everything from now on, for a program";
 
 const EXAMPLES: &str = "\
 Examples:

@@ -20,7 +20,7 @@ use tree::{BlobId, ByteRange, UnixTime};
 use crate::{
     event::{Event, Reporter, summary},
     failure::{Code, Failure, WhileDoing},
-    node::{Node, Scope, rfc3339},
+    node::{HistoryScope, Node, Scope, rfc3339},
     target::{JsonPath, Target},
 };
 
@@ -37,6 +37,10 @@ pub(crate) fn router(node: Node) -> Router {
         .route("/v1/peers/{name}", delete(remove_peer))
         .route("/v1/list", post(list))
         .route("/v1/stat", post(stat))
+        .route("/v1/whereis", post(whereis))
+        .route("/v1/conflicts", post(conflicts))
+        .route("/v1/history", post(history))
+        .route("/v1/skipped", get(skipped))
         .route("/v1/read", post(read))
         .route("/v1/get", post(get_trees))
         .route("/v1/verify", post(verify))
@@ -129,7 +133,7 @@ type Answer = Result<Json<Value>, Failure>;
 
 async fn status(State(node): State<Node>) -> Answer {
     let cache = node.cache_usage()?;
-    let arenas = node.namespace().arenas()?.iter().map(arena_json).collect::<Vec<_>>();
+    let arenas = node.namespace().arenas()?.iter().map(|arena| arena_json(&node, arena)).collect::<Vec<_>>();
     Ok(Json(json!({
         "name": node.name(),
         "peer": node.peers().me().to_string(),
@@ -139,18 +143,18 @@ async fn status(State(node): State<Node>) -> Answer {
         "peers": peers_json(&node),
         "cache": { "bytes": cache.bytes, "limit": cache.limit, "free": cache.free, "keep_free": cache.keep_free },
         "scrub": node.scrub_status(),
-        "seq": *node.namespace().head().borrow(),
+        "seq": node.namespace().mark()?.seq,
     })))
 }
 
 async fn arenas(State(node): State<Node>) -> Answer {
-    Ok(Json(node.namespace().arenas()?.iter().map(arena_json).collect()))
+    Ok(Json(node.namespace().arenas()?.iter().map(|arena| arena_json(&node, arena)).collect()))
 }
 
 async fn add_arena(State(node): State<Node>, body: Body_<AddArena>) -> Result<Response, Failure> {
     let AddArena { name, dir, public } = understood(body)?;
     let dir = dir.map(|dir| path_of(&dir)).transpose()?;
-    let arena = Arena { name: name.parse().map_err(usage)?, dir, public };
+    let arena = Arena { name: name.parse().map_err(usage)?, dir, public, root: None };
     Ok(report(async move |reporter| {
         let totals = node.add_arena(arena, &reporter).await?;
         reporter.send(summary(json!(totals))).await?;
@@ -225,6 +229,32 @@ async fn list(State(node): State<Node>, body: Body_<List>) -> Result<Response, F
 
 async fn stat(State(node): State<Node>, body: Body_<Target>) -> Answer {
     Ok(Json(node.stat(understood(body)?).await?))
+}
+
+async fn whereis(State(node): State<Node>, body: Body_<Target>) -> Answer {
+    Ok(Json(node.whereis(understood(body)?).await?))
+}
+
+async fn conflicts(State(node): State<Node>, body: Body_<Targets>) -> Result<Response, Failure> {
+    let targets = understood(body)?.targets;
+    Ok(report(async move |reporter| node.conflicts(targets, &reporter).await))
+}
+
+async fn history(State(node): State<Node>, body: Body_<HistoryScope>) -> Result<Response, Failure> {
+    let scope = understood(body)?;
+    Ok(report(async move |reporter| node.history(scope, &reporter).await))
+}
+
+async fn skipped(State(node): State<Node>) -> Answer {
+    let mut lines = Vec::new();
+    for arena in node.namespace().arenas()? {
+        for (path, reason) in node.skipped(&arena.name) {
+            let mut line = json!(path);
+            (line["arena"], line["reason"]) = (json!(arena.name), reason.into());
+            lines.push(line);
+        }
+    }
+    Ok(Json(lines.into()))
 }
 
 async fn read(State(node): State<Node>, body: Body_<Read>) -> Result<Response, Failure> {
@@ -309,11 +339,12 @@ fn path_of(path: &JsonPath) -> Result<PathBuf, Failure> {
     }
 }
 
-fn arena_json(arena: &Arena) -> Value {
+fn arena_json(node: &Node, arena: &Arena) -> Value {
     json!({
         "name": arena.name,
         "dir": arena.dir.as_ref().map(|dir| dir.to_string_lossy()),
         "public": arena.public,
+        "status": arena.dir.as_ref().map(|_| node.arena_status(&arena.name)),
     })
 }
 
@@ -327,7 +358,7 @@ fn peers_json(node: &Node) -> Value {
             "connected": status.connected,
             "last_connected": status.last_connected.map(|seconds| rfc3339(UnixTime { seconds, nanos: 0 })),
             "last_error": status.last_error,
-            "heard_seq": cursor.seq,
+            "heard_seq": cursor.mark.seq,
         })
     });
     peers.collect()

@@ -103,6 +103,27 @@ pub enum Event {
         /// Why.
         reason: String,
     },
+    /// A path at which peers have different things, of which none comes from the other.
+    Conflict {
+        /// Where.
+        #[serde(flatten)]
+        file: FileName,
+        /// What each has, the one that is shown first.
+        versions: Vec<Version>,
+    },
+    /// A change of a catalog.
+    Change {
+        /// When its peer noticed: RFC 3339, UTC.
+        time: String,
+        /// `new`, `changed`, `deleted` or `withdrawn`.
+        change: String,
+        /// Where.
+        #[serde(flatten)]
+        file: FileName,
+        /// What has been there since, and at which peer.
+        #[serde(flatten)]
+        version: Version,
+    },
     /// The end, with totals that depend on the command.
     Summary(Map<String, Value>),
     /// The end, before its time.
@@ -149,6 +170,28 @@ pub struct Entry {
     pub peers: Vec<String>,
     /// `in_place`, `cached`, `partial` or `none`, for a file.
     pub local: Option<String>,
+    /// Whether a peer has something else there, and neither comes from the other.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub conflict: bool,
+}
+
+/// What a peer has at a path.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Version {
+    /// The peer's name.
+    pub peer: String,
+    /// `file`, `symlink`, `dir`, `deleted` or `withdrawn`.
+    pub state: String,
+    /// Of a file.
+    pub blob: Option<BlobId>,
+    /// Of a file, in bytes.
+    pub size: Option<u64>,
+    /// RFC 3339 with nanoseconds, UTC.
+    pub mtime: String,
+    /// The number of the change in the peer's log.
+    pub seq: u64,
+    /// What it was made from, if that is known: blob ids, or links' hashes, latest first.
+    pub previous: Vec<BlobId>,
 }
 
 /// What was brought where.
@@ -223,6 +266,11 @@ impl Reporter {
         if self.events.capacity() > EVENTS_AHEAD / 2 {
             let _ = self.events.try_send(Event::Progress { action: action.to_owned(), done, total, files });
         }
+    }
+
+    /// Waits until nobody reads any more.
+    pub async fn closed(&self) {
+        self.events.closed().await;
     }
 
     /// Whether nobody reads any more.

@@ -21,13 +21,15 @@ pub(crate) struct Style {
     pub json: bool,
     /// Listings with all they have.
     pub long: bool,
+    /// Each line at once, for there is no end.
+    pub live: bool,
 }
 
 /// Shows a report to its end: results on standard output, progress and what failed on standard error. Returns the
 /// exit code that the report ends with. On SIGINT it stops reading, which stops the work where that is safe.
 pub(crate) async fn show(mut events: Events, style: Style) -> Result<Code, Failure> {
     let bar = Bar::new(style.json);
-    let mut out = Output::new();
+    let mut out = Output::new(style.live);
     loop {
         let event = tokio::select! {
             event = events.next() => event?,
@@ -62,6 +64,18 @@ fn human(out: &mut Output, event: &Event, style: Style) -> io::Result<()> {
         Event::Damage { file, what, ranges, .. } => {
             let ranges = ranges.iter().map(|range| range.to_string()).collect::<Vec<_>>().join(" ");
             out.line(&format!("damaged   {file}  {what} {ranges}"))
+        }
+        Event::Conflict { file, versions } => {
+            out.line(&file.to_string())?;
+            versions.iter().try_for_each(|version| {
+                let blob = version.blob.map_or(String::new(), |blob| format!("  {blob:.12}"));
+                let size = version.size.map_or(String::new(), |size| format!("  {size} bytes"));
+                out.line(&format!("    {}: {}  {}{blob}{size}", version.peer, version.state, version.mtime))
+            })
+        }
+        Event::Change { time, change, file, version } => {
+            let time = time.split('.').next().unwrap_or_default().replace('T', " ");
+            out.line(&format!("{time}  {:16} {:>8}  {change:9} {file}", version.peer, version.seq))
         }
         Event::Modified { file } => out.line(&format!("modified  {file}")),
         Event::Repaired { file, ranges, peers, .. } => {
@@ -108,11 +122,12 @@ fn summary_line(fields: &serde_json::Map<String, Value>) -> String {
 
 fn short_line(entry: &Entry) -> String {
     let path = entry.path.bytes().unwrap_or_default();
-    match entry.kind.as_str() {
+    let line = match entry.kind.as_str() {
         "arena" => entry.arena.clone(),
         "dir" => format!("{}/{}/", entry.arena, printable(&path)),
         _ => format!("{}/{}", entry.arena, printable(&path)),
-    }
+    };
+    if entry.conflict { line + "  (conflict)" } else { line }
 }
 
 /// Size, mtime to the second, the blob id's first digits, how much is here, which peers have it, path.
@@ -144,18 +159,18 @@ pub(crate) fn printable(name: &[u8]) -> String {
 /// Standard output, written in large pieces.
 struct Output {
     out: io::BufWriter<io::Stdout>,
-    is_terminal: bool,
+    /// Whether somebody waits for each line.
+    live: bool,
 }
 
 impl Output {
-    fn new() -> Self {
-        let is_terminal = io::stdout().is_terminal();
-        Self { out: io::BufWriter::new(io::stdout()), is_terminal }
+    fn new(live: bool) -> Self {
+        Self { out: io::BufWriter::new(io::stdout()), live: live || io::stdout().is_terminal() }
     }
 
     fn line(&mut self, line: &str) -> io::Result<()> {
         writeln!(self.out, "{line}")?;
-        if self.is_terminal { self.out.flush() } else { Ok(()) }
+        if self.live { self.out.flush() } else { Ok(()) }
     }
 
     fn flush(&mut self) -> io::Result<()> {

@@ -80,6 +80,20 @@ impl Namespace {
         })
     }
 
+    /// What is shown at a path; a directory too of which no peer says anything, but something is in it.
+    pub fn entry(&self, arena: &ArenaName, path: &RelPath) -> Result<Option<Entry>, NamespaceError> {
+        self.read("look up a path", |txn| {
+            let paths = Paths { table: txn.open_table(VERSIONS)?, arena: arena.as_str(), names: PeerNames::load(txn)? };
+            let said = paths.next_from(path.as_bytes())?.filter(|entry| entry.path == *path);
+            if said.is_some() {
+                return Ok(said);
+            }
+            let below = [path.as_bytes(), b"/"].concat();
+            let inner = paths.next_from(&below)?.filter(|entry| entry.path.as_bytes().starts_with(&below));
+            Ok(inner.map(|_| Entry::implied(path.clone())))
+        })
+    }
+
     /// Gives `visit` the entries below `dir`, or below the arena root, in the order of their paths: with
     /// `recursive` all of them, otherwise those directly there. A `dir` that is a leaf is itself the only entry.
     /// Stops when `visit` breaks. All is seen as of one moment; `visit` may be slow.
@@ -97,7 +111,8 @@ impl Namespace {
             let paths = Paths { table: txn.open_table(VERSIONS)?, arena: arena.as_str(), names };
             let mut prefix = Vec::new();
             if let Some(dir) = dir {
-                if let Some(entry) = paths.next_from(dir.as_bytes())?.filter(|entry| entry.path == *dir)
+                let is_leaf = |entry: &Entry| entry.path == *dir && entry.kind != EntryKind::Directory;
+                if let Some(entry) = paths.next_from(dir.as_bytes())?.filter(is_leaf)
                     && visit(entry).is_break()
                 {
                     return Ok(());
@@ -117,9 +132,7 @@ impl Namespace {
                     if paths.is_said(&path)? {
                         continue;
                     }
-                    let kind = EntryKind::Directory;
-                    let directory = Entry { path, kind, mtime: None, peers: Vec::new(), in_conflict: false };
-                    if visit(directory).is_break() {
+                    if visit(Entry::implied(path)).is_break() {
                         return Ok(());
                     }
                 }
@@ -140,6 +153,13 @@ impl Namespace {
             }
             Ok(())
         })
+    }
+}
+
+impl Entry {
+    /// A directory of which no peer says anything.
+    fn implied(path: RelPath) -> Self {
+        Self { path, kind: EntryKind::Directory, mtime: None, peers: Vec::new(), in_conflict: false }
     }
 }
 

@@ -8,10 +8,10 @@ use std::{
     time::Duration,
 };
 
-use namespace::{Content, Cursor, PeerId, Version};
+use namespace::{Content, Mark, Part, PeerId, Version};
 use peers::{
     Identity, decode_request,
-    wire::{ALPN, Have, Hello, Nodes, NodesRequest, StreamKind, read_frame, server_config, write_frame},
+    wire::{ALPN, Ask, Have, Hello, Nodes, NodesRequest, StreamKind, read_frame, server_config, write_frame},
 };
 use serde::Serialize;
 use tokio::runtime::Runtime;
@@ -26,8 +26,8 @@ pub struct Liar {
     _runtime: Runtime,
 }
 
-#[derive(Default)]
 struct Shared {
+    peer: PeerId,
     batch: Mutex<Vec<Statement>>,
     blobs: Mutex<HashMap<BlobId, (Vec<u8>, Hashed)>>,
     answer: Mutex<Answer>,
@@ -72,22 +72,25 @@ pub struct Statement {
     pub path: Vec<u8>,
     /// What is there.
     pub version: Version,
+    /// When that was noticed.
+    pub at: u64,
 }
 
 /// What [`namespace::Batch`] is on the wire.
 #[derive(Serialize)]
 struct Batch {
-    restart: bool,
+    origin: PeerId,
+    mark: Mark,
+    part: Part,
     statements: Vec<Statement>,
-    upto: Cursor,
-    head: u64,
 }
 
 /// The statement that `data` is at a path. Statements are numbered when they are said.
 pub fn file_statement(arena: &str, path: &[u8], data: &[u8]) -> Statement {
     let content = Content::File { blob: BlobId::of(data), size: data.len() as u64, mode: 0o644 };
-    let version = Version { content, mtime: UnixTime { seconds: 1_700_000_000, nanos: 5 }, seq: 0 };
-    Statement { arena: arena.to_owned(), path: path.to_owned(), version }
+    let version =
+        Version { content, mtime: UnixTime { seconds: 1_700_000_000, nanos: 5 }, seq: 0, previous: Vec::new() };
+    Statement { arena: arena.to_owned(), path: path.to_owned(), version, at: 0 }
 }
 
 impl Liar {
@@ -98,8 +101,18 @@ impl Liar {
         let identity = std::iter::repeat_with(|| Identity::ephemeral().expect("make a key"))
             .find(|identity| less_than.is_none_or(|other| identity.peer() < other))
             .expect("half of all keys will do");
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared {
+            peer: identity.peer(),
+            batch: Mutex::default(),
+            blobs: Mutex::default(),
+            answer: Mutex::default(),
+            asked: AtomicUsize::new(0),
+            catalogs_told: AtomicUsize::new(0),
+        });
         let mut numbered = statements;
+        if numbered.iter().all(|statement| statement.version.seq == 0) {
+            numbered.sort_by(|a, b| (&a.arena, &a.path).cmp(&(&b.arena, &b.path)));
+        }
         for (statement, number) in numbered.iter_mut().zip(1..) {
             // A seq that was set stays as it is.
             if statement.version.seq == 0 {
@@ -190,11 +203,12 @@ impl Shared {
                 let _ = send.finish();
             }
             Some(StreamKind::Catalog) => {
-                let _: Result<Cursor, _> = read_frame(&mut recv, 16 << 10).await;
+                let _: Result<Ask, _> = read_frame(&mut recv, 1 << 20).await;
                 let statements = self.batch.lock().expect("nobody panics").clone();
                 let head = self.head();
-                let upto = Cursor { epoch: 7, seq: head };
-                let _ = write_frame(&mut send, &Batch { restart: true, statements, upto, head }).await;
+                let mark = Mark { epoch: 7, seq: head, session: 1 };
+                let part = Part::Listing { after: None, end: None };
+                let _ = write_frame(&mut send, &Batch { origin: self.peer, mark, part, statements }).await;
                 self.catalogs_told.fetch_add(1, Ordering::Relaxed);
                 // The catalog is heard for as long as the stream is open.
                 let _ = send.stopped().await;

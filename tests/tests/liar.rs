@@ -165,6 +165,7 @@ fn hostile_catalogs_write_nothing_outside() {
             content: Content::Symlink { target: target.as_os_str().as_encoded_bytes().to_owned() },
             mtime: UnixTime { seconds: 1_800_000_000, nanos: 0 },
             seq: 0,
+            previous: Vec::new(),
         },
         ..file_statement("docs", path, data)
     };
@@ -172,7 +173,7 @@ fn hostile_catalogs_write_nothing_outside() {
     let absolute = outside.join("absolute");
     let mut setuid = evil("setuid");
     setuid.version.content = Content::File { blob: BlobId::of(data), size: 7, mode: 0o4755 };
-    let mut out_of_order = vec![evil("one"), evil("two")];
+    let mut out_of_order = vec![evil("two"), evil("one")];
     out_of_order[0].version.seq = 5;
     out_of_order[1].version.seq = 4;
     let invalid = [

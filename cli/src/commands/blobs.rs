@@ -13,7 +13,7 @@ use serde::Serialize;
 use serde_json::json;
 use tree::{BlobId, ByteRange, Fingerprint};
 
-use super::{daemon, daemon_or_home, print, style, text};
+use super::{daemon, daemon_or_home, style, text};
 use crate::{
     args::Common,
     config::parse_duration,
@@ -22,7 +22,7 @@ use crate::{
     fsverity,
     home::Home,
     node::{READ_BYTES_MAX, Scope},
-    output::{Style, printable, show},
+    output::{Style, show},
     target::{JsonPath, Target},
 };
 
@@ -39,31 +39,22 @@ pub(crate) async fn ls(
     show(events, Style { long, ..style(common) }).await
 }
 
-/// `blob stat`
-pub(crate) async fn stat(home: &Home, common: &Common, target: &OsStr) -> Result<Code, Failure> {
-    let stat = daemon(home)?.value(Method::POST, "/v1/stat", &Target::parse(target)?).await?;
-    print(common, "entry", stat, |stat| {
-        let mut lines = vec![format!("path   {}/{}", text(stat, "arena"), printable(text(stat, "path").as_bytes()))];
-        for (name, field) in [("kind", "kind"), ("mtime", "mtime"), ("blob", "blob"), ("here", "local")] {
-            lines.extend(stat[field].as_str().map(|value| format!("{name:6} {value}")));
-        }
-        lines.extend(stat["size"].as_u64().map(|size| format!("size   {size}")));
-        for version in stat["versions"].as_array().into_iter().flatten() {
-            let (peer, state, mtime) = (text(version, "peer"), text(version, "state"), text(version, "mtime"));
-            let blob =
-                version["blob"].as_str().map_or(String::new(), |blob| format!("  {}", &blob[..12.min(blob.len())]));
-            lines.push(format!("at     {peer}: {state}  {mtime}{blob}"));
-        }
-        lines.join("\n")
-    })
-}
-
 /// `blob cat`
-pub(crate) async fn cat(home: &Home, target: &OsStr, range: Option<&str>) -> Result<Code, Failure> {
+pub(crate) async fn cat(home: &Home, target: &OsStr, range: Option<&str>, peer: Option<&str>) -> Result<Code, Failure> {
     let client = daemon(home)?;
     let target = Target::parse(target)?;
     let stat = client.value(Method::POST, "/v1/stat", &target).await?;
-    let (Some(size), Ok(blob)) = (stat["size"].as_u64(), text(&stat, "blob").parse::<BlobId>()) else {
+    let shown = match peer {
+        None => &stat,
+        Some(peer) => {
+            let mut versions = stat["versions"].as_array().into_iter().flatten();
+            versions.find(|version| text(version, "peer") == peer).ok_or_else(|| {
+                Failure::new(Code::NotFound, format!("{peer} says nothing of {target}"))
+                    .hint(format!("see who does with: blob stat {target}"))
+            })?
+        }
+    };
+    let (Some(size), Ok(blob)) = (shown["size"].as_u64(), text(shown, "blob").parse::<BlobId>()) else {
         return Err(Failure::new(Code::Usage, format!("{target} is not a file")));
     };
     let range = range.map_or(Ok((0, size)), |range| parse_range(range, size))?;

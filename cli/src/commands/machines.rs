@@ -11,6 +11,7 @@ use crate::{
     control::{AddPeer, Invite, Join},
     failure::{Code, Failure},
     home::Home,
+    output::printable,
 };
 
 /// `blob init`
@@ -78,7 +79,17 @@ pub(crate) async fn peer(home: &Home, common: &Common, command: PeerCommand) -> 
 }
 
 /// `blob status`
-pub(crate) async fn status(home: &Home, common: &Common) -> Result<Code, Failure> {
+pub(crate) async fn status(home: &Home, common: &Common, skipped: bool) -> Result<Code, Failure> {
+    if skipped {
+        let skipped = daemon(home)?.value(Method::GET, "/v1/skipped", &()).await?;
+        for line in skipped.as_array().into_iter().flatten() {
+            print(common, "skipped", line.clone(), |line| {
+                let path = printable(text(line, "path").as_bytes());
+                format!("{}/{path}: {}", text(line, "arena"), text(line, "reason"))
+            })?;
+        }
+        return Ok(Code::Ok);
+    }
     let status = daemon(home)?.value(Method::GET, "/v1/status", &()).await?;
     print(common, "status", status, |status| {
         let mut lines = vec![
@@ -86,11 +97,7 @@ pub(crate) async fn status(home: &Home, common: &Common) -> Result<Code, Failure
             format!("listens on    {}", status["listens_on"].as_str().unwrap_or("nothing")),
         ];
         for arena in status["arenas"].as_array().into_iter().flatten() {
-            lines.push(format!(
-                "arena         {}  {}",
-                text(arena, "name"),
-                arena["dir"].as_str().unwrap_or("(followed only)")
-            ));
+            lines.push(format!("arena         {}", arena_line(arena)));
         }
         for peer in status["peers"].as_array().into_iter().flatten() {
             lines.push(format!("peer          {}", peer_line(peer)));
@@ -105,6 +112,19 @@ pub(crate) async fn status(home: &Home, common: &Common) -> Result<Code, Failure
         ));
         lines.join("\n")
     })
+}
+
+pub(super) fn arena_line(arena: &Value) -> String {
+    let (name, status) = (text(arena, "name"), &arena["status"]);
+    let Some(dir) = arena["dir"].as_str() else { return format!("{name}  (followed only)") };
+    let mut line = format!("{name}  {dir}  {}", text(status, "state"));
+    if let Some(reason) = status["reason"].as_str() {
+        line += &format!(": {reason}");
+    }
+    match status["skipped"].as_u64() {
+        None | Some(0) => line,
+        Some(skipped) => format!("{line}; {skipped} skipped, see blob status --skipped"),
+    }
 }
 
 fn scrub_line(scrub: &Value) -> String {

@@ -4,6 +4,7 @@ mod arenas;
 mod blobs;
 mod machines;
 mod up;
+mod versions;
 
 use std::{
     io::{self, Write},
@@ -23,9 +24,10 @@ use crate::{
 };
 
 pub(crate) use arenas::arena;
-pub(crate) use blobs::{cat, get, hash, ls, repair, stat, verify};
+pub(crate) use blobs::{cat, get, hash, ls, repair, verify};
 pub(crate) use machines::{id, init, invite, join, peer, status};
 pub(crate) use up::{serve, up};
+pub(crate) use versions::{conflicts, history, stat, whereis};
 
 /// The daemon of this home.
 fn daemon(home: &Home) -> Result<Client, Failure> {
@@ -52,7 +54,7 @@ fn daemon_or_home(home: &Home) -> Result<(Client, Option<Node>), Failure> {
 }
 
 fn style(common: &Common) -> Style {
-    Style { json: common.json, long: false }
+    Style { json: common.json, ..Style::default() }
 }
 
 /// Prints a value: as one JSON object with that `"type"`, or as `human` shows it.

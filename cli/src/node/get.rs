@@ -184,7 +184,16 @@ impl Getting {
             }
         })?;
         outcome?;
-        if empty { Err(not_found(target)) } else { Ok(()) }
+        if empty {
+            // An empty directory, or nothing.
+            if target.path.is_some() {
+                self.node.shown(target)?;
+            } else if !self.node.inner.namespace.all_arenas()?.contains(&target.arena) {
+                return Err(not_found(target));
+            }
+            self.destination.make_dir(top)?;
+        }
+        Ok(())
     }
 
     async fn run(self: &Arc<Self>, job: Job) -> Result<(), NobodyListens> {
@@ -249,7 +258,7 @@ impl Getting {
                 };
                 Ok(Arrived::Copied(fetched))
             }
-            Content::Deleted | Content::Withdrawn => Err(not_found(&job.source)),
+            _ => Err(not_found(&job.source)),
         }
     }
 

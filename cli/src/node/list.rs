@@ -35,6 +35,7 @@ impl Node {
                 target: None,
                 peers: Vec::new(),
                 local: None,
+                conflict: false,
             }))?;
             if recursive {
                 self.list_target(&Target { arena, path: None }, true, reporter)?;
@@ -45,9 +46,9 @@ impl Node {
 
     fn list_target(&self, target: &Target, recursive: bool, reporter: &Reporter) -> Result<(), Failure> {
         let mut outcome = Ok(());
-        let mut empty = true;
+        let mut is_empty = true;
         self.inner.namespace.list(&target.arena, target.path.as_ref(), recursive, &mut |entry| {
-            empty = false;
+            is_empty = false;
             let sent = self.entry(target, entry).and_then(|entry| Ok(reporter.send_blocking(Event::Entry(entry))?));
             match sent {
                 Ok(()) => ControlFlow::Continue(()),
@@ -58,56 +59,26 @@ impl Node {
             }
         })?;
         outcome?;
-        let is_arena = target.path.is_none() && self.inner.namespace.all_arenas()?.contains(&target.arena);
-        if empty && !is_arena { Err(not_found(target)) } else { Ok(()) }
+        match &target.path {
+            _ if !is_empty => Ok(()),
+            Some(_) => self.shown(target).map(drop),
+            None if self.inner.namespace.all_arenas()?.contains(&target.arena) => Ok(()),
+            None => Err(not_found(target)),
+        }
     }
 
-    /// All that is known of one path: what is shown, and what each peer has.
-    pub async fn stat(&self, target: Target) -> Result<serde_json::Value, Failure> {
-        let node = self.clone();
-        blocking(move || {
-            let path = target.path.as_ref().ok_or_else(|| not_found(&target))?;
-            let entry = node.leaf(&target)?;
-            let versions = node.inner.namespace.versions(&target.arena, path)?;
-            let versions: Vec<_> = versions
-                .into_iter()
-                .map(|(peer, version)| {
-                    let (state, blob, size) = match &version.content {
-                        Content::File { blob, size, .. } => ("file", Some(blob), Some(size)),
-                        Content::Symlink { .. } => ("symlink", None, None),
-                        Content::Deleted => ("deleted", None, None),
-                        Content::Withdrawn => ("withdrawn", None, None),
-                    };
-                    serde_json::json!({
-                        "peer": node.peer_name(peer), "state": state, "blob": blob, "size": size,
-                        "mtime": rfc3339(version.mtime), "seq": version.seq,
-                    })
-                })
-                .collect();
-            let mut value = serde_json::to_value(Event::Entry(node.entry(&target, entry)?))?;
-            value["versions"] = versions.into();
-            Ok(value)
-        })
-        .await
-    }
-
-    /// The file or link at a path.
-    pub(super) fn leaf(&self, target: &Target) -> Result<namespace::Entry, Failure> {
+    /// What is shown at a path.
+    pub(super) fn shown(&self, target: &Target) -> Result<namespace::Entry, Failure> {
         let path = target.path.as_ref().ok_or_else(|| not_found(target))?;
-        let mut found = None;
-        self.inner.namespace.list(&target.arena, Some(path), false, &mut |entry| {
-            found = Some(entry).filter(|entry| entry.path == *path);
-            ControlFlow::Break(())
-        })?;
-        found.ok_or_else(|| not_found(target))
+        self.inner.namespace.entry(&target.arena, path)?.ok_or_else(|| not_found(target))
     }
 
-    fn entry(&self, target: &Target, entry: namespace::Entry) -> Result<Entry, Failure> {
+    pub(super) fn entry(&self, target: &Target, entry: namespace::Entry) -> Result<Entry, Failure> {
         let (kind, size, blob, link) = match entry.kind {
             EntryKind::Directory => ("dir", None, None, None),
             EntryKind::Leaf(Content::File { blob, size, .. }) => ("file", Some(size), Some(blob), None),
             EntryKind::Leaf(Content::Symlink { target }) => ("symlink", None, None, Some(target)),
-            EntryKind::Leaf(Content::Deleted | Content::Withdrawn) => return Err(not_found(target)),
+            EntryKind::Leaf(_) => return Err(not_found(target)),
         };
         let local = match blob.map(|blob| self.inner.store.presence(blob)).transpose()? {
             Some(Presence::InPlace) => Some("in_place"),
@@ -126,6 +97,7 @@ impl Node {
             target: link.map(|target| target[..].into()),
             peers: entry.peers.into_iter().map(|peer| self.peer_name(peer)).collect(),
             local: local.map(str::to_owned),
+            conflict: entry.in_conflict,
         })
     }
 }

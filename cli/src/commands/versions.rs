@@ -1,0 +1,79 @@
+use std::ffi::{OsStr, OsString};
+
+use axum::http::Method;
+use serde_json::Value;
+
+use super::{daemon, print, style, text};
+use crate::{
+    args::Common,
+    control::Targets,
+    failure::{Code, Failure},
+    home::Home,
+    node::HistoryScope,
+    output::{Style, printable, show},
+    target::Target,
+};
+
+/// `blob stat`
+pub(crate) async fn stat(home: &Home, common: &Common, target: &OsStr) -> Result<Code, Failure> {
+    let stat = daemon(home)?.value(Method::POST, "/v1/stat", &Target::parse(target)?).await?;
+    print(common, "entry", stat, |stat| {
+        let mut lines = head(stat);
+        for version in stat["versions"].as_array().into_iter().flatten() {
+            let (peer, state, mtime) = (text(version, "peer"), text(version, "state"), text(version, "mtime"));
+            let blob =
+                version["blob"].as_str().map_or(String::new(), |blob| format!("  {}", &blob[..12.min(blob.len())]));
+            lines.push(format!("at     {peer}: {state}  {mtime}{blob}"));
+        }
+        if stat["conflict"].as_bool() == Some(true) {
+            lines.push("        in conflict: none of these comes from the other; read one with blob cat --peer".into());
+        }
+        lines.join("\n")
+    })
+}
+
+/// `blob whereis`
+pub(crate) async fn whereis(home: &Home, common: &Common, target: &OsStr) -> Result<Code, Failure> {
+    let found = daemon(home)?.value(Method::POST, "/v1/whereis", &Target::parse(target)?).await?;
+    print(common, "whereis", found, |found| {
+        let mut lines = head(found);
+        let (here, size) = (found["bytes_here"].as_u64().unwrap_or(0), found["size"].as_u64().unwrap_or(0));
+        lines.push(format!("bytes  {here} of {size} here"));
+        for file in found["files_here"].as_array().into_iter().flatten() {
+            lines.push(format!("file   {}/{}", text(file, "arena"), printable(text(file, "path").as_bytes())));
+        }
+        for peer in found["holders"].as_array().into_iter().flatten() {
+            let state = match (peer["connected"].as_bool(), peer["through"].as_str(), peer["last_connected"].as_str()) {
+                (Some(true), ..) => "connected".to_owned(),
+                (_, Some(through), _) => format!("through {through}"),
+                (_, _, Some(time)) => format!("not connected since {time}"),
+                _ => "not connected".to_owned(),
+            };
+            let elsewhere = if peer["same_path"].as_bool() == Some(true) { "" } else { ", at another path" };
+            lines.push(format!("at     {}: {state}{elsewhere}", text(peer, "name")));
+        }
+        lines.join("\n")
+    })
+}
+
+/// What `stat` and `whereis` begin with.
+fn head(entry: &Value) -> Vec<String> {
+    let mut lines = vec![format!("path   {}/{}", text(entry, "arena"), printable(text(entry, "path").as_bytes()))];
+    for (name, field) in [("kind", "kind"), ("mtime", "mtime"), ("blob", "blob"), ("here", "local")] {
+        lines.extend(entry[field].as_str().map(|value| format!("{name:6} {value}")));
+    }
+    lines.extend(entry["size"].as_u64().map(|size| format!("size   {size}")));
+    lines
+}
+
+/// `blob conflicts`
+pub(crate) async fn conflicts(home: &Home, common: &Common, targets: &[OsString]) -> Result<Code, Failure> {
+    let targets = targets.iter().map(|target| Target::parse(target)).collect::<Result<_, _>>()?;
+    show(daemon(home)?.events("/v1/conflicts", &Targets { targets }).await?, style(common)).await
+}
+
+/// `blob history`
+pub(crate) async fn history(home: &Home, common: &Common, scope: HistoryScope) -> Result<Code, Failure> {
+    let style = Style { live: scope.follow, ..style(common) };
+    show(daemon(home)?.events("/v1/history", &scope).await?, style).await
+}
