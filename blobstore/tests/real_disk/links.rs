@@ -7,12 +7,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use blobstore::{FileRow, NewFile, Presence, RealDisk, Store, Verdict};
+use blobstore::{FileRow, Move, NewFile, Presence, RealDisk, Store, Verdict};
 use redb::{Database, TableDefinition};
-use tree::{BlobId, Fingerprint, RangeSet};
+use tree::{BlobId, Drift, Fingerprint, RangeSet};
 
 use crate::{
-    common::{LARGE, all, check_read, groups, hashed, random, range, settings},
+    common::{LARGE, all, check_read, feed, groups, hashed, random, range, settings},
     home::Home,
 };
 
@@ -38,6 +38,48 @@ fn outboards_live_as_long_as_their_last_file() {
         home.store.unlink(home.root, &[b"b"]).unwrap();
         assert!(home.own_files("outboards").is_empty());
         assert!(home.path("a").exists() && home.path("b").exists(), "unlinking leaves the user's files alone");
+    }
+}
+
+/// A file that is renamed, or gets a second name, is served and verified under its new path as it was under the old,
+/// with its damage, and its outboard goes with the last name. While it is mended, it is left where it is.
+#[test]
+fn a_renamed_file_is_what_it_was() {
+    for size in [1000, 100_000, LARGE] {
+        let (home, bytes) = (Home::new(), random(1, size));
+        let blob = BlobId::of(&bytes);
+        home.put("a", &bytes);
+        home.put("in the way", &random(2, size));
+        let outboards = home.own_files("outboards").len() / 2;
+        home.rot("a", &groups(size, [0]));
+        home.verify("a");
+        let relink = |from: &str, to: &str, keep| {
+            let fingerprint = Fingerprint::from(&fs::metadata(home.path(to)).unwrap());
+            let moved = Move { from: from.into(), to: to.into(), fingerprint, keep };
+            home.store.relink(home.root, &[moved]).unwrap()
+        };
+        fs::rename(home.path("a"), home.path("in the way")).unwrap();
+        assert_eq!(relink("a", "in the way", false), [true]);
+        assert_eq!(relink("a", "in the way", false), [false], "it is not linked there any more");
+        assert_eq!((home.drift("in the way"), home.damaged("in the way")), (Drift::None, groups(size, [0])));
+        assert_eq!(home.own_files("outboards").len(), outboards, "that of the file in the way is gone");
+        check_read(&home.store, &bytes, range(0, size as u64), &groups(size, [0]));
+
+        fs::hard_link(home.path("in the way"), home.path("b")).unwrap();
+        let mut mending = home.store.mend(&home.file("in the way")).unwrap();
+        assert_eq!(relink("in the way", "b", true), [false], "it is being mended");
+        feed(&mut mending, &bytes, &groups(size, [0]));
+        mending.finish().unwrap();
+        assert_eq!(relink("in the way", "b", true), [true]);
+        assert_eq!(home.store.holders(blob, 9).unwrap(), [home.file("b"), home.file("in the way")]);
+        let home = home.reopen();
+        for name in ["b", "in the way"] {
+            assert!(matches!(home.verify(name), Verdict::Sound));
+            check_read(&home.store, &bytes, range(0, size as u64), &RangeSet::new());
+            home.store.unlink(home.root, &[name.as_bytes()]).unwrap();
+        }
+        assert_eq!(home.store.presence(blob).unwrap(), Presence::None);
+        assert!(home.own_files("outboards").is_empty());
     }
 }
 
