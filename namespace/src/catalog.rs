@@ -250,6 +250,7 @@ impl Namespace {
                         let key = (arena.clone(), path.clone());
                         tables.note(number, &LogRow { key, version: version.clone(), at: *at })?;
                     }
+                    tables.flush()?;
                     tables.trim(number, &mut head, self.history_limit())?;
                 }
                 Part::Listing { after, end } => {
@@ -259,6 +260,7 @@ impl Namespace {
                     for Statement { arena, path, version, .. } in &batch.statements {
                         head.rows += u64::from(tables.put(arena.as_str(), path.as_bytes(), number, version)?);
                     }
+                    tables.flush()?;
                     let swept = tables.sweep(number, after.as_ref(), end.as_ref(), &batch.statements)?;
                     head.rows = head.rows.saturating_sub(swept);
                 }

@@ -200,6 +200,7 @@ impl Namespace {
                     self.say(&mut tables, &mut head, arena, &change, at)?;
                 }
             }
+            tables.flush()?;
             tables.trim(ME, &mut head, self.history_limit())?;
             tables.set_head(ME, &head)?;
             txn.open_table(ARENAS)?.remove(arena.as_str())?;
@@ -268,6 +269,7 @@ impl Namespace {
                     self.say(&mut tables, &mut head, arena, change, at)?;
                 }
             }
+            tables.flush()?;
             tables.trim(ME, &mut head, self.history_limit())?;
             tables.set_head(ME, &head)?;
             Ok((before, head.mark.seq))

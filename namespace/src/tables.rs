@@ -1,6 +1,6 @@
 //! The tables that change together whenever something is said or heard.
 
-use std::ops::Bound;
+use std::{collections::BTreeMap, ops::Bound};
 
 use redb::{ReadableTable, Table, WriteTransaction};
 use tree::BlobId;
@@ -16,6 +16,8 @@ pub(crate) struct Tables<'txn> {
     blobs: Table<'txn, (u64, u32), u64>,
     log: Table<'txn, (u32, u64), &'static [u8]>,
     heads: Table<'txn, u32, &'static [u8]>,
+    /// Rows that are new and not yet in their table.
+    new: BTreeMap<(String, Vec<u8>, u32), Version>,
 }
 
 impl<'txn> Tables<'txn> {
@@ -25,6 +27,7 @@ impl<'txn> Tables<'txn> {
             blobs: txn.open_table(BLOBS)?,
             log: txn.open_table(LOG)?,
             heads: txn.open_table(HEADS)?,
+            new: BTreeMap::new(),
         })
     }
 
@@ -39,12 +42,14 @@ impl<'txn> Tables<'txn> {
 
     /// What each origin has at a path, by its number.
     pub(crate) fn at(&self, arena: &str, path: &[u8]) -> Result<Vec<(u32, Version)>, redb::Error> {
-        let rows = self.versions.range((arena, path, ME)..=(arena, path, u32::MAX))?;
-        rows.map(|row| {
+        let new = self.new.range((arena.to_owned(), path.to_owned(), ME)..);
+        let new = new.take_while(|((of, at, _), _)| (&of[..], &at[..]) == (arena, path));
+        let mut found: Vec<_> = new.map(|((.., origin), version)| (*origin, version.clone())).collect();
+        for row in self.versions.range((arena, path, ME)..=(arena, path, u32::MAX))? {
             let (key, row) = row?;
-            Ok((key.value().2, decode(row.value())?))
-        })
-        .collect()
+            found.push((key.value().2, decode(row.value())?));
+        }
+        Ok(found)
     }
 
     /// Up to `max` of the paths of this machine in `arena` where something is present, by path, behind `after`.
@@ -69,7 +74,8 @@ impl<'txn> Tables<'txn> {
         Ok(found)
     }
 
-    /// Sets a row, and keeps count of where its blob is. Returns whether the row is new.
+    /// Sets a row, and keeps count of where its blob is. Returns whether the row is new. Rows that are must be
+    /// [flushed](Self::flush) before anything but [`at`](Self::at) sees them.
     pub(crate) fn put(
         &mut self,
         arena: &str,
@@ -77,12 +83,40 @@ impl<'txn> Tables<'txn> {
         origin: u32,
         version: &Version,
     ) -> Result<bool, redb::Error> {
-        let row = encode(version)?;
-        let old = self.versions.insert((arena, path, origin), &row[..])?;
-        let old = old.map(|old| decode::<Version>(old.value())).transpose()?;
+        let key = (arena, path, origin);
+        let old = self.versions.get(key)?.map(|old| decode::<Version>(old.value())).transpose()?;
+        let old = match old {
+            None => self.new.insert((arena.to_owned(), path.to_owned(), origin), version.clone()),
+            Some(old) => {
+                if old != *version {
+                    self.versions.insert(key, &encode(version)?[..])?;
+                }
+                Some(old)
+            }
+        };
         let is_new = old.is_none();
         self.recount(old.and_then(|old| old.content.blob()), version.content.blob(), origin)?;
         Ok(is_new)
+    }
+
+    /// Inserts the rows that are new. Wherever several come between two that are there, they fill their pages: one by one,
+    /// they would leave every page half empty.
+    pub(crate) fn flush(&mut self) -> Result<(), redb::Error> {
+        let mut rows = std::mem::take(&mut self.new).into_iter().peekable();
+        while let Some(((arena, path, origin), _)) = rows.peek() {
+            let mut cursor = self.versions.lower_bound_mut(Bound::Included((&arena[..], &path[..], *origin)))?;
+            let next = cursor.peek_next()?.map(|(key, _)| {
+                let (arena, path, origin) = key.value();
+                (arena.to_owned(), path.to_owned(), origin)
+            });
+            while let Some(((arena, path, origin), version)) =
+                rows.next_if(|(key, _)| next.as_ref().is_none_or(|next| key < next))
+            {
+                cursor.insert_before((&arena[..], &path[..], origin), &encode(&version)?[..])?;
+            }
+            cursor.close()?;
+        }
+        Ok(())
     }
 
     fn remove(&mut self, arena: &str, path: &[u8], origin: u32) -> Result<(), redb::Error> {
