@@ -10,7 +10,8 @@ use serde_json::Value;
 
 /// A home with its daemon.
 pub(crate) struct Machine {
-    home: tempfile::TempDir,
+    /// There until it is stopped.
+    home: Option<tempfile::TempDir>,
     daemon: Child,
     ticket: String,
 }
@@ -25,6 +26,15 @@ impl Machine {
     pub(crate) fn start_with(work: &Path, arena: Option<&Path>, config: &str) -> io::Result<Self> {
         let home = tempfile::Builder::new().prefix("home-").tempdir_in(work)?;
         std::fs::write(home.path().join("config.toml"), config)?;
+        Self::start_in(home, arena)
+    }
+
+    /// Starts the daemon of a home that was stopped.
+    pub(crate) fn again(home: tempfile::TempDir) -> io::Result<Self> {
+        Self::start_in(home, None)
+    }
+
+    fn start_in(home: tempfile::TempDir, arena: Option<&Path>) -> io::Result<Self> {
         let mut command = Command::new(program("blob"));
         command.args(["--json", "--home"]).arg(home.path()).arg("up").args(arena);
         command.args(["--listen", "127.0.0.1:0"]).stdout(Stdio::piped()).stderr(Stdio::null());
@@ -34,7 +44,7 @@ impl Machine {
             let line: Value = serde_json::from_str(&line?)?;
             if line["type"] == "ready" {
                 let ticket = line["ticket"].as_str().unwrap_or_default().to_owned();
-                return Ok(Self { home, daemon, ticket });
+                return Ok(Self { home: Some(home), daemon, ticket });
             }
         }
         Err(io::Error::other("the daemon ended before it was ready"))
@@ -42,12 +52,49 @@ impl Machine {
 
     /// Runs `blob` with `args`; its exit code must be 0. Returns what it prints.
     pub(crate) fn run(&self, args: &[&str]) -> io::Result<String> {
-        succeed(Command::new(program("blob")).arg("--home").arg(self.home.path()).args(args))
+        succeed(Command::new(program("blob")).arg("--home").arg(self.path()).args(args))
     }
 
     /// Where it keeps its state.
     pub(crate) fn state(&self) -> PathBuf {
-        self.home.path().join("state")
+        self.path().join("state")
+    }
+
+    fn path(&self) -> &Path {
+        self.home.as_ref().map_or(Path::new(""), tempfile::TempDir::path)
+    }
+
+    /// Stops it. Its home stays.
+    pub(crate) fn stop(mut self) -> tempfile::TempDir {
+        let _ = self.daemon.kill();
+        let _ = self.daemon.wait();
+        self.home.take().expect("it is only taken here")
+    }
+
+    /// Pairs with `other`.
+    pub(crate) fn pair(&self, other: &Machine) -> io::Result<()> {
+        self.run(&["join", &other.ticket]).map(drop)
+    }
+
+    /// Waits until all that `other` has said so far is known here.
+    pub(crate) fn wait_for_all_of(&self, other: &Machine) -> io::Result<()> {
+        let said = other.status()?["seq"].as_u64();
+        self.wait_for("the other's catalog", |status| status["peers"][0]["heard_seq"].as_u64() >= said)
+    }
+
+    pub(crate) fn wait_for(&self, what: &str, is_there: impl Fn(&Value) -> bool) -> io::Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(600);
+        while Instant::now() < deadline {
+            if is_there(&self.status()?) {
+                return Ok(());
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        Err(io::Error::other(format!("{what} did not come")))
+    }
+
+    fn status(&self) -> io::Result<Value> {
+        Ok(serde_json::from_str(&self.run(&["status", "--json"])?)?)
     }
 
     /// The most memory that the daemon has had so far.

@@ -4,6 +4,7 @@
 //! is the median of the rounds; what counts is the ratio, for machines differ.
 
 mod machine;
+mod namespace;
 mod rivals;
 
 use std::{
@@ -74,6 +75,12 @@ enum Bench {
         #[arg(long, default_value_t = 20_000)]
         files: usize,
     },
+    /// Index many tiny files, look at them again, tell another machine, list them; beside find.
+    Namespace {
+        /// How many files, 100 in each directory.
+        #[arg(long, default_value_t = 1_000_000)]
+        files: usize,
+    },
     /// Repair one flipped bit in a large file: bytes received, and bytes on the wire.
     Repair {
         /// The file's size in MiB.
@@ -99,6 +106,7 @@ fn main() -> io::Result<()> {
             small_files(&work.join("tree"), files)?;
             get(work, rounds, files as u64 * 4096)
         }
+        Bench::Namespace { files } => namespace::namespace(work, rounds, files),
         Bench::Repair { mib } => repair(work, mib << 20),
     }
 }
@@ -248,13 +256,14 @@ pub(crate) fn timed<T>(work: impl FnOnce() -> io::Result<T>) -> io::Result<Durat
     Ok(start.elapsed())
 }
 
+pub(crate) fn median(times: &[Duration]) -> Option<Duration> {
+    let mut times = times.to_owned();
+    times.sort();
+    times.get(times.len() / 2).copied()
+}
+
 /// Prints medians, rates, and ratios to the first that ran.
 fn table(bytes: u64, rows: &[(&str, &Vec<Duration>)]) {
-    let median = |times: &Vec<Duration>| {
-        let mut times = times.clone();
-        times.sort();
-        times.get(times.len() / 2).copied()
-    };
     let first = rows.iter().find_map(|(_, times)| median(times));
     for (name, times) in rows {
         let Some(time) = median(times) else {
@@ -319,7 +328,7 @@ fn flip_bit(path: &Path, offset: u64) -> io::Result<()> {
 }
 
 /// Bytes that the loopback device has carried.
-fn loopback_bytes() -> io::Result<u64> {
+pub(crate) fn loopback_bytes() -> io::Result<u64> {
     let devices = fs::read_to_string("/proc/net/dev")?;
     let line = devices.lines().find_map(|line| line.trim().strip_prefix("lo:"));
     let received = line.and_then(|line| line.split_whitespace().next()).and_then(|bytes| bytes.parse().ok());

@@ -358,7 +358,8 @@ fn peers_json(node: &Node) -> Value {
             "connected": status.connected,
             "last_connected": status.last_connected.map(|seconds| rfc3339(UnixTime { seconds, nanos: 0 })),
             "last_error": status.last_error,
-            "heard_seq": cursor.mark.seq,
+            // While a listing is coming, what was heard before is on its way out.
+            "heard_seq": if cursor.after.is_none() { cursor.mark.seq } else { 0 },
         })
     });
     peers.collect()
