@@ -91,6 +91,8 @@ pub(crate) struct Inner {
     /// Moves whenever a contact does.
     pub(crate) moved: watch::Sender<u64>,
     pub(crate) closing: watch::Sender<bool>,
+    /// The blobs that are being brought into the cache, or taken from it.
+    pub(crate) bringing: Mutex<HashMap<BlobId, Arc<tokio::sync::Mutex<()>>>>,
     /// Permits for connections of strangers.
     strangers: Arc<Semaphore>,
 }
@@ -163,6 +165,7 @@ impl Peers {
             peers: Mutex::default(),
             moved: watch::Sender::new(0),
             closing: watch::Sender::new(false),
+            bringing: Mutex::default(),
             strangers: Arc::new(Semaphore::new(STRANGERS_MAX)),
         });
         if let Some(listener) = inner.listener.clone() {

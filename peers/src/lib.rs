@@ -13,6 +13,7 @@
 mod answer;
 mod asking;
 mod backoff;
+mod bring;
 mod catalog;
 mod connection;
 mod dial;

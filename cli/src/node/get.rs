@@ -300,7 +300,7 @@ impl Getting {
     /// By way of the cache, where it goes on after an interruption, unless all of it is here in place.
     async fn place_large(self: &Arc<Self>, blob: BlobId, size: u64, to: To) -> Result<Fetched, Failure> {
         // From here on nobody else fetches this blob, or takes it from the cache.
-        let _alone = self.node.alone_with(blob).await;
+        let _alone = self.node.inner.peers.alone_with(blob).await;
         let store = self.node.inner.store.clone();
         let _passage = store.passage(blob);
         let presence = blocking(move || {

@@ -25,7 +25,6 @@ use peers::{Identity, Options, Peers, Roster};
 use redb::Database;
 use tokio::{sync::Semaphore, task::spawn_blocking};
 use tracing::{info, warn};
-use tree::BlobId;
 
 use crate::{
     config::Config,
@@ -59,8 +58,6 @@ struct Inner {
     namespace: Namespace,
     peers: Peers,
     roots: Roots,
-    /// The blobs that are being fetched into the cache, or taken from it.
-    fetching: Mutex<HashMap<BlobId, Arc<tokio::sync::Mutex<()>>>>,
     /// What scrubbing has come to.
     scrub: Mutex<ScrubStatus>,
     scrub_settings: ScrubSettings,
@@ -176,7 +173,6 @@ impl Node {
             namespace,
             peers,
             roots,
-            fetching: Mutex::default(),
             scrub: Mutex::default(),
             scrub_settings,
             turn: Semaphore::new(1),

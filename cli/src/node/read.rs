@@ -1,8 +1,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
-use blobstore::{Collected, Fetch, FetchError, Fetched, Sink, StoreError, Want};
+use blobstore::{Collected, Fetch, FetchError, Fetched, StoreError, Want};
 use bytes::Bytes;
-use tokio::sync::OwnedMutexGuard;
 use tree::{BlobId, ByteRange, Geometry, RangeSet, VerifiedData};
 
 use super::{Node, blocking};
@@ -28,15 +27,8 @@ impl Node {
         if missing.is_empty() {
             return Ok(bytes_of(pieces));
         }
-        let _alone = self.alone_with(blob).await;
-        let node = self.clone();
-        let opened = blocking(move || {
-            let store = &node.inner.store;
-            Ok((store.partial(blob, size)?, store.missing_from_cache(blob, size, &missing)?))
-        });
-        let (partial, ranges) = opened.await.while_doing(what())?;
-        let want = Want { blob, size, ranges };
-        self.inner.peers.fetch(want, Arc::new(Mutex::new(partial))).await.map_err(fetch_failure).while_doing(what())?;
+        let _alone = self.inner.peers.alone_with(blob).await;
+        self.inner.peers.bring(blob, size, missing, |_| {}).await.map_err(fetch_failure).while_doing(what())?;
         let (pieces, missing) = self.read_here(blob, size, range).await.while_doing(what())?;
         match missing.iter().next() {
             None => Ok(bytes_of(pieces)),
@@ -65,32 +57,15 @@ impl Node {
         Ok((bytes_of(pieces), fetched))
     }
 
-    /// Brings all of a blob into the cache. `on_piece` hears how many more bytes came.
+    /// Brings all of a blob into the cache. `on_piece` hears how many more bytes came. The caller is alone with the blob.
     pub(super) async fn bring(
         &self,
         blob: BlobId,
         size: u64,
         on_piece: impl Fn(u64) + Send + 'static,
     ) -> Result<Fetched, Failure> {
-        let node = self.clone();
-        let opened = blocking(move || {
-            let store = &node.inner.store;
-            let all = RangeSet::from(Geometry::new(size).all());
-            Ok((store.partial(blob, size)?, store.missing_from_cache(blob, size, &all)?))
-        });
-        let (partial, ranges) = opened.await?;
-        let sink = Arc::new(Mutex::new(Counting { sink: partial, on_piece }));
-        self.inner.peers.fetch(Want { blob, size, ranges }, sink).await.map_err(fetch_failure)
-    }
-
-    /// Waits until nobody else changes what the cache has of `blob`, and keeps others from it.
-    pub(super) async fn alone_with(&self, blob: BlobId) -> OwnedMutexGuard<()> {
-        let lock = {
-            let mut locks = self.inner.fetching.lock().unwrap_or_else(PoisonError::into_inner);
-            locks.retain(|_, lock| Arc::strong_count(lock) > 1);
-            locks.entry(blob).or_default().clone()
-        };
-        lock.lock_owned().await
+        let all = RangeSet::from(Geometry::new(size).all());
+        self.inner.peers.bring(blob, size, all, on_piece).await.map_err(fetch_failure)
     }
 
     async fn read_here(
@@ -122,23 +97,4 @@ pub(super) fn fetch_failure(error: FetchError) -> Failure {
 
 fn bytes_of(pieces: Vec<VerifiedData>) -> Vec<Bytes> {
     pieces.into_iter().map(|piece| piece.bytes().clone()).collect()
-}
-
-/// Passes pieces on, and tells how many bytes they have.
-struct Counting<S, F> {
-    sink: S,
-    on_piece: F,
-}
-
-impl<S: Sink, F: Fn(u64) + Send> Sink for Counting<S, F> {
-    fn write(&mut self, piece: tree::Verified) -> Result<(), blobstore::StoreError> {
-        if let tree::Verified::Data(data) = &piece {
-            (self.on_piece)(data.range().len());
-        }
-        self.sink.write(piece)
-    }
-
-    fn commit(&mut self) -> Result<(), blobstore::StoreError> {
-        self.sink.commit()
-    }
 }

@@ -1,0 +1,65 @@
+//! Bringing what is not here into the store's cache.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use blobstore::{Fetch, FetchError, Fetched, Sink, StoreError, Want};
+use tokio::{sync::OwnedMutexGuard, task::spawn_blocking};
+use tree::{BlobId, RangeSet, Verified};
+
+use crate::Peers;
+
+impl Peers {
+    /// Waits until nobody else changes what the cache has of `blob`, and keeps others from it as long as the guard lives.
+    /// Those who wait come in order; for how long, is the caller's to bound.
+    pub async fn alone_with(&self, blob: BlobId) -> OwnedMutexGuard<()> {
+        let lock = {
+            let mut locks = self.inner.bringing.lock().unwrap_or_else(PoisonError::into_inner);
+            locks.retain(|_, lock| Arc::strong_count(lock) > 1);
+            locks.entry(blob).or_default().clone()
+        };
+        lock.lock_owned().await
+    }
+
+    /// Brings what the cache lacks of `ranges` of `blob`, said to have `size` bytes, into the cache: whole chunk groups, and
+    /// the last one besides if the size has not been proven yet. `on_piece` hears how many more bytes came.
+    ///
+    /// The caller is [alone with](Self::alone_with) the blob, and holds a lease on `ranges` or has it pass through. What
+    /// came before a failure stays. Ends in bounded time even if no peer answers. [`FetchError::Sink`] if the cache
+    /// cannot take it.
+    pub async fn bring(
+        &self,
+        blob: BlobId,
+        size: u64,
+        ranges: RangeSet,
+        on_piece: impl Fn(u64) + Send + 'static,
+    ) -> Result<Fetched, FetchError> {
+        let store = self.inner.store.clone();
+        let open = move || Ok((store.partial(blob, size)?, store.missing_from_cache(blob, size, &ranges)?));
+        let opened = match spawn_blocking(open).await {
+            Ok(opened) => opened.map_err(|source: StoreError| FetchError::Sink { blob, source }),
+            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+        };
+        let (partial, ranges) = opened?;
+        let sink = Arc::new(Mutex::new(Counting { sink: partial, on_piece }));
+        self.fetch(Want { blob, size, ranges }, sink).await
+    }
+}
+
+/// Passes pieces on, and tells how many bytes they have.
+struct Counting<S, F> {
+    sink: S,
+    on_piece: F,
+}
+
+impl<S: Sink, F: Fn(u64) + Send> Sink for Counting<S, F> {
+    fn write(&mut self, piece: Verified) -> Result<(), StoreError> {
+        if let Verified::Data(data) = &piece {
+            (self.on_piece)(data.range().len());
+        }
+        self.sink.write(piece)
+    }
+
+    fn commit(&mut self) -> Result<(), StoreError> {
+        self.sink.commit()
+    }
+}
