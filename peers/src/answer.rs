@@ -40,27 +40,30 @@ impl Places {
     /// something is whole in no place. What does not prove is reported to `store`.
     ///
     /// Where one place fails, another goes on: all prove the same tree, so that their answers are alike.
+    ///
+    /// The first `above` pieces are left out: they are the pairs above the first bytes that an answer to what stands in
+    /// front of `query` had already, see [`pairs_said`]. Returns what is left, and how many pairs above that were had by
+    /// then, if something is whole in no place.
     pub(crate) fn answer(
         &mut self,
         store: &Store,
         query: &Query,
+        mut above: usize,
         take: &mut dyn FnMut(Verified) -> ControlFlow<()>,
-    ) -> Result<(), StoreError> {
+    ) -> Result<Option<(Query, usize)>, StoreError> {
         let size = self.size;
         let mut rest = query.clone();
-        // How many pairs, from the root down, stand above the rest and were taken already.
-        let mut above = 0;
         while let Some((source, has)) = self.best_for(&rest) {
             let mut prover = source.prover(&rest);
             let mut at = 0;
             let error = loop {
                 match prover.next() {
-                    None => return Ok(()),
+                    None => return Ok(None),
                     Some(Err(error)) => break error,
                     Some(Ok(_)) if at < above => {}
                     Some(Ok(piece)) => {
                         if take(piece).is_break() {
-                            return Ok(());
+                            return Ok(None);
                         }
                     }
                 }
@@ -75,7 +78,7 @@ impl Places {
                 store.report(source, &error)?;
             }
         }
-        Ok(())
+        Ok(Some((rest, above)))
     }
 
     /// The place that has the first chunk group of what `query` asks for, and the most of it.
@@ -127,20 +130,23 @@ fn from(query: &Query, offset: u64) -> Query {
 
 /// How many pairs stand above `subtree`, the bytes of a subtree of a blob of `size` bytes.
 fn depth(size: u64, subtree: ByteRange) -> usize {
-    let (mut start, mut end) = (0, size);
-    let mut depth = 0;
-    while (start, end) != (subtree.start(), subtree.end()) {
+    path(size, subtree.start()).take_while(|&passed| passed != (subtree.start(), subtree.end())).count()
+}
+
+/// How many of the pairs above the byte at `next`, in a blob of `size` bytes, an answer says that ends at the byte at `end`
+/// in front of it: those that have both below them. The two are in different chunk groups.
+pub(crate) fn pairs_said(size: u64, end: u64, next: u64) -> usize {
+    path(size, next).take_while(|&(start, _)| start < end).count()
+}
+
+/// The subtrees of a blob of `size` bytes that have the byte at `offset`, from the root down to one chunk.
+fn path(size: u64, offset: u64) -> impl Iterator<Item = (u64, u64)> {
+    std::iter::successors(Some((0, size)), move |&(start, end)| {
         // A left side is full: the largest power of two of chunks that leaves something to the right.
         let chunks = (end - start).div_ceil(CHUNK_BYTES);
         let middle = start + chunks.next_power_of_two() / 2 * CHUNK_BYTES;
-        if subtree.start() < middle {
-            end = middle;
-        } else {
-            start = middle;
-        }
-        depth += 1;
-    }
-    depth
+        (chunks > 1).then_some(if offset < middle { (start, middle) } else { (middle, end) })
+    })
 }
 
 /// How far one answer reads on into damage.
@@ -227,7 +233,7 @@ mod tests {
             let mut decoder = Decoder::new(hashed.id, query.clone()).expecting(SIZE);
             decoder.push(&SIZE.to_le_bytes());
             let mut came = RangeSet::new();
-            places.answer(&store, &query, &mut |piece| {
+            let left = places.answer(&store, &query, 0, &mut |piece| {
                 decoder.push(piece.wire_bytes());
                 ControlFlow::Continue(())
             }).unwrap();
@@ -236,12 +242,49 @@ mod tests {
                     came.insert(data.range());
                 }
             }
-            prop_assert_eq!(decoder.is_finished(), end == SIZE);
+            prop_assert_eq!((decoder.is_finished(), left.is_none()), (end == SIZE, end == SIZE));
             prop_assert_eq!(&came, &wanted.intersection(&ByteRange::new(0, end).unwrap().into()));
             let has = Places::open(&store, hashed.id).unwrap().unwrap().has(&query);
             prop_assert!(came.difference(&has).is_empty());
             let gap = RangeSet::from(ByteRange::new(end, SIZE.min(end + 1)).unwrap());
             prop_assert!(end == SIZE || has.intersection(&gap).is_empty(), "what ended the answer is not said to be here");
+        }
+
+        /// An answer in parts, wherever it is cut between groups, is the answer in one.
+        #[test]
+        fn parts_make_one_answer(
+            asked in prop::collection::vec((0..GROUPS * 16 + 4, 0..40u64), 0..5), cuts in prop::collection::vec(1..GROUPS, 0..5),
+        ) {
+            let mut bytes = vec![0; SIZE as usize];
+            fastrand::Rng::with_seed(1).fill(&mut bytes);
+            let hashed = tree::hash(&bytes[..], SIZE).unwrap();
+            let dir = tempfile::tempdir().unwrap();
+            let none = RangeSet::new();
+            let store = store(dir.path(), &bytes, &hashed, [&none, &none], &none);
+            let answer = |query: &Query, above| {
+                let mut wire = Vec::new();
+                let mut places = Places::open(&store, hashed.id).unwrap().unwrap();
+                let left = places.answer(&store, query, above, &mut |piece| {
+                    wire.extend_from_slice(piece.wire_bytes());
+                    ControlFlow::Continue(())
+                });
+                assert!(left.unwrap().is_none());
+                wire
+            };
+            let query = Query::chunks(asked.into_iter().map(|(start, len)| (start, start + len)));
+            let wanted = query.resolve_bytes(SIZE);
+            let (mut wire, mut said) = (Vec::new(), 0);
+            let cuts: std::collections::BTreeSet<u64> = cuts.into_iter().map(|n| n * GROUP_BYTES).chain([SIZE]).collect();
+            let mut from = 0;
+            for cut in cuts {
+                let part = wanted.intersection(&ByteRange::new(from, cut).unwrap().into());
+                if let Some(first) = part.iter().next() {
+                    wire.extend(answer(&Query::bytes(part.clone()), pairs_said(SIZE, said, first.start())));
+                    said = part.end();
+                }
+                from = cut;
+            }
+            prop_assert_eq!(wire, answer(&query, 0));
         }
     }
 }

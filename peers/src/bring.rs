@@ -2,11 +2,11 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use blobstore::{Fetch, FetchError, Fetched, Sink, StoreError, Want};
+use blobstore::{FetchError, Fetched, Sink, StoreError, Want};
 use tokio::{sync::OwnedMutexGuard, task::spawn_blocking};
 use tree::{BlobId, RangeSet, Verified};
 
-use crate::Peers;
+use crate::{Peers, fetch::Behalf};
 
 impl Peers {
     /// Waits until nobody else changes what the cache has of `blob`, and keeps others from it as long as the guard lives.
@@ -33,6 +33,18 @@ impl Peers {
         ranges: RangeSet,
         on_piece: impl Fn(u64) + Send + 'static,
     ) -> Result<Fetched, FetchError> {
+        self.bring_for(Behalf::OWN, blob, size, ranges, on_piece).await
+    }
+
+    /// The same, on behalf of somebody.
+    pub(crate) async fn bring_for(
+        &self,
+        behalf: Behalf,
+        blob: BlobId,
+        size: u64,
+        ranges: RangeSet,
+        on_piece: impl Fn(u64) + Send + 'static,
+    ) -> Result<Fetched, FetchError> {
         let store = self.inner.store.clone();
         let open = move || Ok((store.partial(blob, size)?, store.missing_from_cache(blob, size, &ranges)?));
         let opened = match spawn_blocking(open).await {
@@ -41,7 +53,7 @@ impl Peers {
         };
         let (partial, ranges) = opened?;
         let sink = Arc::new(Mutex::new(Counting { sink: partial, on_piece }));
-        self.fetch(Want { blob, size, ranges }, sink).await
+        self.fetch_for(behalf, Want { blob, size, ranges }, sink).await
     }
 }
 

@@ -19,6 +19,7 @@ use crate::{
     dial::{self, Dialler},
     hello::{Hello, is_address, is_name},
     iroh_wire, join, serve,
+    through::Turns,
     tls::{self, ALPN, JOIN_ALPN},
 };
 
@@ -104,6 +105,8 @@ pub(crate) struct Contact {
     /// When the last connection ended, in seconds since 1970.
     pub(crate) last_connected: Option<i64>,
     pub(crate) dialler: Option<Dialler>,
+    /// Permits for what is fetched on its behalf.
+    pub(crate) turns: Turns,
 }
 
 impl Peers {

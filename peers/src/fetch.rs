@@ -1,42 +1,46 @@
-use std::{pin::Pin, sync::PoisonError, time::Duration};
+use std::{collections::BTreeSet, pin::Pin, time::Duration};
 
-use blobstore::{Fetch, FetchError, Fetched, SharedSink, StoreError, Want};
-use bytes::Bytes;
+use blobstore::{Fetch, FetchError, Fetched, SharedSink, Want};
 use namespace::PeerId;
-use tokio::{sync::mpsc, task::spawn_blocking, time::timeout};
+use tokio::task::spawn_blocking;
 use tracing::{debug, warn};
-use tree::{BlobId, DecodeError, Decoder, Query, RangeSet, Verified};
+use tree::{BlobId, Query, RangeSet};
 
 use crate::{
     Peers,
     asking::{Asking, Step},
     connection::live,
     dial::reach,
-    frame::{FrameError, HAVE_BYTES_MAX, Have, StreamKind, read_frame, within},
-    iroh_wire::{REQUEST_RANGES_MAX, encode_request},
+    iroh_wire::REQUEST_RANGES_MAX,
+    through::HOPS_MAX,
+    transfer::{Received, TransferError, Way, have, request},
 };
 
-/// Why a peer did not send all that was asked of it.
-#[derive(Debug, thiserror::Error)]
-enum TransferError {
-    /// The peer sent bytes that do not match the blob. Nothing unproven was kept.
-    #[error("it sent wrong bytes: {0}")]
-    PeerSentWrongBytes(DecodeError),
-    #[error("it no longer has all of it")]
-    PeerLacksIt,
-    #[error("it stalled: nothing came for {} s", STALL_LIMIT.as_secs())]
-    Stalled,
-    #[error("the connection failed: {0}")]
-    Connection(String),
-    #[error("keep what was received")]
-    Sink(#[source] StoreError),
+/// On whose behalf something is fetched.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Behalf {
+    /// The peer that asked for it, which is not asked in turn.
+    pub(crate) asker: Option<PeerId>,
+    /// How many hops a peer that is asked may make.
+    pub(crate) hops: u8,
 }
 
-/// What came from one peer.
-#[derive(Default)]
-struct Received {
-    ranges: RangeSet,
-    bytes: u64,
+impl Behalf {
+    /// On behalf of nobody else.
+    pub(crate) const OWN: Self = Self { asker: None, hops: HOPS_MAX };
+}
+
+/// A fetch under way: what is wanted, and what came of it so far.
+struct Progress<'a> {
+    blob: BlobId,
+    size: u64,
+    left: RangeSet,
+    sink: &'a SharedSink,
+    fetched: Fetched,
+    /// What each peer that was asked failed at.
+    tried: Vec<String>,
+    /// Those whose answer failed, who are not asked again.
+    failed: BTreeSet<PeerId>,
 }
 
 impl Fetch for Peers {
@@ -45,85 +49,169 @@ impl Fetch for Peers {
         want: Want,
         sink: SharedSink,
     ) -> Pin<Box<dyn Future<Output = Result<Fetched, FetchError>> + Send + '_>> {
-        Box::pin(self.fetch_from_any(want, sink))
+        Box::pin(self.fetch_for(Behalf::OWN, want, sink))
     }
 }
 
 impl Peers {
-    /// Asks the peers that have the blob one after the other, connected ones first, each for what is still wanted.
-    async fn fetch_from_any(&self, want: Want, sink: SharedSink) -> Result<Fetched, FetchError> {
-        let Want { blob, size, mut ranges } = want;
-        let mut fetched = Fetched::default();
-        if ranges.is_empty() {
-            return Ok(fetched);
+    /// Asks the peers that have the blob one after the other, connected ones first, each for what is still wanted; and
+    /// then, through those that told of them, the ones that are not on the roster or could not be reached.
+    pub(crate) async fn fetch_for(&self, behalf: Behalf, want: Want, sink: SharedSink) -> Result<Fetched, FetchError> {
+        let Want { blob, size, ranges: left } = want;
+        let (fetched, tried, failed) = (Fetched::default(), Vec::new(), BTreeSet::new());
+        let mut progress = Progress { blob, size, left, sink: &sink, fetched, tried, failed };
+        if progress.left.is_empty() {
+            return Ok(progress.fetched);
         }
-        let holders = self.holders(blob).await;
-        if holders.is_empty() {
+        let (holders, mut afar) = self.origins(blob, behalf).await;
+        for &peer in &holders {
+            let name = self.name(peer);
+            if !self.attempt(&mut progress, peer, Way::Direct, name).await? {
+                afar.push(peer);
+            }
+            if progress.left.is_empty() {
+                return Ok(progress.fetched);
+            }
+        }
+        let relays = self.relays(afar, &progress.failed, behalf).await;
+        for &(relay, origin) in &relays {
+            let label = format!("{}, through {}", self.name(origin), self.name(relay));
+            self.attempt(&mut progress, relay, Way::Through(behalf.hops), label).await?;
+            if progress.left.is_empty() {
+                return Ok(progress.fetched);
+            }
+        }
+        if holders.is_empty() && relays.is_empty() {
             return Err(FetchError::NoPeerHasIt { blob });
         }
-        let mut tried = Vec::new();
-        for peer in holders {
-            let name = self.inner.roster.get(peer).map_or_else(|| peer.to_string(), |peer| peer.name);
-            let (received, outcome) = self.fetch_from(peer, blob, size, &ranges, &sink).await;
-            fetched.bytes_received += received.bytes;
-            if !received.ranges.is_empty() {
-                fetched.peers.push(name.clone());
-            }
-            ranges = ranges.difference(&received.ranges);
-            match outcome {
-                Ok(()) if ranges.is_empty() => return Ok(fetched),
-                Ok(()) => tried.push(format!("{name}: {}", TransferError::PeerLacksIt)),
-                Err(TransferError::Sink(source)) => return Err(FetchError::Sink { blob, source }),
-                Err(error @ TransferError::PeerSentWrongBytes(_)) => {
-                    warn!(peer = name, %blob, %error, "the next peer is asked");
-                    tried.push(format!("{name}: {error}"));
-                }
-                Err(error) => {
-                    debug!(peer = name, %blob, %error, "the next peer is asked");
-                    tried.push(format!("{name}: {error}"));
-                }
-            }
-        }
+        let Progress { tried, fetched, .. } = progress;
         Err(FetchError::AllFailed { blob, tried, fetched })
     }
 
-    /// The peers that have a blob by their catalogs, connected ones first.
+    /// The peers on the roster that have a blob by their catalogs, connected ones first.
     pub(crate) async fn holders(&self, blob: BlobId) -> Vec<PeerId> {
-        let namespace = self.inner.namespace.clone();
-        let holders = spawn_blocking(move || namespace.peers_with(blob)).await;
-        let mut holders: Vec<_> = holders.ok().and_then(Result::ok).unwrap_or_default();
-        holders.retain(|&peer| self.inner.roster.get(peer).is_some());
-        holders.sort_by_key(|&peer| live(&self.inner, peer).is_none());
-        holders
+        self.origins(blob, Behalf::OWN).await.0
     }
 
-    /// Asks one peer for all that it has of `ranges`. What came is proven and in the sink, also if the rest did not come.
+    /// Whether there is anybody to ask for a blob.
+    pub(crate) async fn may_get(&self, blob: BlobId, behalf: Behalf) -> bool {
+        let (holders, afar) = self.origins(blob, behalf).await;
+        !holders.is_empty() || !self.relays(afar, &BTreeSet::new(), behalf).await.is_empty()
+    }
+
+    /// The peers that have a blob by their catalogs: those on the roster, connected ones first; and the others.
+    async fn origins(&self, blob: BlobId, behalf: Behalf) -> (Vec<PeerId>, Vec<PeerId>) {
+        let namespace = self.inner.namespace.clone();
+        let origins = spawn_blocking(move || namespace.peers_with(blob)).await;
+        let mut origins: Vec<_> = origins.ok().and_then(Result::ok).unwrap_or_default();
+        origins.retain(|&peer| Some(peer) != behalf.asker);
+        let (mut holders, afar): (Vec<_>, _) =
+            origins.into_iter().partition(|&peer| self.inner.roster.get(peer).is_some());
+        holders.sort_by_key(|&peer| live(&self.inner, peer).is_none());
+        (holders, afar)
+    }
+
+    /// The peers on the roster that told of some of `origins`, each with the first of these, connected ones first.
+    async fn relays(
+        &self,
+        mut origins: Vec<PeerId>,
+        failed: &BTreeSet<PeerId>,
+        behalf: Behalf,
+    ) -> Vec<(PeerId, PeerId)> {
+        origins.truncate(ORIGINS_LOOKED_UP);
+        let namespace = self.inner.namespace.clone();
+        let told = spawn_blocking(move || {
+            let told = origins.into_iter().filter_map(|origin| Some((namespace.told_by(origin).ok()??, origin)));
+            told.filter(|(relay, origin)| relay != origin).collect::<Vec<_>>()
+        });
+        let mut relays = Vec::new();
+        for (relay, origin) in told.await.unwrap_or_default() {
+            let may_ask = self.inner.roster.get(relay).is_some() && Some(relay) != behalf.asker;
+            if may_ask && !failed.contains(&relay) && relays.iter().all(|&(known, _)| known != relay) {
+                relays.push((relay, origin));
+            }
+        }
+        relays.sort_by_key(|&(relay, _)| live(&self.inner, relay).is_none());
+        relays.truncate(RELAYS_MAX);
+        relays
+    }
+
+    fn name(&self, peer: PeerId) -> String {
+        self.inner.roster.get(peer).map_or_else(|| peer.to_string(), |peer| peer.name)
+    }
+
+    /// Asks one peer for what is left, and takes note of what came of it; `label` says in errors who was asked. Tells
+    /// whether it could be talked to.
+    async fn attempt(
+        &self,
+        progress: &mut Progress<'_>,
+        peer: PeerId,
+        way: Way,
+        label: String,
+    ) -> Result<bool, FetchError> {
+        let (received, outcome) = self.fetch_from(peer, way, progress).await;
+        let blob = progress.blob;
+        progress.fetched.bytes_received += received.bytes;
+        if !received.ranges.is_empty() {
+            progress.fetched.peers.push(self.name(peer));
+        }
+        progress.left = progress.left.difference(&received.ranges);
+        let error = match outcome {
+            Ok(()) if progress.left.is_empty() => return Ok(true),
+            Ok(()) => {
+                let lacks =
+                    if way == Way::Direct { TransferError::PeerLacksIt } else { TransferError::PeerCannotGetIt };
+                progress.tried.push(format!("{label}: {lacks}"));
+                return Ok(true);
+            }
+            Err(TransferError::Sink(source)) => return Err(FetchError::Sink { blob, source }),
+            Err(error) => error,
+        };
+        progress.tried.push(format!("{label}: {error}"));
+        progress.failed.insert(peer);
+        let was_heard = matches!(error, TransferError::PeerSentWrongBytes(_));
+        if was_heard {
+            warn!(peer = label, %blob, %error, "the next peer is asked");
+        } else {
+            debug!(peer = label, %blob, %error, "the next peer is asked");
+        }
+        Ok(was_heard)
+    }
+
+    /// Asks one peer for all that it has of what is left, or can get. What came is proven and in the sink, also if the
+    /// rest did not come.
     async fn fetch_from(
         &self,
         peer: PeerId,
-        blob: BlobId,
-        size: u64,
-        ranges: &RangeSet,
-        sink: &SharedSink,
+        way: Way,
+        progress: &Progress<'_>,
     ) -> (Received, Result<(), TransferError>) {
+        let Progress { blob, size, left, sink, .. } = progress;
+        let (blob, size) = (*blob, *size);
         let mut all = Received::default();
         let connection = match reach(&self.inner, peer, REACH_LIMIT).await {
             Ok(connection) => connection,
             Err(why) => return (all, Err(TransferError::Connection(why))),
         };
-        let mut asking = Asking::new(ranges.clone());
+        let mut asking = Asking::new(left.clone());
+        let mut came_nothing = false;
         while let Some(step) = asking.poll(REQUEST_RANGES_MAX) {
             match step {
                 Step::Get(asked) => {
+                    let query = Query::groups(&asked);
                     let (received, outcome) =
-                        request(&connection, blob, size, Query::groups(&asked), sink.clone()).await;
+                        request(&connection, way, blob, size, query, SharedSink::clone(sink)).await;
                     asking.handle_answer(&asked, &received.ranges);
+                    came_nothing = received.ranges.is_empty();
                     all.bytes += received.bytes;
                     all.ranges.extend(received.ranges.iter());
                     if outcome.is_err() {
                         return (all, outcome);
                     }
                 }
+                // What it can get, nobody knows before it has tried; but it is not to try for nothing again and again.
+                Step::Have(_) if way != Way::Direct && came_nothing => break,
+                Step::Have(asked) if way != Way::Direct => asking.handle_have(&asked, &asked, u64::MAX),
                 Step::Have(asked) => match have(&connection, blob, &asked).await {
                     Ok(have) if have.size == size => asking.handle_have(&asked, &have.ranges, have.upto),
                     Ok(have) => {
@@ -142,130 +230,8 @@ impl Peers {
     }
 }
 
-/// Asks which of `ranges` there are.
-async fn have(connection: &quinn::Connection, blob: BlobId, ranges: &RangeSet) -> Result<Have, TransferError> {
-    let mut recv = ask(connection, StreamKind::Have, blob, &Query::groups(ranges)).await?;
-    let answer = within(STALL_LIMIT, read_frame(&mut recv, HAVE_BYTES_MAX)).await;
-    answer.map_err(|error| TransferError::Connection(error.to_string()))
-}
-
-/// Sends one request, and proves and keeps the answer on a thread of its own while it arrives.
-async fn request(
-    connection: &quinn::Connection,
-    blob: BlobId,
-    size: u64,
-    query: Query,
-    sink: SharedSink,
-) -> (Received, Result<(), TransferError>) {
-    let mut recv = match ask(connection, StreamKind::Get, blob, &query).await {
-        Ok(recv) => recv,
-        Err(error) => return (Received::default(), Err(error)),
-    };
-    let (arrived, arriving) = mpsc::channel(BATCHES_AHEAD);
-    let keeping = spawn_blocking(move || keep(Decoder::new(blob, query).expecting(size), arriving, &sink));
-    let received = receive(&mut recv, &arrived).await;
-    drop(arrived);
-    let (mut kept, proven) = keeping.await.unwrap_or_else(|panic| {
-        (Received::default(), Err(TransferError::Connection(format!("proving failed: {panic}"))))
-    });
-    if proven.is_err() {
-        let _ = recv.stop(REFUSED.into());
-    }
-    let outcome = proven.and(received.as_ref().map(|_| ()).map_err(|error| match error {
-        FrameError::Stalled(_) => TransferError::Stalled,
-        other => TransferError::Connection(other.to_string()),
-    }));
-    kept.bytes = kept.bytes.max(received.unwrap_or(0));
-    (kept, outcome)
-}
-
-async fn ask(
-    connection: &quinn::Connection,
-    kind: StreamKind,
-    blob: BlobId,
-    query: &Query,
-) -> Result<quinn::RecvStream, TransferError> {
-    let open = async {
-        let (mut send, recv) = connection.open_bi().await.map_err(|error| error.to_string())?;
-        send.write_all(&[kind as u8]).await.map_err(|error| error.to_string())?;
-        send.write_all(&encode_request(blob, query)).await.map_err(|error| error.to_string())?;
-        send.finish().map_err(|error| error.to_string())?;
-        Ok(recv)
-    };
-    timeout(STALL_LIMIT, open).await.map_err(|_| TransferError::Stalled)?.map_err(TransferError::Connection)
-}
-
-/// Passes on what arrives until the stream ends, or nobody wants more. Returns the number of bytes. A sender that
-/// trickles is given up like one that is silent.
-async fn receive(recv: &mut quinn::RecvStream, arrived: &mpsc::Sender<Vec<Bytes>>) -> Result<u64, FrameError> {
-    let mut total = 0;
-    loop {
-        let mut arriving = Vec::new();
-        let gather = async {
-            let mut bytes = 0;
-            while bytes < TRICKLE_BYTES {
-                let mut batch = vec![Bytes::new(); CHUNKS_AT_ONCE];
-                let read = recv.read_chunks(&mut batch).await.map_err(|error| FrameError::Stream(error.into()))?;
-                let Some(count) = read else { return Ok(true) };
-                batch.truncate(count);
-                bytes += batch.iter().map(Bytes::len).sum::<usize>();
-                arriving.append(&mut batch);
-            }
-            Ok(false)
-        };
-        let ended = timeout(STALL_LIMIT, gather).await.map_err(|_| FrameError::Stalled(STALL_LIMIT))??;
-        total += arriving.iter().map(|chunk| chunk.len() as u64).sum::<u64>();
-        if arrived.send(arriving).await.is_err() || ended {
-            return Ok(total);
-        }
-    }
-}
-
-/// Proves what arrives and puts it into the sink; commits now and then, and at the end in any case.
-fn keep(
-    mut decoder: Decoder,
-    mut arriving: mpsc::Receiver<Vec<Bytes>>,
-    sink: &SharedSink,
-) -> (Received, Result<(), TransferError>) {
-    let mut received = Received::default();
-    let mut sink = sink.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut run = || -> Result<(), TransferError> {
-        let mut uncommitted = 0;
-        while let Some(batch) = arriving.blocking_recv() {
-            for chunk in batch {
-                received.bytes += chunk.len() as u64;
-                decoder.push(&chunk);
-            }
-            while let Some(item) = decoder.next().map_err(TransferError::PeerSentWrongBytes)? {
-                let range = match &item {
-                    Verified::Data(data) => Some(data.range()),
-                    Verified::Node(_) => None,
-                };
-                sink.write(item).map_err(TransferError::Sink)?;
-                if let Some(range) = range {
-                    received.ranges.insert(range);
-                    uncommitted += range.len();
-                }
-            }
-            if uncommitted >= COMMIT_BYTES {
-                uncommitted = 0;
-                sink.commit().map_err(TransferError::Sink)?;
-            }
-        }
-        Ok(())
-    };
-    let outcome = run();
-    let committed = sink.commit().map_err(TransferError::Sink);
-    (received, outcome.and(committed))
-}
-
 pub(crate) const REACH_LIMIT: Duration = Duration::from_secs(6);
-pub(crate) const STALL_LIMIT: Duration = Duration::from_secs(15);
-/// So many bytes must come within the stall limit, unless the answer ends.
-const TRICKLE_BYTES: usize = 4096;
-const CHUNKS_AT_ONCE: usize = 64;
-const BATCHES_AHEAD: usize = 16;
-/// How much may have to be fetched again after a power cut.
-const COMMIT_BYTES: u64 = 64 << 20;
-/// Code of a stopped stream: what came did not prove, or could not be kept.
-const REFUSED: u32 = 1;
+/// So many peers are asked for what others have, for one fetch.
+const RELAYS_MAX: usize = 4;
+/// Of so many origins it is looked up who told of them.
+const ORIGINS_LOOKED_UP: usize = 64;

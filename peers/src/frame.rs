@@ -26,12 +26,16 @@ pub enum StreamKind {
     Have = 4,
     /// The opener asks for nodes of a blob's tree: a [`NodesRequest`](crate::wire::NodesRequest) follows.
     Nodes = 5,
+    /// The opener asks for ranges of a blob, and the other fetches what it lacks from peers that have it: how many hops
+    /// that may make, the blob's size, and iroh-blobs' request follow.
+    Through = 6,
 }
 
 impl StreamKind {
     /// The kind that the first byte of a stream says.
     pub fn from_byte(byte: u8) -> Option<Self> {
-        [Self::Hello, Self::Catalog, Self::Get, Self::Have, Self::Nodes].into_iter().find(|&kind| kind as u8 == byte)
+        let kinds = [Self::Hello, Self::Catalog, Self::Get, Self::Have, Self::Nodes, Self::Through];
+        kinds.into_iter().find(|&kind| kind as u8 == byte)
     }
 }
 

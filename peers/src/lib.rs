@@ -27,8 +27,10 @@ mod join;
 mod nodes;
 mod roster;
 mod serve;
+mod through;
 mod ticket;
 mod tls;
+mod transfer;
 
 pub use connection::PeerStatus;
 pub use endpoint::{Options, Peers, StartError};

@@ -10,8 +10,9 @@ use crate::{
     Peers,
     dial::reach,
     endpoint::{GREETING_LIMIT, Inner},
-    fetch::{REACH_LIMIT, STALL_LIMIT},
+    fetch::REACH_LIMIT,
     frame::{FrameError, GREETING_BYTES_MAX, NODES_BYTES_MAX, StreamKind, read_frame, within, write_frame},
+    transfer::STALL_LIMIT,
 };
 
 /// Asks for the pairs at some nodes of a blob's tree.

@@ -54,9 +54,37 @@ pub(crate) async fn serve_get(
         let _ = send.finish();
         return Ok(());
     }
+    send_part(inner, &mut send, blob, Part::whole(query)).await?;
+    let _ = send.finish();
+    Ok(())
+}
+
+/// A part of an answer: all of it, or what another part left.
+pub(crate) struct Part {
+    /// What is asked for.
+    pub(crate) query: Query,
+    /// How many of the pairs above the first bytes were sent before.
+    pub(crate) above: usize,
+    /// Whether the size goes first.
+    pub(crate) with_size: bool,
+}
+
+impl Part {
+    pub(crate) fn whole(query: Query) -> Self {
+        Self { query, above: 0, with_size: true }
+    }
+}
+
+/// Sends what is here of a part of an answer, up to the first of it that is not. Returns what is left then.
+pub(crate) async fn send_part(
+    inner: &Inner,
+    send: &mut quinn::SendStream,
+    blob: BlobId,
+    part: Part,
+) -> Result<Option<Part>, FrameError> {
     let (pieces, mut ready) = mpsc::channel(BATCHES_AHEAD);
     let store = inner.store.clone();
-    let reading = spawn_blocking(move || read(&store, blob, &query, &pieces));
+    let reading = spawn_blocking(move || read(&store, blob, part, &pieces));
     while let Some(mut batch) = ready.recv().await {
         let batch: &mut Vec<Bytes> = &mut batch;
         match timeout(STALL_LIMIT, send.write_all_chunks(batch)).await {
@@ -64,11 +92,14 @@ pub(crate) async fn serve_get(
             Err(_) => return Err(FrameError::Stalled(STALL_LIMIT)),
         }
     }
-    if let Ok(Err(error)) = reading.await {
-        warn!(%blob, %error, "cannot be read");
+    match reading.await {
+        Ok(Ok(left)) => Ok(left),
+        Ok(Err(error)) => {
+            warn!(%blob, %error, "cannot be read");
+            Err(FrameError::Ended)
+        }
+        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
     }
-    let _ = send.finish();
-    Ok(())
 }
 
 /// Answers one question for what is here of ranges of a blob.
@@ -97,23 +128,29 @@ pub(crate) async fn serve_have(
 }
 
 /// The blob and the ranges of it that a request names; `None` if it is of another kind.
-async fn read_request(recv: &mut quinn::RecvStream) -> Result<Option<(BlobId, Query)>, FrameError> {
+pub(crate) async fn read_request(recv: &mut quinn::RecvStream) -> Result<Option<(BlobId, Query)>, FrameError> {
     let request = within(GREETING_LIMIT, async {
         recv.read_to_end(REQUEST_BYTES_MAX).await.map_err(|error| FrameError::Stream(std::io::Error::other(error)))
     });
     Ok(iroh_wire::decode_request(&request.await?))
 }
 
-/// Reads and proves the answer, and hands it on in batches, until it is complete, something is missing, or nobody
-/// takes it any more.
-fn read(store: &Store, blob: BlobId, query: &Query, pieces: &mpsc::Sender<Vec<Bytes>>) -> Result<(), StoreError> {
+/// Reads and proves a part of an answer, and hands it on in batches, until it is complete, something is missing, or
+/// nobody takes it any more. Returns what is left.
+fn read(
+    store: &Store,
+    blob: BlobId,
+    part: Part,
+    pieces: &mpsc::Sender<Vec<Bytes>>,
+) -> Result<Option<Part>, StoreError> {
     let Some(mut places) = Places::open(store, blob)? else {
         debug!(%blob, "not here");
-        return Ok(());
+        return Ok(Some(part));
     };
-    let mut batch = vec![Bytes::copy_from_slice(&places.size().to_le_bytes())];
+    let mut batch = Vec::new();
+    batch.extend(part.with_size.then(|| Bytes::copy_from_slice(&places.size().to_le_bytes())));
     let mut bytes = 0;
-    places.answer(store, query, &mut |piece| {
+    let left = places.answer(store, &part.query, part.above, &mut |piece| {
         match piece {
             Verified::Node(node) => batch.push(Bytes::copy_from_slice(node.pair())),
             Verified::Data(data) => {
@@ -130,7 +167,7 @@ fn read(store: &Store, blob: BlobId, query: &Query, pieces: &mpsc::Sender<Vec<By
         ControlFlow::Continue(())
     })?;
     let _ = pieces.blocking_send(batch);
-    Ok(())
+    Ok(left.map(|(query, above)| Part { query, above, with_size: false }))
 }
 
 const BATCH_BYTES: usize = 256 << 10;
@@ -138,4 +175,4 @@ const BATCHES_AHEAD: usize = 4;
 const STALL_LIMIT: Duration = Duration::from_secs(30);
 const STRANGERS_STREAMS_MAX: usize = 8;
 /// Stream reset code: the request is of a kind that is not served.
-const UNSUPPORTED: u32 = 1;
+pub(crate) const UNSUPPORTED: u32 = 1;

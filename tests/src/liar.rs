@@ -216,7 +216,7 @@ impl Shared {
             Some(StreamKind::Get) => self.get(send, recv).await,
             Some(StreamKind::Have) => self.have(send, recv).await,
             Some(StreamKind::Nodes) => self.nodes(send, recv).await,
-            None => {}
+            Some(StreamKind::Through) | None => {}
         }
     }
 

@@ -1,0 +1,180 @@
+//! Both ends of the protocol, spoken by hand.
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use namespace::PeerId;
+use peers::{
+    Identity, decode_request, encode_request,
+    wire::{ALPN, Ask, Have, Hello, StreamKind, client_config, read_frame, server_config, write_frame},
+};
+use tokio::sync::Semaphore;
+use tree::{BlobId, Prover, Query};
+
+use crate::machine::{DEADLINE, Machine};
+
+/// What comes to a request that `asker` makes of `machine`, byte by byte, with `head` in front of it.
+pub(crate) async fn ask(asker: &Identity, machine: &Machine, head: &[u8], blob: BlobId, query: &Query) -> Vec<u8> {
+    let asking = async {
+        let tls = client_config(asker, machine.id(), ALPN).unwrap();
+        let endpoint = quinn::Endpoint::client(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+        let config = quinn::ClientConfig::new(Arc::new(tls));
+        let address = machine.peers.listens_on().unwrap();
+        let connection = endpoint.connect_with(config, address, "blobd.invalid").unwrap().await.unwrap();
+        let (mut send, mut recv) = connection.open_bi().await.unwrap();
+        send.write_all(&[StreamKind::Hello as u8]).await.unwrap();
+        write_frame(&mut send, &Hello { name: "raw".into(), addresses: Vec::new() }).await.unwrap();
+        let _: Hello = read_frame(&mut recv, 16 << 10).await.unwrap();
+        let (mut send, mut recv) = connection.open_bi().await.unwrap();
+        send.write_all(&[head, &encode_request(blob, query)].concat()).await.unwrap();
+        send.finish().unwrap();
+        let answer = recv.read_to_end(64 << 20).await.unwrap();
+        connection.close(0_u32.into(), b"");
+        endpoint.wait_idle().await;
+        answer
+    };
+    tokio::time::timeout(DEADLINE, asking).await.expect("it takes too long until an answer")
+}
+
+/// What stands in front of a request for what others have.
+pub(crate) fn through(hops: u8, size: usize) -> Vec<u8> {
+    [&[StreamKind::Through as u8, hops][..], &(size as u64).to_le_bytes()].concat()
+}
+
+/// The right answer.
+pub(crate) fn answer(bytes: &[u8], query: &Query) -> Vec<u8> {
+    let size = bytes.len() as u64;
+    let hashed = tree::hash(bytes, size).unwrap();
+    let mut wire = size.to_le_bytes().to_vec();
+    for piece in Prover::new(hashed.id, size, bytes, &hashed.outboard[..], query) {
+        wire.extend_from_slice(piece.unwrap().wire_bytes());
+    }
+    wire
+}
+
+/// A peer that listens, says nothing of what it has, and answers all requests for `blobs`.
+pub(crate) struct Puppet {
+    pub(crate) identity: Identity,
+    pub(crate) address: SocketAddr,
+    counts: Arc<Counts>,
+}
+
+/// How a puppet answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Manner {
+    /// With a bit of the last byte flipped.
+    Lying,
+    /// As it should, a moment after so many requests have come.
+    Late(usize),
+}
+
+#[derive(Default)]
+struct Counts {
+    kinds: [AtomicUsize; 8],
+    open: AtomicUsize,
+    most_open: AtomicUsize,
+}
+
+impl Puppet {
+    pub(crate) fn start(manner: Manner, blobs: &[&[u8]]) -> Self {
+        let identity = Identity::ephemeral().unwrap();
+        let tls = server_config(&identity, &[ALPN], Arc::new(|_| true)).unwrap();
+        let config = quinn::ServerConfig::with_crypto(Arc::new(tls));
+        let endpoint = quinn::Endpoint::server(config, SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+        let address = endpoint.local_addr().unwrap();
+        let counts = Arc::new(Counts::default());
+        let gate = Arc::new(Semaphore::new(0));
+        let blobs: HashMap<BlobId, Vec<u8>> = blobs.iter().map(|bytes| (BlobId::of(bytes), bytes.to_vec())).collect();
+        let (blobs, shared) = (Arc::new(blobs), counts.clone());
+        tokio::spawn(async move {
+            while let Some(incoming) = endpoint.accept().await {
+                let (blobs, counts, gate) = (blobs.clone(), shared.clone(), gate.clone());
+                tokio::spawn(async move {
+                    let Ok(connection) = incoming.await else { return };
+                    while let Ok((send, recv)) = connection.accept_bi().await {
+                        tokio::spawn(serve(manner, blobs.clone(), counts.clone(), gate.clone(), send, recv));
+                    }
+                });
+            }
+        });
+        Self { identity, address, counts }
+    }
+
+    pub(crate) fn id(&self) -> PeerId {
+        self.identity.peer()
+    }
+
+    /// How many streams of a kind were opened.
+    pub(crate) fn times_asked(&self, kind: StreamKind) -> usize {
+        self.counts.kinds[kind as usize].load(Ordering::Relaxed)
+    }
+
+    /// How many requests waited for an answer at one time, at most.
+    pub(crate) fn most_open(&self) -> usize {
+        self.counts.most_open.load(Ordering::Relaxed)
+    }
+}
+
+async fn serve(
+    manner: Manner,
+    blobs: Arc<HashMap<BlobId, Vec<u8>>>,
+    counts: Arc<Counts>,
+    gate: Arc<Semaphore>,
+    mut send: quinn::SendStream,
+    mut recv: quinn::RecvStream,
+) {
+    let mut kind = [0];
+    recv.read_exact(&mut kind).await.unwrap();
+    let Some(kind) = StreamKind::from_byte(kind[0]) else { return };
+    counts.kinds[kind as usize].fetch_add(1, Ordering::Relaxed);
+    match kind {
+        StreamKind::Hello => {
+            let _: Hello = read_frame(&mut recv, 16 << 10).await.unwrap();
+            write_frame(&mut send, &Hello { name: "puppet".into(), addresses: Vec::new() }).await.unwrap();
+        }
+        StreamKind::Catalog => {
+            let _: Ask = read_frame(&mut recv, 1 << 20).await.unwrap();
+            let _ = send.stopped().await;
+        }
+        StreamKind::Have => {
+            let request = recv.read_to_end(64 << 10).await.unwrap();
+            let (blob, query) = decode_request(&request).unwrap();
+            let size = blobs[&blob].len() as u64;
+            write_frame(&mut send, &Have { size, ranges: query.resolve_bytes(size), upto: u64::MAX }).await.unwrap();
+        }
+        StreamKind::Get | StreamKind::Through => {
+            let mut head = [0; 9];
+            if kind == StreamKind::Through {
+                recv.read_exact(&mut head).await.unwrap();
+            }
+            let request = recv.read_to_end(64 << 10).await.unwrap();
+            let (blob, query) = decode_request(&request).unwrap();
+            let mut wire = answer(&blobs[&blob], &query);
+            match manner {
+                Manner::Lying => *wire.last_mut().unwrap() ^= 1,
+                Manner::Late(count) => {
+                    let open = counts.open.fetch_add(1, Ordering::Relaxed) + 1;
+                    counts.most_open.fetch_max(open, Ordering::Relaxed);
+                    if open == count {
+                        // Whoever may come in besides has time for it.
+                        tokio::time::sleep(Duration::from_millis(300)).await;
+                        gate.add_permits(1000);
+                    }
+                    gate.acquire().await.unwrap().forget();
+                    counts.open.fetch_sub(1, Ordering::Relaxed);
+                }
+            }
+            let _ = send.write_all(&wire).await;
+        }
+        StreamKind::Nodes => return,
+    }
+    let _ = send.finish();
+    let _ = send.stopped().await;
+}
