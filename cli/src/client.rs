@@ -5,6 +5,7 @@ use axum::{
     body::{Body, Bytes},
     http::{Method, Request, Response, header::CONTENT_TYPE},
 };
+use bytes::BytesMut;
 use http_body_util::BodyExt;
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
@@ -28,7 +29,8 @@ pub(crate) enum Client {
 /// The lines of a report.
 pub(crate) struct Events {
     body: Body,
-    line: Vec<u8>,
+    /// What has come and was not yet read.
+    lines: BytesMut,
 }
 
 impl Client {
@@ -47,7 +49,7 @@ impl Client {
     /// Calls for a report.
     pub(crate) async fn events(&self, path: &str, body: &impl Serialize) -> Result<Events, Failure> {
         let response = self.call(Method::POST, path, body).await?;
-        Ok(Events { body: response.into_body(), line: Vec::new() })
+        Ok(Events { body: response.into_body(), lines: BytesMut::new() })
     }
 
     async fn call(&self, method: Method, path: &str, body: &impl Serialize) -> Result<Response<Body>, Failure> {
@@ -85,16 +87,15 @@ impl Events {
     /// The next line; `None` at the end of the report.
     pub(crate) async fn next(&mut self) -> Result<Option<Event>, Failure> {
         loop {
-            if let Some(end) = self.line.iter().position(|&b| b == b'\n') {
-                let rest = self.line.split_off(end + 1);
-                let line = std::mem::replace(&mut self.line, rest);
+            if let Some(end) = self.lines.iter().position(|&b| b == b'\n') {
+                let line = self.lines.split_to(end + 1);
                 return serde_json::from_slice(&line).map(Some).while_doing("understand the daemon's report");
             }
             match self.body.frame().await {
                 None => return Ok(None),
                 Some(frame) => {
                     let frame = frame.while_doing("hear the daemon's report; did it stop?")?;
-                    self.line.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
+                    self.lines.extend_from_slice(frame.data_ref().map_or(&[][..], |data| data));
                 }
             }
         }

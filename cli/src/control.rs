@@ -95,6 +95,9 @@ pub(crate) struct List {
     /// Whether to go all the way down.
     #[serde(default)]
     pub recursive: bool,
+    /// Whether to leave out how much of each file is here, which takes longer to find out than all the rest.
+    #[serde(default)]
+    pub brief: bool,
 }
 
 /// `POST /v1/read`: answers with the bytes themselves.
@@ -127,6 +130,9 @@ pub(crate) struct Targets {
 
 /// How long joining waits for what the other machine has.
 const CATALOG_LIMIT: Duration = Duration::from_secs(30);
+
+/// How many lines of a report are sent at once, if so many wait.
+const EVENTS_AT_ONCE: usize = 256;
 
 type Body_<T> = Result<Json<T>, JsonRejection>;
 type Answer = Result<Json<Value>, Failure>;
@@ -223,8 +229,8 @@ async fn remove_peer(State(node): State<Node>, Path(name): Path<String>) -> Answ
 }
 
 async fn list(State(node): State<Node>, body: Body_<List>) -> Result<Response, Failure> {
-    let List { target, recursive } = understood(body)?;
-    Ok(report(async move |reporter| node.list(target, recursive, &reporter).await.map(|()| Code::Ok)))
+    let List { target, recursive, brief } = understood(body)?;
+    Ok(report(async move |reporter| node.list(target, recursive, brief, &reporter).await.map(|()| Code::Ok)))
 }
 
 async fn stat(State(node): State<Node>, body: Body_<Target>) -> Answer {
@@ -302,11 +308,15 @@ where
         };
         let _ = reporter.send(Event::Exit { code }).await;
     });
+    let mut waiting = Vec::new();
     let lines = stream::poll_fn(move |context| {
-        events.poll_recv(context).map(|event| {
-            let mut line = serde_json::to_vec(&event?).unwrap_or_default();
-            line.push(b'\n');
-            Some(Ok::<_, Infallible>(Bytes::from(line)))
+        events.poll_recv_many(context, &mut waiting, EVENTS_AT_ONCE).map(|count| {
+            let mut lines = Vec::new();
+            for event in waiting.drain(..) {
+                lines.extend(serde_json::to_vec(&event).unwrap_or_default());
+                lines.push(b'\n');
+            }
+            (count > 0).then(|| Ok::<_, Infallible>(Bytes::from(lines)))
         })
     });
     with_type("application/jsonl", Body::from_stream(lines))

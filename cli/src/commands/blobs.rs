@@ -35,7 +35,7 @@ pub(crate) async fn ls(
     target: Option<OsString>,
 ) -> Result<Code, Failure> {
     let target = target.as_deref().map(Target::parse).transpose()?;
-    let events = daemon(home)?.events("/v1/list", &List { target, recursive }).await?;
+    let events = daemon(home)?.events("/v1/list", &List { target, recursive, brief: !long && !common.json }).await?;
     show(events, Style { long, ..style(common) }).await
 }
 

@@ -13,17 +13,26 @@ use crate::{
 };
 
 impl Node {
-    /// Reports the arenas, or what is in an arena or a directory of one; `recursive` goes all the way down.
-    pub async fn list(&self, target: Option<Target>, recursive: bool, reporter: &Reporter) -> Result<(), Failure> {
+    /// Reports the arenas, or what is in an arena or a directory of one; `recursive` goes all the way down, `brief` leaves
+    /// out how much of each file is here.
+    pub async fn list(
+        &self,
+        target: Option<Target>,
+        recursive: bool,
+        brief: bool,
+        reporter: &Reporter,
+    ) -> Result<(), Failure> {
         let (node, reporter) = (self.clone(), reporter.clone());
         blocking(move || match target {
-            None => node.list_arenas(recursive, &reporter),
-            Some(target) => node.list_target(&target, recursive, &reporter).while_doing(format!("list {target}")),
+            None => node.list_arenas(recursive, brief, &reporter),
+            Some(target) => {
+                node.list_target(&target, recursive, brief, &reporter).while_doing(format!("list {target}"))
+            }
         })
         .await
     }
 
-    fn list_arenas(&self, recursive: bool, reporter: &Reporter) -> Result<(), Failure> {
+    fn list_arenas(&self, recursive: bool, brief: bool, reporter: &Reporter) -> Result<(), Failure> {
         for arena in self.inner.namespace.all_arenas()? {
             reporter.send_blocking(Event::Entry(Entry {
                 arena: arena.to_string(),
@@ -38,18 +47,19 @@ impl Node {
                 conflict: false,
             }))?;
             if recursive {
-                self.list_target(&Target { arena, path: None }, true, reporter)?;
+                self.list_target(&Target { arena, path: None }, true, brief, reporter)?;
             }
         }
         Ok(())
     }
 
-    fn list_target(&self, target: &Target, recursive: bool, reporter: &Reporter) -> Result<(), Failure> {
+    fn list_target(&self, target: &Target, recursive: bool, brief: bool, reporter: &Reporter) -> Result<(), Failure> {
         let mut outcome = Ok(());
         let mut is_empty = true;
         self.inner.namespace.list(&target.arena, target.path.as_ref(), recursive, &mut |entry| {
             is_empty = false;
-            let sent = self.entry(target, entry).and_then(|entry| Ok(reporter.send_blocking(Event::Entry(entry))?));
+            let shown = if brief { self.brief_entry(target, entry) } else { self.entry(target, entry) };
+            let sent = shown.and_then(|entry| Ok(reporter.send_blocking(Event::Entry(entry))?));
             match sent {
                 Ok(()) => ControlFlow::Continue(()),
                 Err(error) => {
@@ -74,18 +84,24 @@ impl Node {
     }
 
     pub(super) fn entry(&self, target: &Target, entry: namespace::Entry) -> Result<Entry, Failure> {
-        let (kind, size, blob, link) = match entry.kind {
-            EntryKind::Directory => ("dir", None, None, None),
-            EntryKind::Leaf(Content::File { blob, size, .. }) => ("file", Some(size), Some(blob), None),
-            EntryKind::Leaf(Content::Symlink { target }) => ("symlink", None, None, Some(target)),
-            EntryKind::Leaf(_) => return Err(not_found(target)),
-        };
-        let local = match blob.map(|blob| self.inner.store.presence(blob)).transpose()? {
+        let entry = self.brief_entry(target, entry)?;
+        let local = match entry.blob.map(|blob| self.inner.store.presence(blob)).transpose()? {
             Some(Presence::InPlace) => Some("in_place"),
             Some(Presence::Cached) => Some("cached"),
             Some(Presence::Partial(_)) => Some("partial"),
             Some(Presence::None) => Some("none"),
             None => None,
+        };
+        Ok(Entry { local: local.map(str::to_owned), ..entry })
+    }
+
+    /// An entry without how much of it is here.
+    fn brief_entry(&self, target: &Target, entry: namespace::Entry) -> Result<Entry, Failure> {
+        let (kind, size, blob, link) = match entry.kind {
+            EntryKind::Directory => ("dir", None, None, None),
+            EntryKind::Leaf(Content::File { blob, size, .. }) => ("file", Some(size), Some(blob), None),
+            EntryKind::Leaf(Content::Symlink { target }) => ("symlink", None, None, Some(target)),
+            EntryKind::Leaf(_) => return Err(not_found(target)),
         };
         Ok(Entry {
             arena: target.arena.to_string(),
@@ -96,7 +112,7 @@ impl Node {
             blob,
             target: link.map(|target| target[..].into()),
             peers: entry.peers.into_iter().map(|peer| self.peer_name(peer)).collect(),
-            local: local.map(str::to_owned),
+            local: None,
             conflict: entry.in_conflict,
         })
     }
