@@ -8,14 +8,17 @@ use crate::failure::Failure;
 /// A list in the order of paths, of which only a page is in memory.
 pub(super) struct Pages<'a, T> {
     /// Gives the page behind a path.
-    fetch: Box<dyn Fn(Option<&RelPath>) -> Result<Vec<(RelPath, T)>, Failure> + 'a>,
+    fetch: Fetch<'a, T>,
     page: std::vec::IntoIter<(RelPath, T)>,
     last: Option<RelPath>,
     ended: bool,
 }
 
+type Page<T> = Result<Vec<(RelPath, T)>, Failure>;
+type Fetch<'a, T> = Box<dyn Fn(Option<&RelPath>) -> Page<T> + 'a>;
+
 impl<'a, T> Pages<'a, T> {
-    fn new(fetch: impl Fn(Option<&RelPath>) -> Result<Vec<(RelPath, T)>, Failure> + 'a) -> Self {
+    fn new(fetch: impl Fn(Option<&RelPath>) -> Page<T> + 'a) -> Self {
         Self { fetch: Box::new(fetch), page: Vec::new().into_iter(), last: None, ended: false }
     }
 

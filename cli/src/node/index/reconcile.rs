@@ -167,7 +167,7 @@ impl<'a> Reconcile<'a> {
             if self.fresh.len() + self.gone.len() + self.said.len() >= HELD_MAX {
                 self.settle()?;
             }
-            if self.totals.files % 4096 == 0 {
+            if self.totals.files.is_multiple_of(4096) {
                 self.report()?;
             }
         }
@@ -285,8 +285,13 @@ impl<'a> Reconcile<'a> {
     fn settle(&mut self) -> Result<(), Failure> {
         self.relink_moved()?;
         let fresh = std::mem::take(&mut self.fresh);
+        let mut said = std::mem::take(&mut self.said).into_iter().peekable();
         let (mut batch, mut bytes) = (Vec::new(), 0);
         for file in fresh {
+            // Directories are said with what is in them: rows that come in order fill their pages.
+            while let Some(said) = said.next_if(|said| said.change.path <= file.path) {
+                self.said.push(said);
+            }
             bytes += file.fingerprint.size;
             batch.push(file);
             if batch.len() >= BATCH_FILES || bytes >= BATCH_BYTES {
@@ -294,8 +299,8 @@ impl<'a> Reconcile<'a> {
                 bytes = 0;
             }
         }
+        self.said.extend(said);
         self.hash(batch)?;
-        self.say()?;
         self.delete()?;
         let unlinked = std::mem::take(&mut self.unlinked);
         for paths in unlinked.chunks(BATCH_FILES) {
