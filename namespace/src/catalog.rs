@@ -1,12 +1,12 @@
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, mem, ops::RangeInclusive};
 
 use redb::ReadableTable;
 use serde::{Deserialize, Serialize};
 
 use crate::{
     ArenaName, Namespace, NamespaceError, PeerId, RelPath, Version,
-    namespace::{find_head, peer_number, session_of},
-    rows::{HEADS, HeadRow, LogRow, ME, PEERS, SESSIONS, decode},
+    namespace::{find_head, peer_number},
+    rows::{HEADS, HeadRow, LogRow, ME, PEERS, decode},
     tables::Tables,
 };
 
@@ -14,21 +14,17 @@ use crate::{
 pub type Key = (ArenaName, RelPath);
 
 /// Everything of a log up to `seq` was heard. The default is nothing at all. Later marks of one origin are greater.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+///
+/// Where an older copy of an origin's rows was restored, two marks of one seq stand for different logs. Ordering them by
+/// session, too, lets one of them win everywhere, whose word the origin then hears and mends.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Mark {
     /// The log's epoch; 0 stands for none. A later one is greater.
     pub epoch: u64,
     /// The number of the last change heard.
     pub seq: u64,
-    /// The session of the origin in which that was said; 0 where it is not known.
+    /// The session of the origin in which that was said.
     pub session: u64,
-}
-
-impl Mark {
-    /// What orders marks.
-    pub(crate) fn order(self) -> (u64, u64) {
-        (self.epoch, self.seq)
-    }
 }
 
 /// How far an origin's catalog was heard.
@@ -69,10 +65,12 @@ pub struct Batch {
 /// Which part of a catalog a batch is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Part {
-    /// What was said behind the seq `after`, up to the mark, by ascending seq; each path at its last change only.
+    /// What was said behind the mark `after`, up to the batch's, by ascending seq; each path at its last change only.
     Changes {
-        /// From where they go on.
-        after: u64,
+        /// From where they go on; of the same epoch.
+        after: Mark,
+        /// The sessions that began behind it: the first seq of each, and its number.
+        sessions: Vec<(u64, u64)>,
     },
     /// All that is present, by ascending key.
     Listing {
@@ -123,15 +121,18 @@ impl Batch {
             return Err("its farewell says more");
         }
         match &self.part {
-            Part::Changes { after } => {
-                if *after > self.mark.seq {
+            Part::Changes { after, sessions } => {
+                if after.epoch != self.mark.epoch || after.seq > self.mark.seq {
                     return Err("it runs backwards");
                 }
-                let seqs = self.statements.iter().map(|statement| statement.version.seq);
-                let ascending = |last: u64, seq| (seq > last).then_some(seq);
-                let last = seqs.into_iter().try_fold(*after, ascending);
-                if last.is_none_or(|last| last > self.mark.seq) {
+                let told = after.seq..=self.mark.seq;
+                if !ascend(&told, self.statements.iter().map(|statement| statement.version.seq)) {
                     return Err("its changes are out of order");
+                }
+                if !ascend(&told, sessions.iter().map(|(first, _)| *first))
+                    || self.session_of(self.mark.seq) != Some(self.mark.session)
+                {
+                    return Err("its sessions are out of order");
                 }
             }
             Part::Listing { after, end } => {
@@ -152,17 +153,28 @@ impl Batch {
         Ok(())
     }
 
+    /// The session in which `seq` was said, if this is changes and they tell.
+    fn session_of(&self, seq: u64) -> Option<u64> {
+        let Part::Changes { after, sessions } = &self.part else { return None };
+        let begun = sessions.iter().take_while(|(first, _)| *first <= seq).last();
+        (after.seq <= seq).then_some(begun.map_or(after.session, |(_, session)| *session))
+    }
+
     /// The head behind this batch, if it is to be taken in at `head`.
     fn follow(&self, head: &HeadRow) -> Option<HeadRow> {
-        let (ours, theirs) = (head.mark.order(), self.mark.order());
+        let (ours, theirs) = (head.mark, self.mark);
         match &self.part {
-            Part::Changes { after } => {
-                let follows = head.after.is_none() && ours.0 == theirs.0 && *after <= ours.1 && ours.1 < theirs.1;
+            Part::Changes { .. } => {
+                let follows = head.after.is_none()
+                    && ours.epoch == theirs.epoch
+                    && ours.seq < theirs.seq
+                    && self.session_of(ours.seq) == Some(ours.session);
                 follows.then(|| HeadRow { mark: self.mark, ..head.clone() })
             }
             Part::Listing { after, end } => {
                 let follows = match after {
-                    None => theirs > ours || (head.after.is_some() && theirs == ours),
+                    // A farewell that was contested is heeded once its origin is trusted no more.
+                    None => theirs > ours || theirs == ours && (head.after.is_some() || self.is_farewell()),
                     Some(_) => *after == head.after && theirs == ours,
                 };
                 let mut head = HeadRow { mark: self.mark, after: end.clone(), ..head.clone() };
@@ -243,7 +255,10 @@ impl Namespace {
             let Some(mut head) = batch.follow(&known) else { return Ok(None) };
             head.via = via;
             match &batch.part {
-                Part::Changes { .. } => {
+                Part::Changes { sessions, .. } => {
+                    for (first, session) in sessions.iter().filter(|(first, _)| *first > known.mark.seq) {
+                        tables.begin_session(number, *first, *session)?;
+                    }
                     let news = batch.statements.iter().filter(|statement| statement.version.seq > known.mark.seq);
                     for Statement { arena, path, version, at } in news {
                         head.rows += u64::from(tables.put(arena.as_str(), path.as_bytes(), number, version)?);
@@ -257,6 +272,7 @@ impl Namespace {
                     if known.mark.epoch != head.mark.epoch {
                         tables.forget_log(number)?;
                     }
+                    tables.forget_sessions(number, head.mark)?;
                     for Statement { arena, path, version, .. } in &batch.statements {
                         head.rows += u64::from(tables.put(arena.as_str(), path.as_bytes(), number, version)?);
                     }
@@ -300,7 +316,7 @@ impl Namespace {
             let number = peer_number(txn, peer)?;
             let mut tables = Tables::open(txn)?;
             let head = tables.head(number)?;
-            if head.mark.order() >= farewell.order() {
+            if head.mark >= farewell {
                 return Ok(None);
             }
             tables.set_head(number, &HeadRow { mark: farewell, after: None, ..head })?;
@@ -318,11 +334,11 @@ impl Namespace {
         let renewed = self.write_if("compare with what a peer has heard", |txn| {
             let mut tables = Tables::open(txn)?;
             let head = tables.head(ME)?;
-            let sessions = txn.open_table(SESSIONS)?;
-            let same_session = || Ok::<_, redb::Error>(heard.session == session_of(&sessions, heard.seq)?);
+            // Whoever heard less than the log reaches back to gets a listing in any case.
+            let other_session =
+                || Ok::<_, redb::Error>(heard.seq >= head.floor && heard.session != tables.session_of(ME, heard.seq)?);
             let is_lost = heard.epoch > head.mark.epoch
-                || heard.epoch == head.mark.epoch
-                    && (heard.seq > head.mark.seq || heard.seq > 0 && heard.session != 0 && !same_session()?);
+                || heard.epoch == head.mark.epoch && (heard.seq > head.mark.seq || other_session()?);
             if !is_lost {
                 return Ok(None);
             }
@@ -339,6 +355,12 @@ impl Namespace {
         }
         Ok(renewed.is_some())
     }
+}
+
+/// Whether these seqs ascend behind the start of `told` up to its end.
+fn ascend(told: &RangeInclusive<u64>, mut seqs: impl Iterator<Item = u64>) -> bool {
+    let mut last = *told.start();
+    seqs.all(|seq| mem::replace(&mut last, seq) < seq && seq <= *told.end())
 }
 
 /// Epochs are below this.

@@ -11,10 +11,7 @@ use tree::{BlobId, UnixTime};
 
 use crate::{
     ArenaName, Content, Mark, PeerId, RelPath, Version,
-    rows::{
-        ARENAS, ArenaRow, BLOBS, FORMAT, HEADS, HeadRow, LOG, LogRow, ME, META, PEERS, SESSIONS, VERSIONS, decode,
-        encode,
-    },
+    rows::{ARENAS, ArenaRow, BLOBS, FORMAT, HEADS, HeadRow, LOG, LogRow, ME, META, PEERS, VERSIONS, decode, encode},
     tables::{Tables, prefix},
     version::made_from,
 };
@@ -121,7 +118,7 @@ impl Namespace {
                 head = HeadRow { mark: Mark { epoch, ..Mark::default() }, heard: true, ..head };
                 tables.set_head(ME, &head)?;
             }
-            txn.open_table(SESSIONS)?.insert(head.mark.seq + 1, namespace.session())?;
+            tables.begin_session(ME, head.mark.seq + 1, namespace.session())?;
             Ok(())
         })?;
         Ok(namespace)
@@ -426,9 +423,14 @@ pub(crate) fn peer_number(txn: &WriteTransaction, peer: PeerId) -> Result<u32, r
     Ok(last + 1)
 }
 
-/// The session of this machine in which `seq` was said; 0 if none is known.
-pub(crate) fn session_of(sessions: &impl ReadableTable<u64, u64>, seq: u64) -> Result<u64, redb::Error> {
-    Ok(sessions.range(..=seq)?.next_back().transpose()?.map_or(0, |(_, session)| session.value()))
+/// The session of an origin in which `seq` was said; 0 if none is known.
+pub(crate) fn session_of(
+    sessions: &impl ReadableTable<(u32, u64), u64>,
+    origin: u32,
+    seq: u64,
+) -> Result<u64, redb::Error> {
+    let last = sessions.range((origin, 0)..=(origin, seq))?.next_back().transpose()?;
+    Ok(last.map_or(0, |(_, session)| session.value()))
 }
 
 pub(crate) fn arena_name(name: &str) -> Result<ArenaName, redb::Error> {

@@ -13,8 +13,8 @@ pub(crate) const ARENAS: TableDefinition<&str, &[u8]> = TableDefinition::new("na
 pub(crate) const PEERS: TableDefinition<&[u8; 32], u32> = TableDefinition::new("namespace.peers");
 /// Origin's number → [`HeadRow`].
 pub(crate) const HEADS: TableDefinition<u32, &[u8]> = TableDefinition::new("namespace.heads");
-/// The first seq that a session of this machine may say → the session.
-pub(crate) const SESSIONS: TableDefinition<u64, u64> = TableDefinition::new("namespace.sessions");
+/// Origin's number, the first seq that one of its sessions may say → the session. Of others, exact from the floor on.
+pub(crate) const SESSIONS: TableDefinition<(u32, u64), u64> = TableDefinition::new("namespace.sessions");
 /// Arena, path, origin's number → [`Version`].
 pub(crate) const VERSIONS: TableDefinition<VersionKey, &[u8]> = TableDefinition::new("namespace.versions");
 /// Origin's number, seq → [`LogRow`].

@@ -6,8 +6,9 @@ use redb::{ReadableTable, Table, WriteTransaction};
 use tree::BlobId;
 
 use crate::{
-    Key, Statement, Version,
-    rows::{BLOBS, HEADS, HeadRow, LOG, LogRow, ME, VERSIONS, VersionKey, decode, encode},
+    Key, Mark, Statement, Version,
+    namespace::session_of,
+    rows::{BLOBS, HEADS, HeadRow, LOG, LogRow, ME, SESSIONS, VERSIONS, VersionKey, decode, encode},
 };
 
 /// The tables, within one transaction.
@@ -18,6 +19,7 @@ pub(crate) struct Tables<'txn> {
     heads: Table<'txn, u32, &'static [u8]>,
     /// Rows that are new and not yet in their table.
     new: BTreeMap<(String, Vec<u8>, u32), Version>,
+    sessions: Table<'txn, (u32, u64), u64>,
 }
 
 impl<'txn> Tables<'txn> {
@@ -28,6 +30,7 @@ impl<'txn> Tables<'txn> {
             log: txn.open_table(LOG)?,
             heads: txn.open_table(HEADS)?,
             new: BTreeMap::new(),
+            sessions: txn.open_table(SESSIONS)?,
         })
     }
 
@@ -153,12 +156,34 @@ impl<'txn> Tables<'txn> {
         Ok(self.log.retain_in((origin, 0)..=(origin, u64::MAX), |_, _| false)?)
     }
 
+    /// The session in which an origin said `seq`, which is not below its floor.
+    pub(crate) fn session_of(&self, origin: u32, seq: u64) -> Result<u64, redb::Error> {
+        session_of(&self.sessions, origin, seq)
+    }
+
+    /// Takes note that an origin began a session with `seq`.
+    pub(crate) fn begin_session(&mut self, origin: u32, seq: u64, session: u64) -> Result<(), redb::Error> {
+        self.sessions.insert((origin, seq), session)?;
+        Ok(())
+    }
+
+    /// Forgets what is known of an origin's sessions but for that of its mark, from which it is listed.
+    pub(crate) fn forget_sessions(&mut self, origin: u32, mark: Mark) -> Result<(), redb::Error> {
+        self.sessions.retain_in((origin, 0)..=(origin, u64::MAX), |_, _| false)?;
+        self.begin_session(origin, mark.seq, mark.session)
+    }
+
     /// Forgets the changes before the last `limit` ones, and with them the rows of deletions that they made.
     pub(crate) fn trim(&mut self, origin: u32, head: &mut HeadRow, limit: u64) -> Result<(), redb::Error> {
         let floor = head.mark.seq.saturating_sub(limit);
         let mut forgotten = Vec::new();
         for row in self.log.range((origin, 0)..=(origin, floor))? {
             forgotten.push(decode::<LogRow>(row?.1.value())?);
+        }
+        // Of the sessions before the floor, the last one said it.
+        if let Some(session) = Some(self.session_of(origin, floor)?).filter(|_| !forgotten.is_empty()) {
+            self.sessions.retain_in((origin, 0)..=(origin, floor), |_, _| false)?;
+            self.begin_session(origin, floor, session)?;
         }
         for LogRow { key: (arena, path), version, .. } in forgotten {
             self.log.remove((origin, version.seq))?;
@@ -167,7 +192,8 @@ impl<'txn> Tables<'txn> {
             }
             let now = self.versions.get((arena.as_str(), path.as_bytes(), origin))?;
             let now = now.map(|now| decode::<Version>(now.value())).transpose()?;
-            if now.is_some_and(|now| now.seq == version.seq) {
+            // A seq may have been said twice, before and after an older copy of the origin's rows was restored.
+            if now.is_some_and(|now| now == version) {
                 self.remove(arena.as_str(), path.as_bytes(), origin)?;
                 head.rows = head.rows.saturating_sub(1);
             }

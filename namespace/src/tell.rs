@@ -70,17 +70,19 @@ impl Namespace {
             return Ok(None);
         }
         let cursor = told.cursors.get(&origin).cloned().unwrap_or_default();
-        let in_log = (head.floor..=head.mark.seq).contains(&cursor.mark.seq);
+        let sessions = txn.open_table(SESSIONS)?;
+        let in_log = (head.floor..=head.mark.seq).contains(&cursor.mark.seq)
+            && cursor.mark.session == session_of(&sessions, number, cursor.mark.seq)?;
         let batch = match cursor {
             Cursor { mark, .. } if mark.epoch > head.mark.epoch => return Ok(None),
             Cursor { mark, .. } if mark.epoch < head.mark.epoch => {
                 self.list_from(txn, number, head.mark, None, bytes_max)
             }
             Cursor { mark, after: Some(after) } if in_log => self.list_from(txn, number, mark, Some(after), bytes_max),
-            Cursor { mark, after: Some(_) } if mark.seq > head.mark.seq => return Ok(None),
+            Cursor { mark, after: Some(_) } if mark > head.mark => return Ok(None),
             Cursor { after: Some(_), .. } => self.list_from(txn, number, head.mark, None, bytes_max),
-            Cursor { mark, after: None } if mark.seq >= head.mark.seq => return Ok(None),
-            Cursor { mark, after: None } if in_log => changes_after(txn, number, &head, mark.seq, bytes_max),
+            Cursor { mark, after: None } if mark >= head.mark => return Ok(None),
+            Cursor { mark, after: None } if in_log => changes_after(txn, number, &head, mark, bytes_max),
             Cursor { after: None, .. } => self.list_from(txn, number, head.mark, None, bytes_max),
         };
         let (mark, part, statements) = batch?;
@@ -122,19 +124,20 @@ fn changes_after(
     txn: &ReadTransaction,
     number: u32,
     head: &HeadRow,
-    after: u64,
+    after: Mark,
     bytes_max: usize,
 ) -> Result<(Mark, Part, Vec<Statement>), redb::Error> {
     let (log, versions) = (txn.open_table(LOG)?, txn.open_table(VERSIONS)?);
     let (mut statements, mut bytes, mut mark) = (Vec::<Statement>::new(), 0, head.mark);
-    for row in log.range((number, after + 1)..=(number, head.mark.seq))? {
-        let (key, row) = row?;
-        if let Some(last) = statements.last().filter(|_| bytes >= bytes_max) {
-            let seq = last.version.seq;
-            let session = if number == ME { session_of(&txn.open_table(SESSIONS)?, seq)? } else { 0 };
-            mark = Mark { seq, session, ..mark };
+    let begun = txn.open_table(SESSIONS)?;
+    let mut last = after.seq;
+    for (looked_at, row) in log.range((number, after.seq + 1)..=(number, head.mark.seq))?.enumerate() {
+        if bytes >= bytes_max && !statements.is_empty() || looked_at == LOOKED_AT_MAX {
+            mark = Mark { seq: last, session: session_of(&begun, number, last)?, ..mark };
             break;
         }
+        let (key, row) = row?;
+        last = key.value().1;
         let LogRow { key: (arena, path), version, at } = decode(row.value())?;
         // A later change of the path says all there is to say.
         let now = versions.get((arena.as_str(), path.as_bytes(), number))?;
@@ -144,5 +147,10 @@ fn changes_after(
             statements.push(Statement { arena, path, version, at });
         }
     }
-    Ok((mark, Part::Changes { after }, statements))
+    let begun = begun.range((number, after.seq + 1)..=(number, mark.seq))?;
+    let sessions = begun.map(|row| row.map(|(key, session)| (key.value().1, session.value())));
+    Ok((mark, Part::Changes { after, sessions: sessions.collect::<Result<_, _>>()? }, statements))
 }
+
+/// How many rows of the log one batch goes through: as many sessions may have begun in them.
+const LOOKED_AT_MAX: usize = 16384;
