@@ -44,11 +44,13 @@ fn the_order_of_paths() {
         fs::write(root.path().join(OsStr::from_bytes(name)), name).unwrap();
     }
     let walked: Vec<Vec<u8>> = check(root.path()).into_iter().map(Vec::from).collect();
-    let expected: [&[u8]; 13] = [
+    let expected: [&[u8]; 15] = [
         b"A",
+        b"a",
         b"a\x01",
         b"a-b",
         b"a.b",
+        b"a/b",
         b"a/b-",
         b"a/b/c",
         b"a/b0",
@@ -109,7 +111,9 @@ fn a_directory_that_becomes_a_link() {
             fs::write(root.path().join(name), "x").unwrap();
         }
         let mut walk = Walk::new(root.path(), vec![]);
-        assert_eq!(walk.next().unwrap().unwrap().path, path("dir/a"));
+        for before in ["dir", "dir/a", "dir/sub"].into_iter().take(if replaced == "dir" { 2 } else { 3 }) {
+            assert_eq!(walk.next().unwrap().unwrap().path, path(before));
+        }
         fs::remove_dir_all(root.path().join(replaced)).unwrap();
         symlink(outside.path(), root.path().join(replaced)).unwrap();
         let rest: Vec<_> = walk.filter_map(Result::ok).map(|seen| seen.path).collect();
@@ -144,10 +148,10 @@ fn changes_on_the_way() {
     let told = walk.map(|seen| match seen {
         Ok(Seen { path, kind: SeenKind::File { .. } }) => format!("file {path}"),
         Ok(Seen { path, kind: SeenKind::Symlink { .. } }) => format!("link {path}"),
-        Err(WalkError::Unreadable { path, .. }) => format!("unreadable {path}"),
+        Ok(Seen { path, kind: SeenKind::Directory { .. } }) => format!("directory {path}"),
         other => panic!("{other:?}"),
     });
-    let expected = ["unreadable dir-to-file", "unreadable file-to-dir", "link file-to-link", "file z"];
+    let expected = ["file dir-to-file", "directory file-to-dir", "link file-to-link", "file z"];
     assert_eq!(told.collect::<Vec<_>>(), expected);
 }
 
@@ -180,11 +184,22 @@ fn what_is_left_out() {
         let slash = PathBuf::from(OsStr::from_bytes(&slash));
         assert_eq!(paths(Walk::new(slash, left_out.clone())), expected, "{left_out:?}");
     };
-    check(&["state"], &["a", "state2", "sub/state/db", "z"]);
-    check(&["state/"], &["a", "state2", "sub/state/db", "z"]);
-    check(&["state/db", "sub"], &["a", "state/x/y", "state2", "z"]);
-    check(&["a", "z", "no/such"], &["state/db", "state/x/y", "state2", "sub/state/db"]);
-    check(&[], &["a", "state/db", "state/x/y", "state2", "sub/state/db", "z"]);
+    let within_sub = ["sub", "sub/state", "sub/state/db"];
+    let within_state = ["state", "state/db", "state/x", "state/x/y"];
+    let all = [&["a"], &within_state[..1], &within_state[1..], &["state2"], &within_sub, &["z"]].concat();
+    check(&["state"], &[&["a", "state2"], &within_sub[..], &["z"]].concat());
+    check(&["state/"], &[&["a", "state2"], &within_sub[..], &["z"]].concat());
+    check(&["state/db", "sub"], &["a", "state", "state/x", "state/x/y", "state2", "z"]);
+    check(&["a", "z", "no/such"], &all[1..all.len() - 1]);
+    check(&[], &all);
+    let within = |left_out: &str, within: &str| {
+        paths(Walk::new(root.path(), vec![root.path().join(left_out)]).within(path(within)))
+    };
+    assert_eq!(within("state/x", "state"), ["state", "state/db"]);
+    for inside in ["state", "state/x", "state/x/y", "state/no"] {
+        assert_eq!(within("state", inside), [] as [&str; 0], "{inside}");
+    }
+    assert_eq!(within("state", "state2"), ["state2"]);
 }
 
 /// An arena reached by a link still leaves out the program's own database.
@@ -227,19 +242,19 @@ fn a_directory_without_permission() {
         eprintln!("SKIPPED: this user may read everything; see `paths_the_system_does_not_take` instead");
         return;
     }
-    let check = |mode, expected: [Result<&str, &str>; 3]| {
+    let check = |mode, expected: &[Result<&str, &str>]| {
         fs::set_permissions(&locked, PermissionsExt::from_mode(mode)).unwrap();
         let seen = walk(root.path()).into_iter().map(|seen| match seen {
             Ok(seen) => Ok(seen.path.to_string()),
             Err(WalkError::Unreadable { path, .. }) => Err(path.to_string()),
             Err(error) => panic!("{error:?}"),
         });
-        let expected = expected.map(|seen| seen.map(String::from).map_err(String::from));
+        let expected: Vec<_> = expected.iter().map(|seen| seen.map(String::from).map_err(String::from)).collect();
         assert_eq!(seen.collect::<Vec<_>>(), expected, "{mode:o}");
     };
-    check(0o000, [Ok("a"), Err("locked"), Ok("z")]);
-    check(0o400, [Ok("a"), Err("locked/x"), Ok("z")]);
-    check(0o700, [Ok("a"), Ok("locked/x"), Ok("z")]);
+    check(0o000, &[Ok("a"), Ok("locked"), Err("locked"), Ok("z")]);
+    check(0o400, &[Ok("a"), Ok("locked"), Err("locked/x"), Ok("z")]);
+    check(0o700, &[Ok("a"), Ok("locked"), Ok("locked/x"), Ok("z")]);
 }
 
 /// Deeper than an absolute path can reach is seen all the same; deeper than a path in an arena may be is told of.
@@ -262,7 +277,11 @@ fn paths_the_system_does_not_take() {
     for name in ["A", "z"] {
         fs::write(root.path().join(name), "x").unwrap();
     }
-    let told = walk(root.path()).into_iter().map(|seen| match seen {
+    let is_way = |seen: &Result<Seen, WalkError>| {
+        let bytes = deep.as_bytes();
+        matches!(seen, Ok(seen) if bytes.starts_with(seen.path.as_bytes()))
+    };
+    let told = walk(root.path()).into_iter().filter(|seen| !is_way(seen)).map(|seen| match seen {
         Ok(seen) => format!("seen {}", seen.path),
         Err(WalkError::Unreadable { path, .. }) => format!("unreadable {path}"),
         Err(WalkError::Name { path }) => format!("no name {}", path.display()),
@@ -277,7 +296,9 @@ fn paths_the_system_does_not_take() {
         "seen DEEP/ok".to_owned(),
         "seen z".to_owned(),
         "seen DEEP/beyond-the-limit-of-the-system".to_owned(),
+        "seen DEEP/d-beyond-the-limit".to_owned(),
         "seen DEEP/d-beyond-the-limit/x".to_owned(),
+        format!("seen DEEP/{longest}"),
         format!("unreadable DEEP/{longest}"),
         format!("no name //DEEP/{}", "y".repeat(255)),
     ];
@@ -304,7 +325,7 @@ fn the_longest_names() {
     let long = "n".repeat(255);
     fs::create_dir(root.path().join(&long)).unwrap();
     fs::write(root.path().join(&long).join(&long), "x").unwrap();
-    assert_eq!(check(root.path()), [path(format!("{long}/{long}"))]);
+    assert_eq!(check(root.path()), [path(&long), path(format!("{long}/{long}"))]);
 }
 
 #[test]
@@ -326,6 +347,59 @@ fn times_and_modes() {
     check("1970", epoch, 0o000, (0, 0));
     check("2033", epoch + Duration::new(2_000_000_000, 123_456_789), 0o777, (2_000_000_000, 123_456_789));
     check("setuid, setgid, sticky", epoch, 0o7755, (0, 0));
+
+    let dir = root.path().join("dir");
+    fs::create_dir(&dir).unwrap();
+    fs::set_permissions(&dir, PermissionsExt::from_mode(0o3750)).unwrap();
+    File::open(&dir).unwrap().set_modified(epoch + Duration::new(7, 9)).unwrap();
+    let seen = Walk::new(root.path(), vec![]).within(path("dir")).next().unwrap().unwrap();
+    assert_eq!(seen.kind, SeenKind::Directory { mode: 0o750, mtime: UnixTime { seconds: 7, nanos: 9 } });
+}
+
+/// A walk through a part gives just what a walk through all gives of it.
+#[test]
+fn within() {
+    for_seeds(40, |mut rng| {
+        let root = TempDir::new().unwrap();
+        grow(&mut rng, root.path(), 0);
+        let all: Vec<Seen> = walk(root.path()).into_iter().map(Result::unwrap).collect();
+        let asked: Vec<RelPath> =
+            all.iter().map(|seen| seen.path.clone()).chain([path("no"), path("no/such")]).collect();
+        for dir in asked {
+            let part = Walk::new(root.path(), vec![]).within(dir.clone());
+            let expected = all.iter().filter(|seen| seen.path.is_within(&dir)).cloned();
+            assert_eq!(part.map(Result::unwrap).collect::<Vec<_>>(), expected.collect::<Vec<_>>(), "{dir:?}");
+        }
+    });
+}
+
+/// A link on the way to where a walk starts must not lead it out, and one at the start is itself all there is.
+#[test]
+fn within_what_is_behind_a_link() {
+    let (root, outside) = (TempDir::new().unwrap(), TempDir::new().unwrap());
+    fs::create_dir(outside.path().join("sub")).unwrap();
+    fs::write(outside.path().join("sub/secret"), "x").unwrap();
+    symlink(outside.path(), root.path().join("out")).unwrap();
+    let within = |at: &str| paths(Walk::new(root.path(), vec![]).within(path(at)));
+    assert_eq!(within("out"), ["out"]);
+    assert_eq!(within("out/sub"), [] as [&str; 0]);
+    assert_eq!(within("out/sub/secret"), [] as [&str; 0]);
+}
+
+/// What appears in a directory once it is entered is either seen by the walk or by whoever watches it since then.
+#[test]
+fn directories_are_entered_before_they_are_read() {
+    let root = TempDir::new().unwrap();
+    fs::create_dir_all(root.path().join("a/b")).unwrap();
+    let walk = Walk::new(root.path(), vec![]).entering(|dir| fs::write(dir.join("made-on-entering"), "x").unwrap());
+    let expected = ["a", "a/b", "a/b/made-on-entering", "a/made-on-entering", "made-on-entering"];
+    assert_eq!(paths(walk), expected);
+
+    let (entered, told) = std::sync::mpsc::channel();
+    let walk = Walk::new(root.path(), vec![root.path().join("a/b")]).within(path("a"));
+    assert_eq!(paths(walk.entering(move |dir| entered.send(dir.to_owned()).unwrap())), ["a", "a/made-on-entering"]);
+    let real = root.path().canonicalize().unwrap();
+    assert_eq!(told.iter().collect::<Vec<_>>(), [real.join("a")]);
 }
 
 /// Compares the walk with the plain look; returns the paths.
@@ -347,7 +421,7 @@ fn look(root: &Path, dir: &Path, found: &mut BTreeMap<Vec<u8>, SeenKind>) {
         let meta = fs::symlink_metadata(&absolute).unwrap();
         let kind = if meta.is_dir() {
             look(root, &path, found);
-            continue;
+            SeenKind::Directory { mode: (meta.mode() & 0o777) as u16, mtime: fingerprint(&meta).mtime }
         } else if meta.is_file() {
             SeenKind::File { fingerprint: fingerprint(&meta), mode: (meta.mode() & 0o777) as u16 }
         } else if meta.is_symlink() {

@@ -6,7 +6,9 @@ use std::{
     sync::{Arc, Mutex},
 };
 
-use namespace::{ArenaName, Batch, Change, Content, Cursor, Namespace, PeerId, RelPath, Statement, Version};
+use namespace::{
+    ArenaName, Batch, Change, Content, Mark, Namespace, Origin, Part, PeerId, RelPath, Statement, Version,
+};
 use proptest::{prelude::*, sample};
 use redb::Database;
 use tree::{BlobId, UnixTime};
@@ -63,18 +65,28 @@ pub(crate) fn seconds(seconds: i64) -> UnixTime {
 
 /// That `content` is now at `at` of this machine, with the mtime 0.
 pub(crate) fn change(at: &str, content: Content) -> Change {
-    Change { path: path(at), content, mtime: seconds(0), fingerprint: None }
+    Change { path: path(at), content, mtime: seconds(0) }
 }
 
 /// What a peer says of a path in the arena "photos", with the mtime 0.
 pub(crate) fn says(seq: u64, at: &str, content: Content) -> Statement {
-    Statement { arena: arena("photos"), path: path(at), version: Version { content, mtime: seconds(0), seq } }
+    let version = Version { content, mtime: seconds(0), seq, previous: Vec::new() };
+    Statement { arena: arena("photos"), path: path(at), version, at: 0 }
 }
 
-/// A whole catalog in one batch.
-pub(crate) fn listing(epoch: u64, statements: Vec<Statement>) -> Batch {
-    let head = statements.last().map_or(0, |last| last.version.seq);
-    Batch { restart: true, statements, upto: Cursor { epoch, seq: head }, head }
+/// The whole catalog of a peer in one batch.
+pub(crate) fn listing(origin: PeerId, epoch: u64, mut statements: Vec<Statement>) -> Batch {
+    let seq = statements.iter().map(|statement| statement.version.seq).max().unwrap_or(0);
+    statements.sort_by_key(|statement| (statement.arena.clone(), statement.path.clone()));
+    let part = Part::Listing { after: None, end: None };
+    Batch { origin, mark: Mark { epoch, seq, session: 1 }, part, statements }
+}
+
+/// What the peer said behind the seq `after`, up to the seq `upto`, all in one session.
+pub(crate) fn changes(origin: PeerId, epoch: u64, after: u64, upto: u64, statements: Vec<Statement>) -> Batch {
+    let mark = |seq| Mark { epoch, seq, session: 1 };
+    let part = Part::Changes { after: mark(after), sessions: Vec::new() };
+    Batch { origin, mark: mark(upto), part, statements }
 }
 
 /// One to four names, many of them alike.
@@ -97,10 +109,23 @@ impl Disk {
         Self(Arc::new(Mutex::new(self.0.lock().unwrap().clone())))
     }
 
-    /// The namespace on this disk; no other may be open on it.
-    pub(crate) fn open(&self, new_epoch: u64) -> Namespace {
-        let db = Database::builder().create_with_backend(self.clone()).expect("the database opens");
-        Namespace::open(Arc::new(db), new_epoch).expect("the namespace opens")
+    /// The namespace of the peer 0 on this disk, in its first session; no other may be open on it.
+    pub(crate) fn open(&self) -> Namespace {
+        self.open_as(0, 1)
+    }
+
+    /// The namespace of the peer `me` on this disk. `random` tells its sessions apart.
+    pub(crate) fn open_as(&self, me: u8, random: u64) -> Namespace {
+        let origin = Origin { me: peer(me), now: 1000, random, history_limit: 100_000 };
+        Namespace::open(self.database(), origin).expect("the namespace opens")
+    }
+
+    /// The database on this disk; no other may be open on it.
+    pub(crate) fn database(&self) -> Arc<Database> {
+        let mut builder = Database::builder();
+        // Large caches cost time to make.
+        builder.set_cache_size(1 << 20);
+        Arc::new(builder.create_with_backend(self.clone()).expect("the database opens"))
     }
 }
 
