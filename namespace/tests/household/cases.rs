@@ -1,6 +1,6 @@
 //! Small cases: what the households found, and what must be so at each step rather than in the end.
 
-use namespace::{Applied, Batch, Change, Content, Cursor, Mark, Namespace, Part, PeerId, Told};
+use namespace::{Applied, Batch, Change, Content, Cursor, Mark, Namespace, Origin, Part, PeerId, Told};
 use tree::BlobId;
 
 use crate::common::{self, Disk, arena, change, changes, file, listing, path, peer, says, seconds, symlink};
@@ -160,6 +160,46 @@ fn changes_of_two_sessions() {
     let batch = listener.tell(&asks(&third), 1).unwrap().unwrap();
     assert_eq!(batch.part, Part::Changes { after: mark(2, 21), sessions: vec![] });
     assert_eq!((batch.origin, batch.mark, batch.statements.len()), (peer(1), mark(3, 21), 1));
+}
+
+/// A relay that hears a listing has rows of two moments: it passes on neither.
+#[test]
+fn a_listing_under_way_is_not_passed_on() {
+    let (relay, listener) = (Disk::default().open_as(2, 1), Disk::default().open_as(3, 1));
+    relay.apply(peer(1), &listing(peer(1), 7, vec![says(1, "a", file("x")), says(2, "b", file("x"))])).unwrap();
+    let mut parts =
+        [listing(peer(1), 8, vec![says(5, "a", file("y"))]), listing(peer(1), 8, vec![says(5, "c", file("y"))])];
+    let key = Some((arena("photos"), path("a")));
+    parts[0].part = Part::Listing { after: None, end: key.clone() };
+    parts[1].part = Part::Listing { after: key, end: None };
+    relay.apply(peer(1), &parts[0]).unwrap();
+    hear(&listener, &relay);
+    assert_eq!(listener.cursor(peer(1)).unwrap(), Cursor::default());
+    relay.apply(peer(1), &parts[1]).unwrap();
+    hear(&listener, &relay);
+    let there = ["a", "b", "c"].map(|at| listener.versions(&arena("photos"), &path(at)).unwrap().len());
+    assert_eq!(there, [1, 0, 1]);
+}
+
+/// What was deleted longer ago than the log reaches back is forgotten, here and by those who heard of it.
+#[test]
+fn old_deletions_are_forgotten() {
+    let limited = |disk: Disk, me: u8| {
+        let origin = Origin { me: peer(me), now: 1000, random: 1, history_limit: 2 };
+        Namespace::open(disk.database(), origin).unwrap()
+    };
+    let (speaker, listener) = (limited(Disk::default(), 1), limited(Disk::default(), 2));
+    hear(&listener, &speaker);
+    let at = |at: &str| [&speaker, &listener].map(|of| of.versions(&arena("photos"), &path(at)).unwrap().len());
+    for (name, content) in [("a", file("x")), ("a", Content::Deleted), ("b", file("x"))] {
+        commit(&speaker, name, content);
+        hear(&listener, &speaker);
+    }
+    assert_eq!(at("a"), [1, 1]);
+    commit(&speaker, "c", file("x"));
+    hear(&listener, &speaker);
+    assert_eq!((at("a"), at("b")), ([0, 0], [1, 1]));
+    assert_eq!(listener.history(Some(peer(1)), 0, 9).unwrap().len(), 2);
 }
 
 #[test]

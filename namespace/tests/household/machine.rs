@@ -229,18 +229,24 @@ impl Machine {
         let txn = self.open.as_ref().expect("it is open").1.begin_read().unwrap();
         let mut counts: BTreeMap<u32, (u64, u64)> = BTreeMap::new();
         let mut blobs: BTreeMap<(u64, u32), u64> = BTreeMap::new();
+        let mut deletions: BTreeSet<(u32, u64)> = BTreeSet::new();
         for row in txn.open_table(VERSIONS).unwrap().iter().unwrap() {
             let (key, row) = row.unwrap();
             let number = key.value().2;
             counts.entry(number).or_default().0 += 1;
             let version: Version = postcard::from_bytes(row.value()).unwrap();
+            if !version.content.is_present() {
+                deletions.insert((number, version.seq));
+            }
             if let Some(blob) = version.content.blob().filter(|_| number > 0) {
                 let prefix = u64::from_be_bytes(blob.as_bytes()[..8].try_into().unwrap());
                 *blobs.entry((prefix, number)).or_default() += 1;
             }
         }
         for row in txn.open_table(LOG).unwrap().iter().unwrap() {
-            counts.entry(row.unwrap().0.value().0).or_default().1 += 1;
+            let (number, seq) = row.unwrap().0.value();
+            counts.entry(number).or_default().1 += 1;
+            deletions.remove(&(number, seq));
         }
         let mut expected: BTreeSet<u32> = counts.keys().copied().collect();
         for row in txn.open_table(HEADS).unwrap().iter().unwrap() {
@@ -251,6 +257,10 @@ impl Machine {
             assert!(logged <= self.history_limit, "{logged} changes of {} at {}", number.value(), self.number);
             assert!(head.floor <= head.mark.seq || head.after.is_some(), "{head:?}");
             expected.remove(&number.value());
+            // While a listing comes, what it does not have goes when its turn comes.
+            let is_whole = head.after.is_none() && head.mark.seq < u64::MAX;
+            let forgotten = deletions.iter().find(|(of, _)| is_whole && *of == number.value());
+            assert_eq!(forgotten, None, "a deletion that the log of {} does not reach", self.number);
         }
         assert!(expected.is_empty(), "rows of no head: {expected:?}");
         let got = txn.open_table(BLOBS).unwrap();

@@ -35,10 +35,13 @@ impl World {
             self.rng.shuffle(&mut pairs);
             let mut is_quiet = true;
             for pair in pairs {
-                while self.network.tell(&self.machines, pair, bytes_max) {
-                    is_quiet = false;
-                }
-                while self.listen_quietly(pair) {
+                // A bound, lest two that never agree go on for good.
+                for _ in 0..AT_ONCE {
+                    let told = self.network.tell(&self.machines, pair, bytes_max);
+                    let listened = self.network.listen(&self.machines, pair, Take::Once);
+                    if !told && !listened {
+                        break;
+                    }
                     is_quiet = false;
                 }
             }
@@ -47,10 +50,6 @@ impl World {
             }
         }
         panic!("there was still something to say after {ROUNDS} rounds");
-    }
-
-    fn listen_quietly(&mut self, pair: (u8, u8)) -> bool {
-        self.network.listen(&self.machines, pair, Take::Once)
     }
 
     /// Checks that whoever can reach each other, over whomever, have the same in view, and that it is so.
@@ -183,5 +182,7 @@ impl World {
 
 /// In how many rounds all must have heard everything.
 const ROUNDS: usize = 60;
+/// How many steps one pair may take in a row.
+const AT_ONCE: usize = 200;
 /// So many of the last contents are named by what is made from them.
 const RECENT: usize = 16;
