@@ -6,7 +6,7 @@ use std::fmt::Debug;
 
 use libfuzzer_sys::fuzz_target;
 use namespace::{Batch, Cursor};
-use peers::wire::Hello;
+use peers::wire::{Ask, Hello};
 use serde::{Serialize, de::DeserializeOwned};
 
 fuzz_target!(|frame: &[u8]| {
@@ -20,6 +20,7 @@ fuzz_target!(|frame: &[u8]| {
         );
     }
     round_trip::<Cursor>(frame);
+    round_trip::<Ask>(frame);
     round_trip::<Hello>(frame);
 });
 

@@ -2,12 +2,14 @@
 //! connection lasts. Order and bounds: spec/wire.md, "Catalog streams".
 
 use std::{
+    collections::BTreeMap,
+    mem,
     pin::pin,
-    sync::Arc,
+    sync::{Arc, PoisonError},
     time::{Duration, Instant},
 };
 
-use namespace::{Applied, ApplyError, Batch, Namespace, PeerId, Told};
+use namespace::{Applied, ApplyError, Batch, Cursor, Mark, Namespace, PeerId, Told};
 use tokio::{
     task::spawn_blocking,
     time::{sleep, timeout},
@@ -85,9 +87,11 @@ async fn hear(inner: &Arc<Inner>, connection: &quinn::Connection, peer: PeerId) 
     let namespace = &inner.namespace;
     let mut moved = inner.moved.subscribe();
     let direct = inner.connected();
+    let rumour = rumour(inner, peer);
     let cursors = blocking(namespace, move |namespace| Ok(namespace.cursors()?)).await?;
-    let mut epoch = cursors.get(&peer).map_or(0, |cursor| cursor.mark.epoch);
-    let ask = Ask::new(cursors, direct.clone(), peer);
+    // How far whom was heard when this was asked, and on this stream since.
+    let mut heard: BTreeMap<PeerId, Mark> = cursors.iter().map(|(origin, cursor)| (*origin, cursor.mark)).collect();
+    let ask = Ask::new(cursors, direct.clone(), rumour, peer);
     let open = async {
         let (mut send, recv) = connection.open_bi().await.map_err(|error| FrameError::Stream(error.into()))?;
         send.write_all(&[StreamKind::Catalog as u8]).await.map_err(|error| FrameError::Stream(error.into()))?;
@@ -102,9 +106,14 @@ async fn hear(inner: &Arc<Inner>, connection: &quinn::Connection, peer: PeerId) 
             tokio::select! {
                 batch = &mut reading => break batch.map_err(HearError::Frame)?,
                 _ = moved.changed() => {
-                    // Somebody else has heard of a later epoch of the peer than the peer itself tells, or that it left.
-                    let mark = blocking(namespace, move |namespace| Ok(namespace.cursor(peer)?.mark)).await?;
-                    if inner.connected() != direct || mark.epoch != epoch || mark.seq == u64::MAX {
+                    let cursors = blocking(namespace, move |namespace| Ok(namespace.cursors()?)).await?;
+                    let is_news = |(origin, cursor): (&PeerId, &Cursor)| {
+                        is_news(*origin == peer, heard.get(origin).copied().unwrap_or_default(), cursor.mark)
+                    };
+                    if inner.connected() != direct
+                        || self::rumour(inner, peer) > rumour
+                        || cursors.iter().any(is_news)
+                    {
                         debug!(%peer, "asked anew");
                         return Ok(());
                     }
@@ -117,12 +126,18 @@ async fn hear(inner: &Arc<Inner>, connection: &quinn::Connection, peer: PeerId) 
         let applied = blocking(namespace, move |namespace| {
             if batch.is_farewell() && is_trusted {
                 namespace.contest_farewell(origin, mark)?;
-                return Ok(Applied::Taken);
+                return Ok((Applied::Taken, mark));
             }
-            namespace.apply(peer, &batch)
+            Ok((namespace.apply(peer, &batch)?, namespace.cursor(origin)?.mark))
         });
-        if applied.await? == Applied::Taken && origin == peer {
-            epoch = mark.epoch;
+        match applied.await? {
+            (Applied::Taken, _) => drop(heard.insert(origin, mark)),
+            (Applied::PassedOver, ours) if mark > ours && origin != namespace.me() => {
+                // What is between was told to nobody: others told something else meanwhile.
+                debug!(%peer, %origin, "missed something");
+                return Ok(());
+            }
+            (Applied::PassedOver, _) => {}
         }
         inner.moved.send_modify(|count| *count += 1);
         if inner.roster.get(peer).is_none() {
@@ -132,6 +147,37 @@ async fn hear(inner: &Arc<Inner>, connection: &quinn::Connection, peer: PeerId) 
     }
 }
 
+/// Whether what was heard of an origin calls for another question to a peer to which `before` was shown or which told so:
+/// somebody else told of another log of the origin, or that it left; or anything of the peer itself, which must see it.
+fn is_news(is_of_the_peer: bool, before: Mark, now: Mark) -> bool {
+    let log = |mark: Mark| (mark.epoch, mark.session, mark.seq == u64::MAX);
+    if is_of_the_peer { before != now } else { log(before) != log(now) }
+}
+
+/// The latest mark of `peer` that others showed.
+fn rumour(inner: &Inner, peer: PeerId) -> Mark {
+    let rumours = inner.rumours.lock().unwrap_or_else(PoisonError::into_inner);
+    rumours.get(&peer).copied().unwrap_or_default()
+}
+
+/// Keeps what `listener` has heard of others beyond what is known here. It tells nothing of those who are heard directly,
+/// so that only they can tell whether it is theirs. Returns whether there was any news.
+fn note_rumours(inner: &Inner, heard: &BTreeMap<PeerId, Cursor>, known: &BTreeMap<PeerId, Cursor>) -> bool {
+    let mut rumours = inner.rumours.lock().unwrap_or_else(PoisonError::into_inner);
+    let known = |origin: &PeerId| known.get(origin).map_or(Mark::default(), |cursor| cursor.mark);
+    rumours.retain(|origin, mark| *mark > known(origin));
+    let mut is_news = false;
+    for (origin, Cursor { mark, .. }) in heard {
+        let later = *mark > known(origin) && rumours.get(origin).is_none_or(|rumour| mark > rumour);
+        let fits = rumours.len() < RUMOURS_MAX || rumours.contains_key(origin);
+        if later && fits && *origin != inner.namespace.me() {
+            rumours.insert(*origin, *mark);
+            is_news = true;
+        }
+    }
+    is_news
+}
+
 /// Tells what `listener` has not heard, by what it asks first, until the stream or the connection ends.
 pub(crate) async fn tell(
     inner: &Arc<Inner>,
@@ -139,18 +185,24 @@ pub(crate) async fn tell(
     mut send: quinn::SendStream,
     mut recv: quinn::RecvStream,
 ) -> Result<(), FrameError> {
-    let Ask { cursors, direct } = within(GREETING_LIMIT, read_frame(&mut recv, ASK_BYTES_MAX)).await?;
+    let Ask { cursors, direct, rumour } = within(GREETING_LIMIT, read_frame(&mut recv, ASK_BYTES_MAX)).await?;
     let mut told = Told { listener, cursors: cursors.into_iter().collect(), direct: direct.into_iter().collect() };
     let mut changes = inner.namespace.changes();
-    let mut heard = told.cursors.get(&inner.namespace.me()).map(|cursor| cursor.mark);
+    if let Ok(known) = blocking(&inner.namespace, |namespace| Ok(namespace.cursors()?)).await
+        && note_rumours(inner, &told.cursors, &known)
+    {
+        inner.moved.send_modify(|count| *count += 1);
+    }
+    let heard = told.cursors.get(&inner.namespace.me()).map(|cursor| cursor.mark);
+    let mut heard = vec![heard.unwrap_or_default(), rumour];
     loop {
         changes.borrow_and_update();
-        let (asked, heard) = (told.clone(), heard.take());
+        let (asked, heard) = (told.clone(), mem::take(&mut heard));
         let batch = blocking(&inner.namespace, move |namespace| {
-            if let Some(heard) = heard
-                && namespace.renew_if_lost(heard)?
-            {
-                warn!(peer = %listener, "it has heard what is not known here: the database was lost, or is an older copy");
+            for heard in heard {
+                if namespace.renew_if_lost(heard)? {
+                    warn!(peer = %listener, "it has heard what is not known here: the database was lost, or is an older copy");
+                }
             }
             Ok(namespace.tell(&asked, BATCH_BYTES)?)
         });
@@ -187,3 +239,5 @@ async fn blocking<T: Send + 'static>(
 /// A row has at most 9 KB, so that a batch stays well within a frame.
 const BATCH_BYTES: usize = 256 << 10;
 const RETRY: Duration = Duration::from_secs(5);
+/// Of so many peers rumours are kept; so many are known at most.
+const RUMOURS_MAX: usize = 1000;

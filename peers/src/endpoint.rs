@@ -1,5 +1,5 @@
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -7,7 +7,7 @@ use std::{
 };
 
 use blobstore::Store;
-use namespace::{Namespace, PeerId};
+use namespace::{Mark, Namespace, PeerId};
 use quinn::{EndpointConfig, MtuDiscoveryConfig, ServerConfig, TokioRuntime, TransportConfig, VarInt};
 use tokio::sync::{Semaphore, watch};
 use tracing::{debug, warn};
@@ -89,6 +89,8 @@ pub(crate) struct Inner {
     dialling: quinn::Endpoint,
     transport: Arc<TransportConfig>,
     peers: Mutex<HashMap<PeerId, Contact>>,
+    /// The latest marks of peers that others showed, which are later than what was heard: for those peers to see.
+    pub(crate) rumours: Mutex<BTreeMap<PeerId, Mark>>,
     /// Moves whenever a contact does.
     pub(crate) moved: watch::Sender<u64>,
     pub(crate) closing: watch::Sender<bool>,
@@ -166,6 +168,7 @@ impl Peers {
             dialling,
             transport,
             peers: Mutex::default(),
+            rumours: Mutex::default(),
             moved: watch::Sender::new(0),
             closing: watch::Sender::new(false),
             bringing: Mutex::default(),

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use namespace::{Cursor, PeerId};
+use namespace::{Cursor, Mark, PeerId};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::time::timeout;
 use tree::RangeSet;
@@ -46,11 +46,18 @@ pub struct Ask {
     pub cursors: Vec<(PeerId, Cursor)>,
     /// Whom it hears directly, so that nothing of them need be passed on.
     pub direct: Vec<PeerId>,
+    /// The latest mark of the one who is asked that others showed the opener; the default if none did.
+    pub rumour: Mark,
 }
 
 impl Ask {
     /// Asks `peer`, showing as many cursors as fit, its own first. What does not fit is told from the start.
-    pub(crate) fn new(mut cursors: BTreeMap<PeerId, Cursor>, direct: BTreeSet<PeerId>, peer: PeerId) -> Self {
+    pub(crate) fn new(
+        mut cursors: BTreeMap<PeerId, Cursor>,
+        direct: BTreeSet<PeerId>,
+        rumour: Mark,
+        peer: PeerId,
+    ) -> Self {
         let own = cursors.remove(&peer).map(|cursor| (peer, cursor));
         let mut left = ASK_BYTES_MAX - ASK_BYTES_MAX / 8;
         let fits = |(_, cursor): &(PeerId, Cursor)| {
@@ -60,7 +67,7 @@ impl Ask {
             left > 0
         };
         let cursors = own.into_iter().chain(cursors).take_while(fits).collect();
-        Self { cursors, direct: direct.into_iter().collect() }
+        Self { cursors, direct: direct.into_iter().collect(), rumour }
     }
 }
 
@@ -169,6 +176,23 @@ mod tests {
 
     fn ranges(of: impl IntoIterator<Item = (u64, u64)>) -> RangeSet {
         of.into_iter().filter_map(|(start, end)| ByteRange::new(start, end)).collect()
+    }
+
+    #[test]
+    fn ask_on_the_wire() {
+        let peer = |byte| PeerId::from_bytes([byte; 32]);
+        let mark = |epoch, seq, session| Mark { epoch, seq, session };
+        let cursors = BTreeMap::from([2, 3].map(|byte| {
+            let cursor = Cursor { mark: mark(u64::from(byte) << 32, 300, 128), after: None };
+            (peer(byte), cursor)
+        }));
+        let ask = Ask::new(cursors, BTreeSet::from([peer(3), peer(4)]), mark(1, 2, 3), peer(3));
+        let hex = [
+            &["02", &"03".repeat(32), "8080808030ac02800100", &"02".repeat(32), "8080808020ac02800100"].concat(),
+            &["02", &"03".repeat(32), &"04".repeat(32)].concat(),
+            "010203",
+        ];
+        assert_eq!(HEXLOWER.encode(&postcard::to_stdvec(&ask).unwrap()), hex.concat());
     }
 
     #[test]
