@@ -202,6 +202,24 @@ fn old_deletions_are_forgotten() {
     assert_eq!(listener.history(Some(peer(1)), 0, 9).unwrap().len(), 2);
 }
 
+/// A number that stood for a deletion before a backup was restored stands for another change now, which stays.
+#[test]
+fn a_deletion_of_another_history_is_forgotten() {
+    let origin = Origin { me: peer(2), now: 1000, random: 1, history_limit: 2 };
+    let listener = Namespace::open(Disk::default().database(), origin).unwrap();
+    let mark = |seq| Mark { epoch: 7, seq, session: 2 };
+    let part = Part::Changes { after: mark(3), sessions: Vec::new() };
+    for batch in [
+        listing(peer(1), 7, vec![says(1, "a", file("x"))]),
+        changes(peer(1), 7, 1, 2, vec![says(2, "a", Content::Deleted)]),
+        Batch { mark: mark(3), ..listing(peer(1), 7, vec![says(2, "a", file("y"))]) },
+        Batch { origin: peer(1), mark: mark(4), part, statements: vec![says(4, "b", file("x"))] },
+    ] {
+        assert_eq!(listener.apply(peer(1), &batch).unwrap(), Applied::Taken);
+    }
+    assert_eq!(listener.versions(&arena("photos"), &path("a")).unwrap().len(), 1);
+}
+
 #[test]
 fn nothing_to_say() {
     let (speaker, listener) = (Disk::default().open_as(1, 10), Disk::default().open_as(2, 1));
