@@ -95,7 +95,7 @@ impl Namespace {
     }
 
     /// Gives `visit` the entries below `dir`, or below the arena root, in the order of their paths: with
-    /// `recursive` all of them, otherwise those directly there. What somebody says of `dir` itself comes first.
+    /// `recursive` all of them, otherwise those directly there. A `dir` that is a leaf is itself the only entry.
     /// Stops when `visit` breaks. All is seen as of one moment; `visit` may be slow.
     ///
     /// Costs what it gives, not what the arena holds.

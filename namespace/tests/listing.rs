@@ -119,9 +119,15 @@ fn directories_that_are_said() {
     let file = |at, who| line(at, Some(file("x")), Some(seconds(5)), vec![id(who)]);
     let top = [said("a", &[0, 1]), file("a-b", 0), said("e", &[2]), line("f/", None, None, vec![])];
     assert_eq!(listed(None, false), top);
-    assert_eq!(listed(Some("a"), false), [said("a", &[0, 1]), file("a/b", 1)]);
+    assert_eq!(listed(Some("a"), false), [file("a/b", 1)]);
     assert_eq!(listed(Some("f"), true), [said("f/g", &[2])]);
-    assert_eq!(listed(Some("e"), true), [said("e", &[2])]);
+    // An empty directory has nothing in it, and is an entry all the same.
+    assert_eq!(listed(Some("e"), true), []);
+    let entry = |at| namespace.entry(&arena("a"), &path(at)).unwrap().map(|entry| (entry.kind, entry.peers));
+    assert_eq!(entry("e"), Some((EntryKind::Directory, vec![id(2)])));
+    assert_eq!(entry("f"), Some((EntryKind::Directory, vec![])));
+    assert_eq!(entry("a/b").map(|(_, peers)| peers), Some(vec![id(1)]));
+    assert_eq!(entry("g"), None);
 }
 
 /// Who has other content there is not named, nor is who deleted it.
@@ -266,9 +272,10 @@ fn oracle(rows: &Rows, name: &'static str, dir: Option<&RelPath>, recursive: boo
         }
     }
     let depth = |path: &[u8]| path.strip_suffix(b"/").unwrap_or(path).split(|&b| b == b'/').count();
+    let is_said_dir = dir.is_some_and(|dir| said.contains(dir));
     let wanted = |path: &[u8]| match dir {
         None => recursive || depth(path) == 1,
-        Some(dir) if path == dir.as_bytes() => true,
+        Some(dir) if path == dir.as_bytes() => !is_said_dir,
         Some(dir) => {
             let below = path.strip_prefix(dir.as_bytes()).and_then(|rest| rest.strip_prefix(b"/"));
             below.is_some_and(|rest| !rest.is_empty() && (recursive || depth(rest) == 1))

@@ -152,7 +152,7 @@ fn reading_is_no_news() {
     world.heard();
     world.check(
         |at| {
-            assert_eq!(Walk::new(at("root"), Vec::new()).map(Result::unwrap).count(), 4);
+            assert_eq!(Walk::new(at("root"), Vec::new()).map(Result::unwrap).count(), 6);
             let mut content = String::new();
             File::open(at("root/a/g")).unwrap().read_to_string(&mut content).unwrap();
             File::open(at("root/a")).unwrap().metadata().unwrap();

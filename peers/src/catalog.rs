@@ -56,7 +56,7 @@ impl Peers {
 pub(crate) async fn listen(inner: Arc<Inner>, connection: quinn::Connection, peer: PeerId) {
     while connection.close_reason().is_none() {
         let retry = match hear(&inner, &connection, peer).await {
-            Ok(()) => Duration::ZERO,
+            Ok(()) => AGAIN,
             Err(HearError::Apply(ApplyError::Namespace(error))) => {
                 error!(%peer, %error, "its catalog cannot be kept");
                 RETRY
@@ -238,6 +238,8 @@ async fn blocking<T: Send + 'static>(
 
 /// A row has at most 9 KB, so that a batch stays well within a frame.
 const BATCH_BYTES: usize = 256 << 10;
+/// So long passes between two questions, whatever the other side tells.
+const AGAIN: Duration = Duration::from_millis(100);
 const RETRY: Duration = Duration::from_secs(5);
 /// Of so many peers rumours are kept; so many are known at most.
 const RUMOURS_MAX: usize = 1000;

@@ -92,7 +92,7 @@ impl Machine {
         let hashed = self.store.hash(bytes, size).unwrap();
         let blob = hashed.id();
         let fingerprint = Fingerprint::from(&fs::metadata(&file).unwrap());
-        self.store.link(root, &[NewFile { path: path.into(), fingerprint, hashed }]).unwrap();
+        self.store.link(root, &[NewFile { path: path.into(), fingerprint, hashed, hashed_at: 1 }]).unwrap();
         self.namespace
             .set_arena(&Arena { name: arena.clone(), dir: Some(root_dir), public: false, root: None })
             .unwrap();
