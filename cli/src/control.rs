@@ -221,9 +221,10 @@ async fn remove_peer(State(node): State<Node>, Path(name): Path<String>) -> Answ
         return Err(Failure::new(Code::NotFound, format!("no peer is called {name}")));
     };
     node.peers().roster().remove(peer.id)?;
-    node.peers().disconnect(peer.id);
     let namespace = node.namespace().clone();
     let forgotten = tokio::task::spawn_blocking(move || namespace.forget_peer(peer.id)).await;
+    // Behind that, for the others are then asked anew, and shown that it was forgotten.
+    node.peers().disconnect(peer.id);
     forgotten.map_err(Failure::from)??;
     Ok(Json(json!({})))
 }

@@ -54,7 +54,7 @@ impl Peers {
 
 /// Hears the peer's catalog, and what it passes on of others', until the connection ends.
 pub(crate) async fn listen(inner: Arc<Inner>, connection: quinn::Connection, peer: PeerId) {
-    while connection.close_reason().is_none() {
+    while connection.close_reason().is_none() && inner.roster.get(peer).is_some() {
         let retry = match hear(&inner, &connection, peer).await {
             Ok(()) => AGAIN,
             Err(HearError::Apply(ApplyError::Namespace(error))) => {
