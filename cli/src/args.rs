@@ -255,7 +255,8 @@ pub fn main_blob() -> ExitCode {
         Command::Whereis { target } => commands::whereis(home, common, &target).await,
         Command::Conflicts { targets } => commands::conflicts(home, common, &targets).await,
         Command::History { arena, since, peer, follow } => {
-            let arena = arena.map(TryInto::try_into).transpose()?;
+            let arena = arena.map(|arena| arena.parse()).transpose();
+            let arena = arena.map_err(|error: namespace::NameError| Failure::from(error).code(Code::Usage))?;
             commands::history(home, common, HistoryScope { arena, peer, since, follow }).await
         }
         Command::Get { targets } => commands::get(home, common, targets).await,

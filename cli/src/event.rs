@@ -220,7 +220,10 @@ impl FileName {
 impl std::fmt::Display for FileName {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match (&self.arena, &self.path) {
-            (Some(arena), Some(path)) => write!(f, "{arena}/{}", crate::output::printable(path.as_bytes())),
+            (Some(arena), Some(path)) => {
+                let path = JsonPath { path: path.clone(), path_bytes: self.path_bytes.clone() };
+                write!(f, "{arena}/{}", crate::output::printable(&path.bytes().unwrap_or_default()))
+            }
             _ => write!(f, "(in the cache)"),
         }
     }

@@ -46,6 +46,7 @@ fn errors_that_a_user_meets() {
     fs::write(root.join("file"), "hello").unwrap();
     let a = Machine::up(&scratch, "a", &[&root]);
     let see = "\nhint: see what there is with: blob ls -R";
+    let times = "\nhint: name a time such as 10m, 1h or 2d";
     for (args, code, expected) in [
         ("cat docs/nothing", 7, format!("error: there is no docs/nothing{see}")),
         ("cat nowhere/file", 7, format!("error: there is no nowhere/file{see}")),
@@ -65,7 +66,9 @@ fn errors_that_a_user_meets() {
                 .into(),
         ),
         ("cat docs/file --range 5", 2, "error: \"5\" is not a range\nhint: a range is A..B, such as 0..1024".into()),
-        ("invite --expires 0s", 2, "error: a ticket cannot expire in \"0s\"".into()),
+        ("invite --expires 0s", 2, format!("error: a ticket cannot expire in \"0s\"{times}")),
+        ("invite --expires soon", 2, format!("error: a ticket cannot expire in \"soon\"{times}")),
+        ("stat docs", 2, "error: docs is an arena\nhint: name a path in it: ARENA/PATH".into()),
         ("peer add x 00", 2, "error: \"00\" is not a peer id (64 hex digits)".into()),
         (
             "arena add docs {dir}/a.home",

@@ -49,8 +49,8 @@ pub(crate) async fn cat(home: &Home, target: &OsStr, range: Option<&str>, peer: 
         Some(peer) => {
             let mut versions = stat["versions"].as_array().into_iter().flatten();
             versions.find(|version| text(version, "peer") == peer).ok_or_else(|| {
-                Failure::new(Code::NotFound, format!("{peer} says nothing of {target}"))
-                    .hint(format!("see who does with: blob stat {target}"))
+                Failure::new(Code::NotFound, format!("{target} has no version at {peer}"))
+                    .hint(format!("see which it has with: blob stat {target}"))
             })?
         }
     };

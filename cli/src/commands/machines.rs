@@ -1,17 +1,15 @@
 use axum::http::Method;
 use indicatif::HumanBytes;
-use jiff::SignedDuration;
 use peers::Identity;
 use serde_json::{Value, json};
 
-use super::{arenas::encoded, daemon, print, text};
+use super::{arenas::encoded, daemon, full_path, print, text};
 use crate::{
     args::{Common, PeerCommand},
-    config::Config,
+    config::{Config, parse_duration},
     control::{AddPeer, Invite, Join},
     failure::{Code, Failure},
     home::Home,
-    output::printable,
 };
 
 /// `blob init`
@@ -34,10 +32,10 @@ pub(crate) fn id(home: &Home, common: &Common) -> Result<Code, Failure> {
 
 /// `blob invite`
 pub(crate) async fn invite(home: &Home, common: &Common, expires: &str) -> Result<Code, Failure> {
-    let lifetime = expires.parse::<SignedDuration>().map_err(|error| Failure::from(error).code(Code::Usage));
-    let lifetime_s = lifetime?.as_secs().try_into().unwrap_or(0);
+    let lifetime_s = parse_duration(expires).map_or(0, |lifetime| lifetime.as_secs());
     if lifetime_s == 0 {
-        return Err(Failure::new(Code::Usage, format!("a ticket cannot expire in {expires:?}")));
+        return Err(Failure::new(Code::Usage, format!("a ticket cannot expire in {expires:?}"))
+            .hint("name a time such as 10m, 1h or 2d"));
     }
     let ticket = daemon(home)?.value(Method::POST, "/v1/invite", &Invite { lifetime_s }).await?;
     print(common, "ticket", ticket, |value| text(value, "ticket").to_owned())
@@ -83,10 +81,7 @@ pub(crate) async fn status(home: &Home, common: &Common, skipped: bool) -> Resul
     if skipped {
         let skipped = daemon(home)?.value(Method::GET, "/v1/skipped", &()).await?;
         for line in skipped.as_array().into_iter().flatten() {
-            print(common, "skipped", line.clone(), |line| {
-                let path = printable(text(line, "path").as_bytes());
-                format!("{}/{path}: {}", text(line, "arena"), text(line, "reason"))
-            })?;
+            print(common, "skipped", line.clone(), |line| format!("{}: {}", full_path(line), text(line, "reason")))?;
         }
         return Ok(Code::Ok);
     }

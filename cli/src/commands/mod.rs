@@ -11,12 +11,14 @@ use std::{
     os::unix::net::UnixStream,
 };
 
+use serde::Deserialize;
 use serde_json::Value;
 
 use crate::{
     args::Common,
     client::Client,
     control,
+    event::FileName,
     failure::{Code, Failure},
     home::Home,
     node::{Node, NodeOptions},
@@ -76,4 +78,9 @@ fn print(common: &Common, kind: &str, mut value: Value, human: impl FnOnce(&Valu
 /// A field as text, empty if it is missing.
 fn text<'a>(value: &'a Value, field: &str) -> &'a str {
     value[field].as_str().unwrap_or_default()
+}
+
+/// `ARENA/PATH` of a value that has both, as a terminal shows it.
+fn full_path(value: &Value) -> String {
+    FileName::deserialize(value).map_or_else(|_| String::new(), |file| file.to_string())
 }

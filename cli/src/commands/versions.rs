@@ -3,7 +3,7 @@ use std::ffi::{OsStr, OsString};
 use axum::http::Method;
 use serde_json::Value;
 
-use super::{daemon, print, style, text};
+use super::{daemon, full_path, print, style, text};
 use crate::{
     args::Common,
     control::Targets,
@@ -26,7 +26,7 @@ pub(crate) async fn stat(home: &Home, common: &Common, target: &OsStr) -> Result
             lines.push(format!("at     {peer}: {state}  {mtime}{blob}"));
         }
         if stat["conflict"].as_bool() == Some(true) {
-            lines.push("        in conflict: none of these comes from the other; read one with blob cat --peer".into());
+            lines.push("these are in conflict: none comes from the other; read each with: blob cat --peer NAME".into());
         }
         lines.join("\n")
     })
@@ -40,7 +40,7 @@ pub(crate) async fn whereis(home: &Home, common: &Common, target: &OsStr) -> Res
         let (here, size) = (found["bytes_here"].as_u64().unwrap_or(0), found["size"].as_u64().unwrap_or(0));
         lines.push(format!("bytes  {here} of {size} here"));
         for file in found["files_here"].as_array().into_iter().flatten() {
-            lines.push(format!("file   {}/{}", text(file, "arena"), printable(text(file, "path").as_bytes())));
+            lines.push(format!("file   {}", full_path(file)));
         }
         for peer in found["holders"].as_array().into_iter().flatten() {
             let state = match (peer["connected"].as_bool(), peer["through"].as_str(), peer["last_connected"].as_str()) {
@@ -58,11 +58,14 @@ pub(crate) async fn whereis(home: &Home, common: &Common, target: &OsStr) -> Res
 
 /// What `stat` and `whereis` begin with.
 fn head(entry: &Value) -> Vec<String> {
-    let mut lines = vec![format!("path   {}/{}", text(entry, "arena"), printable(text(entry, "path").as_bytes()))];
-    for (name, field) in [("kind", "kind"), ("mtime", "mtime"), ("blob", "blob"), ("here", "local")] {
-        lines.extend(entry[field].as_str().map(|value| format!("{name:6} {value}")));
-    }
-    lines.extend(entry["size"].as_u64().map(|size| format!("size   {size}")));
+    let mut lines = vec![format!("path   {}", full_path(entry))];
+    let mut add = |name, value: Option<&str>| lines.extend(value.map(|value| format!("{name:6} {value}")));
+    add("kind", entry["kind"].as_str());
+    add("size", entry["size"].as_u64().map(|size| size.to_string()).as_deref());
+    add("mtime", entry["mtime"].as_str());
+    add("blob", entry["blob"].as_str());
+    add("link", entry["target"]["path"].as_str().map(|target| printable(target.as_bytes())).as_deref());
+    add("here", entry["local"].as_str().map(|local| local.replace('_', " ")).as_deref());
     lines
 }
 

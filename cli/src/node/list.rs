@@ -69,8 +69,12 @@ impl Node {
             }
         })?;
         outcome?;
+        if is_empty { self.expect(target) } else { Ok(()) }
+    }
+
+    /// Fails if there is no such arena or path.
+    pub(super) fn expect(&self, target: &Target) -> Result<(), Failure> {
         match &target.path {
-            _ if !is_empty => Ok(()),
             Some(_) => self.shown(target).map(drop),
             None if self.inner.namespace.all_arenas()?.contains(&target.arena) => Ok(()),
             None => Err(not_found(target)),
@@ -79,7 +83,12 @@ impl Node {
 
     /// What is shown at a path.
     pub(super) fn shown(&self, target: &Target) -> Result<namespace::Entry, Failure> {
-        let path = target.path.as_ref().ok_or_else(|| not_found(target))?;
+        let Some(path) = &target.path else {
+            self.expect(target)?;
+            return Err(
+                Failure::new(Code::Usage, format!("{target} is an arena")).hint("name a path in it: ARENA/PATH")
+            );
+        };
         self.inner.namespace.entry(&target.arena, path)?.ok_or_else(|| not_found(target))
     }
 

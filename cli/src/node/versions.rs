@@ -8,10 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tree::UnixTime;
 
-use super::{
-    Node, blocking,
-    list::{not_found, rfc3339},
-};
+use super::{Node, blocking, list::rfc3339};
 use crate::{
     event::{self, Event, FileName, Reporter, summary},
     failure::{Code, Failure},
@@ -40,10 +37,10 @@ impl Node {
     pub async fn stat(&self, target: Target) -> Result<Value, Failure> {
         let node = self.clone();
         blocking(move || {
-            let path = target.path.as_ref().ok_or_else(|| not_found(&target))?;
-            let versions = node.inner.namespace.versions(&target.arena, path)?;
+            let shown = node.shown(&target)?;
+            let versions = node.inner.namespace.versions(&target.arena, &shown.path)?;
             let versions: Vec<_> = versions.into_iter().map(|(peer, version)| node.version(peer, &version)).collect();
-            let mut value = serde_json::to_value(Event::Entry(node.entry(&target, node.shown(&target)?)?))?;
+            let mut value = serde_json::to_value(Event::Entry(node.entry(&target, shown)?))?;
             value["versions"] = serde_json::to_value(versions)?;
             Ok(value)
         })
@@ -54,8 +51,8 @@ impl Node {
     pub(crate) async fn whereis(&self, target: Target) -> Result<Value, Failure> {
         let node = self.clone();
         blocking(move || {
-            let entry = node.shown(&target)?;
-            let EntryKind::Leaf(Content::File { blob, size, .. }) = entry.kind else {
+            let shown = node.shown(&target)?;
+            let EntryKind::Leaf(Content::File { blob, size, .. }) = shown.kind else {
                 return Err(Failure::new(Code::Usage, format!("{target} is not a file")));
             };
             let here = match node.inner.store.presence(blob)? {
@@ -63,7 +60,7 @@ impl Node {
                 Presence::Partial(ranges) => ranges.iter().map(|range| range.len()).sum(),
                 Presence::None => 0,
             };
-            let at_path: BTreeSet<PeerId> = entry.peers.iter().copied().flatten().collect();
+            let at_path: BTreeSet<PeerId> = shown.peers.iter().copied().flatten().collect();
             let mut peers: BTreeSet<PeerId> = node.inner.namespace.peers_with(blob)?.into_iter().collect();
             peers.extend(&at_path);
             let status = node.inner.peers.status();
@@ -91,7 +88,7 @@ impl Node {
                 .into_iter()
                 .filter_map(|file| Some(FileName::new(&node.arena_of(file.root)?, &file.path)))
                 .collect();
-            let mut value = serde_json::to_value(Event::Entry(node.entry(&target, node.shown(&target)?)?))?;
+            let mut value = serde_json::to_value(Event::Entry(node.entry(&target, shown)?))?;
             value["bytes_here"] = here.into();
             value["files_here"] = serde_json::to_value(files)?;
             value["holders"] = Value::Array(peers);
@@ -111,6 +108,7 @@ impl Node {
             };
             let mut count = 0_u64;
             for target in targets {
+                node.expect(&target)?;
                 let mut paths = Vec::new();
                 node.inner.namespace.list(&target.arena, target.path.as_ref(), true, &mut |entry| {
                     if entry.in_conflict {
@@ -145,6 +143,10 @@ impl Node {
             (None, Some(_)) => Some(None),
             (None, None) => None,
         };
+        if let Some(arena) = &scope.arena {
+            let (node, arena) = (self.clone(), arena.clone());
+            blocking(move || node.expect_arena_or_its_past(&arena)).await?;
+        }
         let mut changes = self.inner.namespace.changes();
         let mut logs: Vec<Log> = Vec::new();
         loop {
@@ -171,6 +173,25 @@ impl Node {
                 () = reporter.closed() => return Ok(Code::Ok),
             }
         }
+    }
+
+    /// Fails if nobody has such an arena, and no log has a change of it.
+    fn expect_arena_or_its_past(&self, arena: &ArenaName) -> Result<(), Failure> {
+        if self.inner.namespace.all_arenas()?.contains(arena) {
+            return Ok(());
+        }
+        for peer in std::iter::once(None).chain(self.inner.namespace.cursors()?.into_keys().map(Some)) {
+            let mut after = 0;
+            loop {
+                let page = self.inner.namespace.history(peer, after, PAGE_ROWS)?;
+                let Some(last) = page.last() else { break };
+                after = last.version.seq;
+                if page.iter().any(|change| change.arena == *arena) {
+                    return Ok(());
+                }
+            }
+        }
+        Err(Failure::new(Code::NotFound, format!("there is no arena {arena}")).hint("see what there is with: blob ls"))
     }
 
     /// Reports what the logs have, merged by time.
