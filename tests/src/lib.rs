@@ -6,6 +6,7 @@
 
 mod caller;
 mod damage;
+mod household;
 mod liar;
 mod machine;
 mod real_tree;
@@ -14,6 +15,7 @@ mod wait;
 
 pub use caller::{connect, introduced};
 pub use damage::{GROUP_BYTES, groups_of, path_of, ranges_of, rot, target};
+pub use household::{QUICK, listable, write_tree};
 pub use liar::{Answer, Liar, Statement, file_statement};
 pub use machine::{Machine, Output, Scratch, blob, blobd};
 pub use real_tree::{BIG, BIG_BYTES, SMALL_ENOUGH, TreeSpec, build_tree, random_bytes, set_mtime, write_random};
