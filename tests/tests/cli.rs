@@ -294,6 +294,11 @@ fn fsverity_digests_are_those_that_linux_measures() {
     }
     assert_eq!(json.len(), files.len());
     assert!(json[sizes.len()]["path_bytes"].is_string() && json[0].get("path_bytes").is_none());
+    let mut command = Command::new(blob());
+    command.args(["hash", "--json"]).arg(&files[1]).arg(&files[sizes.len()]);
+    let ids = Output::of(command).of_type("hash");
+    assert_eq!(ids[0]["blob"], blake3::hash(&fs::read(&files[1]).unwrap()).to_string());
+    assert_eq!((&ids[0]["path"], ids[1]["path_bytes"].is_string()), (&json[1]["path"], true), "{ids:?}");
     let mixed = hash(&[], &[scratch.path("nowhere"), files[0].clone()]);
     assert_eq!((mixed.code, mixed.text().lines().count()), (3, 1), "{}", mixed.stderr);
     assert_eq!(hash(&[], &[scratch.path("")]).code, 1);

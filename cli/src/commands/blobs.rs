@@ -10,7 +10,7 @@ use axum::http::Method;
 use data_encoding::HEXLOWER;
 use rayon::prelude::*;
 use serde::Serialize;
-use serde_json::json;
+use serde_json::{Value, json};
 use tree::{BlobId, ByteRange, Fingerprint};
 
 use super::{daemon, daemon_or_home, style, text};
@@ -104,7 +104,7 @@ pub(crate) async fn get(home: &Home, common: &Common, mut targets: Vec<OsString>
 pub(crate) fn hash(common: &Common, fsverity: bool, files: &[PathBuf]) -> Result<Code, Failure> {
     let line = |path: &PathBuf| match fsverity {
         true => Ok(fsverity_line(path, &at_rest(path, fsverity::digest)?, common.json)),
-        false => Ok(blob_id_line(path, at_rest(path, tree::blob_id)?)),
+        false => Ok(blob_id_line(path, at_rest(path, tree::blob_id)?, common.json)),
     };
     let mut out = io::BufWriter::new(io::stdout());
     let mut code = Code::Ok;
@@ -144,22 +144,29 @@ fn fsverity_line(path: &Path, digest: &[u8], json: bool) -> Vec<u8> {
     let name = path.as_os_str().as_bytes();
     let digest = format!("sha256:{}", HEXLOWER.encode(digest));
     if json {
-        let JsonPath { path, path_bytes } = name.into();
-        let mut line = json!({"type": "fsverity", "path": path, "digest": digest});
-        if let Some(bytes) = path_bytes {
-            line["path_bytes"] = bytes.into();
-        }
-        return format!("{line}\n").into_bytes();
+        return json_line(name, json!({"type": "fsverity", "digest": digest}));
     }
     [digest.as_bytes(), b" ", name, b"\n"].concat()
 }
 
 /// As b3sum prints it.
-fn blob_id_line(path: &Path, id: BlobId) -> Vec<u8> {
+fn blob_id_line(path: &Path, id: BlobId, json: bool) -> Vec<u8> {
     let name = path.as_os_str().as_bytes();
+    if json {
+        return json_line(name, json!({"type": "hash", "blob": id}));
+    }
     let escaped = escaped(name);
     let mark: &[u8] = if escaped == name { b"" } else { b"\\" };
     [mark, id.to_string().as_bytes(), b"  ", &escaped, b"\n"].concat()
+}
+
+fn json_line(name: &[u8], mut line: Value) -> Vec<u8> {
+    let JsonPath { path, path_bytes } = name.into();
+    line["path"] = path.into();
+    if let Some(bytes) = path_bytes {
+        line["path_bytes"] = bytes.into();
+    }
+    format!("{line}\n").into_bytes()
 }
 
 /// A name as b3sum prints it: a line break and a backslash are escaped.
