@@ -131,6 +131,7 @@ enum Command {
         target: OsString,
     },
     /// List the paths at which machines have different things, of which none comes from the other.
+    #[command(after_help = CONFLICTS_EXAMPLES)]
     Conflicts {
         /// Where to look [default: everywhere].
         #[arg(value_name = "ARENA[/PATH]")]
@@ -315,7 +316,13 @@ const HISTORY_EXAMPLES: &str = "\
 Examples:
   blob history Pictures                  what changed there, at all machines
   blob history --peer nas --since 1200   what changed at nas behind its change 1200
-  blob history -f --json                 everything from now on, for a program";
+  blob history -f --json                 all of it, and then whatever changes";
+
+const CONFLICTS_EXAMPLES: &str = "\
+Every version stays where it is. To end a conflict, let one machine have the other's content, or delete its own:
+  blob conflicts
+  blob cat --peer nas Notes/todo.txt | diff - ~/Notes/todo.txt
+  blob cat --peer nas Notes/todo.txt > new && mv new ~/Notes/todo.txt";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -325,6 +332,8 @@ Examples:
   blob get Pictures/2024 ~/copies        bring it here, proven
   blob verify && echo all is well        look for damage
   blob repair                            mend it from other machines
+  blob history Pictures                  what changed there, when, at which machine
+  blob whereis Pictures/cat.jpg          which machines have it
   blob hash --fsverity video.mkv         what fs-verity measures of a file
 
 Exit codes: 0 ok, 1 error, 2 usage, 3 some items failed, 4 damage found, 5 damage left unrepaired,
