@@ -110,7 +110,7 @@ fn a_new_machine_sees_the_whole_household_at_once() {
     a.stop();
     c.stop();
     let d = Machine::quick::<&Path>(&scratch, "d", &[]);
-    d.ok(["join", &b.ok(["invite"]).text().trim()]);
+    d.ok(["join", b.ok(["invite"]).text().trim()]);
     for (name, root) in ["ours", "music", "notes"].iter().zip(&roots) {
         assert_eq!(tests::differences(&listable(root), &d.listed(name)), [""; 0], "{name}");
     }
