@@ -34,7 +34,7 @@ pub use list::{Entry, EntryKind};
 pub use names::{ArenaName, NameError, RelPath};
 pub use namespace::{Arena, Change, Happened, Known, Namespace, NamespaceError, Origin};
 pub use peer_id::{ParsePeerIdError, PeerId};
-pub use scan::{Decision, Seen, SeenKind, Walk, WalkError, decide};
+pub use scan::{Decision, Seen, SeenKind, Walk, WalkError, decide, look};
 pub use tell::Told;
 pub use version::{Content, PREVIOUS_MAX, Shown, Version, shown};
 pub use watch::{Heard, Inotify, News, Pending, Teller, Watch, WatchError, news};

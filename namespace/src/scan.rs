@@ -205,6 +205,17 @@ impl Walk {
     }
 }
 
+/// What is at `path` below `root` now, `None` if nothing is. Follows no symbolic link below `root`.
+pub fn look(root: &Path, path: &RelPath) -> io::Result<Option<SeenKind>> {
+    let (root, left_out, stack) = (root.to_owned(), Vec::new(), Vec::new());
+    let mut walk = Walk { root, left_out, stack, open: None, entering: Box::new(|_| {}) };
+    match walk.look(path) {
+        Ok(kind) => Ok(Some(kind)),
+        Err(error) if is_gone(&error) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 fn fingerprint(stat: &Stat) -> Fingerprint {
     // A file system cannot give more than 999,999,999 ns; a broken one must not make us panic.
     let time = |seconds, nanos: u64| UnixTime { seconds, nanos: nanos.min(999_999_999) as u32 };

@@ -1,15 +1,14 @@
 //! Hashing files that others may be writing to.
 
 use std::{
-    fs, io,
-    os::unix::fs::PermissionsExt,
+    io,
     path::Path,
     thread,
     time::{Duration, SystemTime},
 };
 
 use blobstore::{Access, Disk, NewFile, RealDisk, Store};
-use namespace::RelPath;
+use namespace::{RelPath, SeenKind, look};
 use tree::UnixTime;
 
 use super::super::verify::now;
@@ -46,7 +45,10 @@ fn hash_once(store: &Store, dir: &Path, path: &RelPath) -> io::Result<Option<(Ne
         Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
         Err(error) => return Err(error),
     };
-    let mode = (fs::symlink_metadata(dir.join(path.as_path()))?.permissions().mode() & 0o777) as u16;
+    let mode = match look(dir, path)? {
+        Some(SeenKind::File { fingerprint, mode }) if fingerprint == before => mode,
+        _ => return Ok(None),
+    };
     let same = file.fingerprint()? == before;
     Ok(same
         .then(|| (NewFile { path: path.as_bytes().to_owned(), fingerprint: before, hashed, hashed_at: now() }, mode)))

@@ -1,10 +1,12 @@
 //! One pass over parts of an arena: what is there beside what was said and what is linked. Rules and order of commits:
 //! spec/namespace.md, "Scan".
 
-use std::{collections::HashMap, fs, io, os::unix::fs::PermissionsExt, path::PathBuf};
+use std::{collections::HashMap, fs, io, path::PathBuf};
 
 use blobstore::{FileRef, FileRow, RootId};
-use namespace::{Arena, ArenaName, Change, Content, Decision, Known, RelPath, Seen, SeenKind, Walk, WalkError, decide};
+use namespace::{
+    Arena, ArenaName, Change, Content, Decision, Known, RelPath, Seen, SeenKind, Walk, WalkError, decide, look,
+};
 use rayon::prelude::*;
 use tracing::warn;
 use tree::{BlobId, Drift, Fingerprint, UnixTime};
@@ -269,12 +271,7 @@ impl<'a> Reconcile<'a> {
     /// What the directory of `path` is like now: its mtime moved with what is in it.
     fn look_at_parent(&mut self, path: &RelPath) -> Result<(), Failure> {
         let Some(parent) = path.parent() else { return Ok(()) };
-        let Ok(meta) = fs::symlink_metadata(self.dir.join(parent.as_path())) else { return Ok(()) };
-        if !meta.is_dir() {
-            return Ok(());
-        }
-        let mode = (meta.permissions().mode() & 0o777) as u16;
-        let kind = SeenKind::Directory { mode, mtime: Fingerprint::from(&meta).mtime };
+        let Ok(Some(kind @ SeenKind::Directory { .. })) = look(&self.dir, &parent) else { return Ok(()) };
         let said = self.node.inner.namespace.known(&self.arena.name, Some(&parent), None, 1)?;
         let said = said.into_iter().find(|known| known.path == parent);
         self.compare(Seen { path: parent, kind }, said, None)
@@ -412,8 +409,8 @@ impl<'a> Reconcile<'a> {
             let (dir, again) = (&self.dir, &mut self.again);
             self.node.inner.namespace.commit(&self.arena.name, &changes, now(), &mut |change| {
                 let Some(Some(expected)) = fingerprints.next() else { return true };
-                let meta = fs::symlink_metadata(dir.join(change.path.as_path()));
-                let is_so = meta.is_ok_and(|meta| Fingerprint::from(&meta) == expected);
+                let now = look(dir, &change.path);
+                let is_so = matches!(now, Ok(Some(SeenKind::File { fingerprint, .. })) if fingerprint == expected);
                 if !is_so {
                     again.push(change.path.clone());
                 }
@@ -442,7 +439,7 @@ impl<'a> Reconcile<'a> {
             let (dir, again) = (&self.dir, &mut self.again);
             let mut unlinked = Vec::new();
             self.node.inner.namespace.commit(&self.arena.name, &changes, now(), &mut |change| {
-                let is_gone = fs::symlink_metadata(dir.join(change.path.as_path())).is_err_and(|error| is_gone(&error));
+                let is_gone = matches!(look(dir, &change.path), Ok(None | Some(SeenKind::Special)));
                 match is_gone {
                     true => unlinked.push(change.path.clone()),
                     false => again.push(change.path.clone()),
@@ -457,10 +454,13 @@ impl<'a> Reconcile<'a> {
 
     /// When a path vanished, as far as can be told: the mtime of the nearest directory above it that is left.
     fn mtime_of_deletion(&self, path: &RelPath) -> Result<UnixTime, Failure> {
-        let absolute = self.dir.join(path.as_path());
-        let mut above = absolute.ancestors().skip(1).take_while(|dir| dir.starts_with(&self.dir));
-        let left = above.find_map(|dir| fs::symlink_metadata(dir).ok().filter(fs::Metadata::is_dir));
-        left.map(|meta| Fingerprint::from(&meta).mtime).ok_or_else(|| self.offline("it is gone".into()))
+        let mut above = std::iter::successors(path.parent(), RelPath::parent);
+        let left = above.find_map(|dir| match look(&self.dir, &dir) {
+            Ok(Some(SeenKind::Directory { mtime, .. })) => Some(mtime),
+            _ => None,
+        });
+        let root = || fs::metadata(&self.dir).map(|meta| Fingerprint::from(&meta).mtime);
+        left.map_or_else(root, Ok).map_err(|error| self.offline(error.to_string()))
     }
 
     /// A file that nobody edited has other bytes: its exact damage goes under quarantine, and nothing is published.
@@ -471,10 +471,6 @@ impl<'a> Reconcile<'a> {
         self.node.inner.store.verify_file(&file, &|_| {})?;
         Ok(())
     }
-}
-
-fn is_gone(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }
 
 /// How many files are held in memory to find out which of them were moved.
