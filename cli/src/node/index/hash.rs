@@ -9,14 +9,20 @@ use std::{
 
 use blobstore::{Access, Disk, NewFile, RealDisk, Store};
 use namespace::{RelPath, SeenKind, look};
+use rustix::io::Errno;
 use tree::UnixTime;
 
 use super::super::verify::now;
 
 /// What hashing a file came to.
 pub(super) enum Outcome {
-    Hashed { file: NewFile, mode: u16 },
+    Hashed {
+        file: NewFile,
+        mode: u16,
+    },
     Vanished,
+    /// Each time that it was read.
+    Changed,
     Failed(io::Error),
 }
 
@@ -26,13 +32,17 @@ pub(super) fn hash_at_rest(store: &Store, dir: &Path, path: &RelPath) -> Outcome
         match hash_once(store, dir, path) {
             Ok(Some((file, mode))) => return Outcome::Hashed { file, mode },
             Ok(None) => {}
-            Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-                return Outcome::Vanished;
-            }
+            Err(error) if is_gone(&error) => return Outcome::Vanished,
             Err(error) => return Outcome::Failed(error),
         }
     }
-    Outcome::Failed(io::Error::other("it changed while it was read"))
+    Outcome::Changed
+}
+
+/// Whether no file is there: nothing, or a link, or a link is on the way.
+fn is_gone(error: &io::Error) -> bool {
+    let gone = [Errno::NOENT, Errno::NOTDIR, Errno::LOOP].map(Errno::raw_os_error);
+    error.raw_os_error().is_some_and(|errno| gone.contains(&errno))
 }
 
 /// `None` if the file changed meanwhile.

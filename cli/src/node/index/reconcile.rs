@@ -256,6 +256,12 @@ impl<'a> Reconcile<'a> {
         }
     }
 
+    fn not_indexed(&mut self, path: &RelPath, reason: String) -> Result<(), Failure> {
+        self.totals.unreadable += 1;
+        warn!(arena = %self.arena.name, %path, reason, "not indexed");
+        self.skipped(path, reason)
+    }
+
     fn skipped(&mut self, path: &RelPath, reason: String) -> Result<(), Failure> {
         self.skipped_bytes(path.as_bytes(), reason)
     }
@@ -379,12 +385,12 @@ impl<'a> Reconcile<'a> {
                     }
                 }
                 Outcome::Vanished => self.again.push(path),
-                Outcome::Failed(error) => {
-                    self.totals.unreadable += 1;
-                    warn!(arena = %self.arena.name, %path, %error, "not indexed");
-                    self.skipped(&path, error.to_string())?;
+                Outcome::Changed => {
+                    self.not_indexed(&path, "it changed while it was read".into())?;
                     self.again.push(path);
                 }
+                // Not looked at again before something happens to it: it would fail again.
+                Outcome::Failed(error) => self.not_indexed(&path, error.to_string())?,
             }
         }
         if !files.is_empty() {
