@@ -27,6 +27,8 @@ pub(super) struct Reconcile<'a> {
     arena: Arena,
     root: RootId,
     dir: PathBuf,
+    /// Device and inode of the arena root that this pass is about.
+    identity: (u64, u64),
     reporter: &'a Reporter,
     totals: ScanTotals,
     /// Directories that could not be read: what was known below them stands.
@@ -74,6 +76,7 @@ impl<'a> Reconcile<'a> {
             root,
             dir: arena.dir.clone().unwrap_or_default(),
             arena,
+            identity: (0, 0),
             reporter,
             totals: ScanTotals::default(),
             unreadable: Vec::new(),
@@ -89,7 +92,7 @@ impl<'a> Reconcile<'a> {
     /// Looks at what is at and below each of `paths`; `None` is the whole arena.
     pub(super) fn run(mut self, paths: &[Option<RelPath>]) -> Result<Reconciled, Failure> {
         self.node.inner.store.finish_mending()?;
-        let root = self.check_root()?;
+        self.identity = self.check_root()?;
         for path in paths {
             self.merge(path.as_ref())?;
         }
@@ -98,8 +101,9 @@ impl<'a> Reconcile<'a> {
             self.look_at_parent(path)?;
         }
         self.settle()?;
-        if self.arena.root != Some(root) && paths.contains(&None) {
-            self.node.inner.namespace.set_arena(&Arena { root: Some(root), ..self.arena.clone() })?;
+        let root = Some(self.identity);
+        if self.arena.root != root && paths.contains(&None) {
+            self.node.inner.namespace.set_arena(&Arena { root, ..self.arena.clone() })?;
         }
         self.node.note_skipped(&self.arena.name, paths, self.skipped);
         Ok(Reconciled { totals: self.totals, again: self.again })
@@ -126,6 +130,14 @@ impl<'a> Reconcile<'a> {
         let now = Fingerprint::from(&fs::metadata(&self.dir)?);
         let is_empty = fs::read_dir(&self.dir)?.next().is_none();
         Ok(((now.device, now.inode), is_empty))
+    }
+
+    /// Whether the arena root is still the directory that it was when this pass began: its disk may go at any time.
+    fn root_stays(&self) -> bool {
+        fs::metadata(&self.dir).is_ok_and(|meta| {
+            let now = Fingerprint::from(&meta);
+            (now.device, now.inode) == self.identity
+        })
     }
 
     fn offline(&self, why: String) -> Failure {
@@ -442,18 +454,23 @@ impl<'a> Reconcile<'a> {
                 last = Some((parent, mtime));
                 changes.push(Change { path: path.clone(), content: Content::Deleted, mtime });
             }
-            let (dir, again) = (&self.dir, &mut self.again);
-            let mut unlinked = Vec::new();
+            let (mut unlinked, mut again, mut stays) = (Vec::new(), Vec::new(), true);
             self.node.inner.namespace.commit(&self.arena.name, &changes, now(), &mut |change| {
-                let is_gone = matches!(look(dir, &change.path), Ok(None | Some(SeenKind::Special)));
-                match is_gone {
+                let is_gone = matches!(look(&self.dir, &change.path), Ok(None | Some(SeenKind::Special)));
+                // Asked last: what was not there, was not there in the root that is meant.
+                stays = stays && self.root_stays();
+                match is_gone && stays {
                     true => unlinked.push(change.path.clone()),
                     false => again.push(change.path.clone()),
                 }
-                is_gone
+                is_gone && stays
             })?;
             self.totals.deleted += unlinked.len() as u64;
             self.unlinked.append(&mut unlinked);
+            self.again.append(&mut again);
+            if !stays {
+                return Err(self.offline("it went while it was looked at".into()));
+            }
         }
         Ok(())
     }
