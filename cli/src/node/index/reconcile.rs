@@ -1,7 +1,12 @@
 //! One pass over parts of an arena: what is there beside what was said and what is linked. Rules and order of commits:
 //! spec/namespace.md, "Scan".
 
-use std::{collections::HashMap, fs, io, path::PathBuf};
+use std::{
+    collections::{HashMap, HashSet},
+    fs, io,
+    os::unix::fs::MetadataExt,
+    path::PathBuf,
+};
 
 use blobstore::{FileRef, FileRow, RootId};
 use namespace::{
@@ -299,6 +304,7 @@ impl<'a> Reconcile<'a> {
     /// that moved is ever missing.
     fn settle(&mut self) -> Result<(), Failure> {
         self.relink_moved()?;
+        self.relink_second_names()?;
         let fresh = std::mem::take(&mut self.fresh);
         let mut said = std::mem::take(&mut self.said).into_iter().peekable();
         let (mut batch, mut bytes) = (Vec::new(), 0);
@@ -329,28 +335,49 @@ impl<'a> Reconcile<'a> {
     /// A file that is gone from one path and is fresh at another, with the same inode, size and mtime, was moved: it keeps
     /// its blob, and whatever is known of its damage.
     fn relink_moved(&mut self) -> Result<(), Failure> {
-        let mut by_inode = HashMap::new();
-        for gone in &self.gone {
-            if let Some(row) = &gone.linked {
-                by_inode.insert((row.fingerprint.device, row.fingerprint.inode), (&gone.path, row));
+        let linked = self.gone.iter().filter_map(|gone| Some((&gone.path, gone.linked.as_ref()?)));
+        let known = linked.map(|(path, row)| (inode(&row.fingerprint), (path.clone(), row.clone()))).collect();
+        self.relink(known, false)
+    }
+
+    /// The same for a file that has got a second name. Hashed, it would be taken for new, though it may have rotted.
+    fn relink_second_names(&mut self) -> Result<(), Failure> {
+        let meta = |file: &Fresh| fs::symlink_metadata(self.dir.join(file.path.as_path()));
+        let fresh = self.fresh.iter().filter(|file| meta(file).is_ok_and(|meta| meta.nlink() > 1));
+        let inodes: HashSet<_> = fresh.map(|file| inode(&file.fingerprint)).collect();
+        let mut known = HashMap::new();
+        if !inodes.is_empty() {
+            let mut linked = pages::linked(&self.node.inner.store, self.root, None);
+            while let Some(path) = linked.peek()?.cloned() {
+                let row = linked.take(&path)?.filter(|row| inodes.contains(&inode(&row.fingerprint)));
+                known.extend(row.map(|row| (inode(&row.fingerprint), (path, row))));
             }
         }
-        if by_inode.is_empty() {
+        self.relink(known, true)
+    }
+
+    /// Links and says what is fresh, if it is one of the `known` files, which then lose their own names unless they `keep`
+    /// them.
+    fn relink(&mut self, mut known: HashMap<(u64, u64), (RelPath, FileRow)>, keep: bool) -> Result<(), Failure> {
+        if known.is_empty() {
             return Ok(());
         }
         let (mut moves, mut moved, mut fresh) = (Vec::new(), Vec::new(), Vec::new());
         for file in std::mem::take(&mut self.fresh) {
-            let inode = (file.fingerprint.device, file.fingerprint.inode);
-            let is_same = |(_, row): &(&RelPath, &FileRow)| row.fingerprint.drift(&file.fingerprint) != Drift::Edited;
-            match by_inode.remove(&inode).filter(is_same).filter(|_| file.recheck.is_none()) {
+            let inode = inode(&file.fingerprint);
+            let same = known.get(&inode).filter(|(_, row)| row.fingerprint.drift(&file.fingerprint) != Drift::Edited);
+            match same.filter(|_| file.recheck.is_none()).cloned() {
                 Some((from, row)) => {
                     moves.push(blobstore::Move {
                         from: from.as_bytes().to_owned(),
                         to: file.path.as_bytes().to_owned(),
                         fingerprint: file.fingerprint,
-                        keep: false,
+                        keep,
                     });
                     moved.push((row.blob, file));
+                    if !keep {
+                        known.remove(&inode);
+                    }
                 }
                 None => fresh.push(file),
             }
@@ -494,6 +521,10 @@ impl<'a> Reconcile<'a> {
         self.node.inner.store.verify_file(&file, &|_| {})?;
         Ok(())
     }
+}
+
+fn inode(fingerprint: &Fingerprint) -> (u64, u64) {
+    (fingerprint.device, fingerprint.inode)
 }
 
 /// How many files are held in memory to find out which of them were moved.
