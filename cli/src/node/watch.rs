@@ -13,7 +13,7 @@ use std::{
 
 use namespace::{ArenaName, Heard, Inotify, News, Pending, RelPath, Watch, WatchError};
 use tokio::{sync::watch, task::JoinHandle, time::sleep};
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::{Node, index::Reconciled};
 use crate::{event::Reporter, failure::Failure};
@@ -204,6 +204,7 @@ impl Keeper {
         } else if self.node.is_offline(arena) {
             return None;
         }
+        debug!(%arena, paths = paths.len(), "looking at what changed");
         let (node, arena) = (self.node.clone(), arena.clone());
         let name = arena.clone();
         let running = tokio::spawn(async move {
