@@ -197,7 +197,8 @@ impl Keeper {
         let due = |kept: &Kept| kept.pending.next_due().unwrap_or(kept.rescan_at).min(kept.rescan_at);
         let (arena, kept) =
             self.arenas.iter_mut().min_by_key(|(_, kept)| due(kept)).filter(|(_, kept)| due(kept) <= now)?;
-        let mut paths = kept.pending.take_due(now);
+        // With what is due in a moment: of a rename, both names are heard of at nearly the same time.
+        let mut paths = kept.pending.take_due(now + (self.settings.settle / 10).min(AT_ONCE_MAX));
         if kept.rescan_at <= now || paths.contains(&None) {
             paths = vec![None];
             kept.rescan_at = now + self.settings.rescan;
@@ -249,6 +250,8 @@ impl Keeper {
 
 /// How many paths are kept that were heard of and not yet noted.
 const NEWS_MAX: usize = 65_536;
+/// What is due within so long, is looked at together.
+const AT_ONCE_MAX: Duration = Duration::from_millis(100);
 /// How often an arena root that is not there is looked for.
 const OFFLINE_RETRY: Duration = Duration::from_secs(5);
 const FAILED_RETRY: Duration = Duration::from_secs(60);
