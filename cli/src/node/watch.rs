@@ -3,6 +3,7 @@
 
 use std::{
     collections::BTreeMap,
+    io,
     path::{Path, PathBuf},
     sync::{
         Arc, Mutex, PoisonError,
@@ -55,6 +56,8 @@ impl Watching {
         let watched = self.watch.lock().unwrap_or_else(PoisonError::into_inner).watch(dir);
         match watched {
             Ok(()) | Err(WatchError::Gone { .. }) => {}
+            // What must not be read, cannot be rescanned either; its directory tells when that changes.
+            Err(WatchError::Io { source, .. }) if source.kind() == io::ErrorKind::PermissionDenied => {}
             Err(error) => {
                 if !self.is_incomplete.swap(true, Ordering::Relaxed) {
                     warn!(%error, "not all directories can be watched; changes there are found by rescans");
@@ -116,12 +119,16 @@ impl Node {
     }
 }
 
-/// The next news; never, if there is nobody to tell.
+/// The next news; never, if there is nobody (any more) to tell.
 async fn hear(news: &mut Option<News>) -> Option<Heard> {
-    match news {
-        Some(news) => news.recv().await,
-        None => std::future::pending().await,
+    if let Some(telling) = news {
+        let heard = telling.recv().await;
+        if heard.is_some() {
+            return heard;
+        }
+        *news = None;
     }
+    std::future::pending().await
 }
 
 /// Waits for the pass that is under way, and takes it away.
@@ -219,6 +226,8 @@ impl Keeper {
     fn end(&mut self, (arena, ended): (ArenaName, Result<Reconciled, Failure>)) {
         let now = self.now();
         let is_incomplete = self.node.watching().is_none_or(|watching| watching.is_incomplete.load(Ordering::Relaxed));
+        // It may have been given up meanwhile.
+        self.refresh(now + self.settings.rescan);
         let Some(kept) = self.arenas.get_mut(&arena) else { return };
         match ended {
             Ok(Reconciled { totals, again }) => {
@@ -232,7 +241,7 @@ impl Keeper {
                 }
             }
             Err(failure) if self.node.is_offline(&arena) => {
-                info!(%arena, %failure, "tried again soon");
+                debug!(%arena, %failure, "tried again soon");
                 kept.rescan_at = now + OFFLINE_RETRY;
             }
             Err(failure) => {
