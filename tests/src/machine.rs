@@ -12,7 +12,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::{
+    process::{Pid, Signal, geteuid, kill_process},
+    thread::{CapabilitySet, remove_capability_from_bounding_set},
+};
 use serde_json::Value;
 
 use crate::wait_for;
@@ -29,6 +32,8 @@ pub struct Machine {
     log: PathBuf,
     daemon: RefCell<Option<Child>>,
     ready: Value,
+    /// Whether the daemon obeys the modes of files, also as root.
+    obeys_modes: bool,
 }
 
 /// How a command ended, and what it said.
@@ -91,18 +96,47 @@ impl Machine {
         Self::up_with_config(scratch, name, dirs, "")
     }
 
+    /// The same, soon looking at what changes: a file rests for 200 ms, and is waited for no longer than a second.
+    pub fn watching<P: AsRef<Path>>(scratch: &Scratch, name: &str, dirs: &[P]) -> Self {
+        Self::up_with_config(scratch, name, dirs, WATCH)
+    }
+
+    /// The same, with a daemon that may read only what the modes of files allow. `None` if there cannot be such a one.
+    pub fn obeying_modes<P: AsRef<Path>>(scratch: &Scratch, name: &str, dirs: &[P]) -> Option<Self> {
+        let mut machine = Self::new(scratch.dir(&format!("{name}.home")), scratch, name, WATCH);
+        machine.obeys_modes = true;
+        // Only what comes of this thread can do less from now on.
+        let can_drop = thread::spawn(|| !geteuid().is_root() || drop_overrides()).join().expect("it does not panic");
+        can_drop.then(|| machine.start(dirs))
+    }
+
     /// The same with a configuration file.
     pub fn up_with_config<P: AsRef<Path>>(scratch: &Scratch, name: &str, dirs: &[P], config: &str) -> Self {
-        let home = scratch.dir(&format!("{name}.home"));
+        Self::new(scratch.dir(&format!("{name}.home")), scratch, name, config).start(dirs)
+    }
+
+    /// The same in a home that may be anywhere.
+    pub fn up_at<P: AsRef<Path>>(home: &Path, scratch: &Scratch, name: &str, dirs: &[P]) -> Self {
+        fs::create_dir_all(home).expect("make the home");
+        Self::new(home.to_owned(), scratch, name, WATCH).start(dirs)
+    }
+
+    fn new(home: PathBuf, scratch: &Scratch, name: &str, config: &str) -> Self {
         if !config.is_empty() {
             fs::write(home.join("config.toml"), config).expect("write the configuration");
         }
-        let log = scratch.path(&format!("{name}.log"));
-        let mut machine = Self { name: name.to_owned(), home, log, daemon: RefCell::default(), ready: Value::Null };
+        let (name, log) = (name.to_owned(), scratch.path(&format!("{name}.log")));
+        Self { name, home, log, daemon: RefCell::default(), ready: Value::Null, obeys_modes: false }
+    }
+
+    fn start<P: AsRef<Path>>(self, dirs: &[P]) -> Self {
+        let mut machine = self;
+        let name = machine.name.clone();
         let mut command = machine.daemon_command(blob());
-        command.args(["up", "--json", "--listen", "127.0.0.1:0", "--name", name]);
+        command.args(["up", "--json", "--listen", "127.0.0.1:0", "--name", &name]);
         command.args(dirs.iter().map(|dir| dir.as_ref()));
-        let mut child = command.stdout(Stdio::piped()).spawn().expect("start blob up");
+        command.stdout(Stdio::piped());
+        let mut child = machine.spawn(command);
         let stdout = child.stdout.take().expect("it is a pipe");
         machine.daemon.replace(Some(child));
         let (said, ready) = mpsc::channel();
@@ -123,10 +157,8 @@ impl Machine {
 
     /// A home without a daemon: made with `blob init`.
     pub fn cold(scratch: &Scratch, name: &str) -> Self {
-        let home = scratch.path(&format!("{name}.home"));
-        let log = scratch.path(&format!("{name}.log"));
-        fs::write(&log, "").expect("make the log");
-        let machine = Self { name: name.to_owned(), home, log, daemon: RefCell::default(), ready: Value::Null };
+        let machine = Self::new(scratch.path(&format!("{name}.home")), scratch, name, "");
+        fs::write(&machine.log, "").expect("make the log");
         machine.ok(["init"]);
         machine
     }
@@ -135,7 +167,45 @@ impl Machine {
         let log = File::options().create(true).append(true).open(&self.log).expect("open the log");
         let mut command = Command::new(program);
         command.arg("--home").arg(&self.home).env_remove("BLOBD_HOME").stdin(Stdio::null()).stderr(log);
+        command.env("BLOBD_LOG", "info,cli::node::watch=debug");
         command
+    }
+
+    fn spawn(&self, mut command: Command) -> Child {
+        let obeys_modes = self.obeys_modes && geteuid().is_root();
+        let start = move || {
+            assert!(!obeys_modes || drop_overrides(), "it was possible before");
+            command.spawn()
+        };
+        // What a process can do, it has from the thread that starts it.
+        thread::spawn(start).join().expect("it does not panic").expect("start the daemon")
+    }
+
+    /// What its daemons have done to keep up with their directories, behind the first `from` bytes of the log: files
+    /// hashed, files moved, and paths deleted.
+    pub fn kept_up(&self, from: usize) -> (u64, u64, u64) {
+        let log = self.log();
+        let lines = log[from..].lines().filter(|line| line.contains("up to date"));
+        lines.fold((0, 0, 0), |(hashed, moved, deleted), line| {
+            let count = |name: &str| {
+                let value = line.split_whitespace().find_map(|word| word.strip_prefix(name));
+                value.and_then(|value| value.parse::<u64>().ok()).unwrap_or_else(|| panic!("no {name} in {line:?}"))
+            };
+            (hashed + count("hashed="), moved + count("moved="), deleted + count("deleted="))
+        })
+    }
+
+    /// Waits until its daemon has looked at nothing for a second, which it does as long as something changes.
+    #[track_caller]
+    pub fn rests(&self) {
+        let passes = || self.log().lines().filter(|line| line.contains("looking at what changed")).count();
+        let (mut seen, mut since) = (passes(), Instant::now());
+        wait_for(&format!("{} looks at nothing any more", self.name), REST_LIMIT, || {
+            if passes() != seen {
+                (seen, since) = (passes(), Instant::now());
+            }
+            (since.elapsed() > RESTED).then_some(())
+        });
     }
 
     /// Its name.
@@ -280,8 +350,9 @@ impl Machine {
     fn restart_at(&self, listen: &str) {
         assert!(self.daemon.borrow().is_none(), "a daemon runs already");
         let mut command = self.daemon_command(blobd());
-        command.args(["--listen", listen, "--name", &self.name]).stdout(Stdio::null());
-        self.daemon.replace(Some(command.spawn().expect("start blobd")));
+        command.args(["--listen", listen, "--name", &self.name]);
+        command.stdout(Stdio::null());
+        self.daemon.replace(Some(self.spawn(command)));
         wait_for(&format!("blobd on {} answers", self.name), START_LIMIT, || {
             assert!(self.is_running(), "blobd on {} ended:\n{}", self.name, self.log());
             (self.run(["status"]).code == 0).then_some(())
@@ -300,6 +371,12 @@ impl Drop for Machine {
             eprintln!("--- the log of {}\n{}", self.name, lines[lines.len().saturating_sub(40)..].join("\n"));
         }
     }
+}
+
+/// Takes from this thread, and what it starts, root's right to read and write whatever the modes say. Whether it could.
+fn drop_overrides() -> bool {
+    let all = [CapabilitySet::DAC_OVERRIDE, CapabilitySet::DAC_READ_SEARCH];
+    all.into_iter().all(|capability| remove_capability_from_bounding_set(capability).is_ok())
 }
 
 /// SIGTERM, and if that does not help, SIGKILL.
@@ -386,6 +463,10 @@ impl Output {
     }
 }
 
+const WATCH: &str = "[watch]\nsettle = \"200ms\"\nsettle_max = \"1s\"\n";
+const REST_LIMIT: Duration = Duration::from_secs(20);
+/// Longer than `settle` in [`WATCH`].
+const RESTED: Duration = Duration::from_secs(1);
 /// Debug builds on a busy machine are slow; nothing waits this long unless it is stuck.
 const START_LIMIT: Duration = Duration::from_secs(90);
 const HEAR_LIMIT: Duration = Duration::from_secs(60);
