@@ -56,3 +56,26 @@ fn renamed_back_and_forth() {
     w.a.rests();
     w.shows_all();
 }
+
+/// A large directory comes, and goes on growing while it is read for the first time: what comes between the reading and
+/// the watching, nobody would tell.
+#[test]
+fn a_directory_that_grows_while_it_is_read() {
+    let w = Watched::new(|_| {});
+    let outside = w.scratch.dir("outside");
+    for number in 0..3000 {
+        write(outside.join(format!("dir/{number}")), "the same");
+    }
+    fs::rename(outside.join("dir"), w.path("dir")).unwrap();
+    let started = Instant::now();
+    let from = w.a.log().len();
+    let mut number = 0;
+    while started.elapsed() < Duration::from_secs(2) && w.a.log()[from..].matches("up to date").count() == 0 {
+        for _ in 0..20 {
+            number += 1;
+            fs::write(w.path(&format!("dir/new{number}")), "").unwrap();
+            thread::sleep(Duration::from_micros(100));
+        }
+    }
+    w.shows_all();
+}
