@@ -3,7 +3,7 @@
 
 use std::{fs, path::Path, time::Duration};
 
-use namespace::{Batch, Cursor, Part, PeerId};
+use namespace::{Batch, Cursor, Mark, Part, PeerId};
 use peers::{
     Identity,
     wire::{Ask, StreamKind, read_frame, write_frame},
@@ -103,7 +103,7 @@ fn who_asks_and_does_not_read_is_in_nobodys_way() {
 async fn ask(connection: &Connection, cursors: Vec<(PeerId, Cursor)>) -> (SendStream, RecvStream) {
     let (mut send, recv) = connection.open_bi().await.unwrap();
     send.write_all(&[StreamKind::Catalog as u8]).await.unwrap();
-    write_frame(&mut send, &Ask { cursors, direct: vec![] }).await.unwrap();
+    write_frame(&mut send, &Ask { cursors, direct: vec![], rumour: Mark::default() }).await.unwrap();
     (send, recv)
 }
 
