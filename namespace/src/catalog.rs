@@ -316,7 +316,7 @@ impl Namespace {
             let number = peer_number(txn, peer)?;
             let mut tables = Tables::open(txn)?;
             let head = tables.head(number)?;
-            if head.mark >= farewell {
+            if head.mark >= farewell || farewell.epoch >= EPOCH_MAX {
                 return Ok(None);
             }
             tables.set_head(number, &HeadRow { mark: farewell, after: None, ..head })?;

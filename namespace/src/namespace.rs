@@ -1,8 +1,9 @@
 use std::{
+    collections::HashMap,
     ops::Bound,
     os::unix::ffi::{OsStrExt, OsStringExt},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, PoisonError, RwLock},
 };
 
 use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable, WriteTransaction};
@@ -11,7 +12,9 @@ use tree::{BlobId, UnixTime};
 
 use crate::{
     ArenaName, Content, Mark, PeerId, RelPath, Version,
-    rows::{ARENAS, ArenaRow, BLOBS, FORMAT, HEADS, HeadRow, LOG, LogRow, ME, META, PEERS, VERSIONS, decode, encode},
+    rows::{
+        ARENAS, ArenaRow, BLOBS, FORMAT, HEADS, HeadRow, LOG, LogRow, ME, META, NAMES, PEERS, VERSIONS, decode, encode,
+    },
     tables::{Tables, prefix},
     version::made_from,
 };
@@ -21,6 +24,7 @@ use crate::{
 pub struct Namespace {
     db: Arc<Database>,
     changed: Arc<watch::Sender<u64>>,
+    names: Arc<RwLock<HashMap<PeerId, String>>>,
     origin: Origin,
 }
 
@@ -101,8 +105,8 @@ pub enum NamespaceError {
 impl Namespace {
     /// Opens the namespace whose rows are in `db`, and makes it if it is not there.
     pub fn open(db: Arc<Database>, origin: Origin) -> Result<Self, NamespaceError> {
-        let namespace = Self { db, changed: Arc::default(), origin };
-        namespace.write("open the namespace", |txn| {
+        let namespace = Self { db, changed: Arc::default(), names: Arc::default(), origin };
+        let names = namespace.write("open the namespace", |txn| {
             let mut meta = txn.open_table(META)?;
             let format = meta.get("format")?.map_or(FORMAT, |format| format.value());
             if format != FORMAT {
@@ -119,8 +123,17 @@ impl Namespace {
                 tables.set_head(ME, &head)?;
             }
             tables.begin_session(ME, head.mark.seq + 1, namespace.session())?;
-            Ok(())
+            let (names, peers) = (txn.open_table(NAMES)?, txn.open_table(PEERS)?);
+            let mut known = HashMap::new();
+            for row in peers.iter()? {
+                let (peer, number) = row?;
+                if let Some(name) = names.get(number.value())? {
+                    known.insert(PeerId::from_bytes(*peer.value()), name.value().to_owned());
+                }
+            }
+            Ok(known)
         })?;
+        *namespace.names.write().unwrap_or_else(PoisonError::into_inner) = names;
         Ok(namespace)
     }
 
@@ -153,6 +166,29 @@ impl Namespace {
 
     pub(crate) fn notify(&self) {
         self.changed.send_modify(|count| *count = count.wrapping_add(1));
+    }
+
+    /// What a peer is called by whoever told of it last, if anybody did.
+    pub fn name_of(&self, peer: PeerId) -> Option<String> {
+        self.names.read().unwrap_or_else(PoisonError::into_inner).get(&peer).cloned()
+    }
+
+    /// Takes note of what a peer is called. Does nothing if that is known, or if nothing was ever heard of it.
+    pub fn set_name(&self, peer: PeerId, name: &str) -> Result<(), NamespaceError> {
+        if self.name_of(peer).is_some_and(|known| known == name) {
+            return Ok(());
+        }
+        let named = self.write_if("take note of a name", |txn| {
+            let Some(number) = txn.open_table(PEERS)?.get(peer.as_bytes())?.map(|number| number.value()) else {
+                return Ok(None);
+            };
+            txn.open_table(NAMES)?.insert(number, name)?;
+            Ok(Some(()))
+        })?;
+        if named.is_some() {
+            self.names.write().unwrap_or_else(PoisonError::into_inner).insert(peer, name.to_owned());
+        }
+        Ok(())
     }
 
     /// The arenas that this machine holds or follows, by name.

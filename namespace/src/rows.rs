@@ -11,6 +11,8 @@ pub(crate) const META: TableDefinition<&str, u64> = TableDefinition::new("namesp
 pub(crate) const ARENAS: TableDefinition<&str, &[u8]> = TableDefinition::new("namespace.arenas");
 /// Peer → the short number that stands for it in rows; this machine is [`ME`] and is not in it.
 pub(crate) const PEERS: TableDefinition<&[u8; 32], u32> = TableDefinition::new("namespace.peers");
+/// Peer's number → what it is called by whoever told of it.
+pub(crate) const NAMES: TableDefinition<u32, &str> = TableDefinition::new("namespace.names");
 /// Origin's number → [`HeadRow`].
 pub(crate) const HEADS: TableDefinition<u32, &[u8]> = TableDefinition::new("namespace.heads");
 /// Origin's number, the first seq that one of its sessions may say → the session. Of others, exact from the floor on.

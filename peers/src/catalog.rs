@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use namespace::{Applied, ApplyError, Batch, Cursor, Mark, Namespace, PeerId, Told};
+use namespace::{Applied, ApplyError, Cursor, Mark, Namespace, PeerId, Told};
 use tokio::{
     task::spawn_blocking,
     time::{sleep, timeout},
@@ -19,7 +19,8 @@ use tracing::{debug, error, warn};
 use crate::{
     Peers,
     endpoint::{Close, GREETING_LIMIT, Inner},
-    frame::{ASK_BYTES_MAX, Ask, FRAME_BYTES_MAX, FrameError, StreamKind, read_frame, within, write_frame},
+    frame::{ASK_BYTES_MAX, Ask, FRAME_BYTES_MAX, FrameError, StreamKind, Telling, read_frame, within, write_frame},
+    hello::is_name,
 };
 
 impl Peers {
@@ -101,8 +102,8 @@ async fn hear(inner: &Arc<Inner>, connection: &quinn::Connection, peer: PeerId) 
     };
     let (_send, mut recv) = within(GREETING_LIMIT, open).await.map_err(HearError::Frame)?;
     loop {
-        let mut reading = pin!(read_frame::<Batch>(&mut recv, FRAME_BYTES_MAX));
-        let batch = loop {
+        let mut reading = pin!(read_frame::<Telling>(&mut recv, FRAME_BYTES_MAX));
+        let Telling { batch, name } = loop {
             tokio::select! {
                 batch = &mut reading => break batch.map_err(HearError::Frame)?,
                 _ = moved.changed() => {
@@ -120,7 +121,7 @@ async fn hear(inner: &Arc<Inner>, connection: &quinn::Connection, peer: PeerId) 
                 }
             }
         };
-        let Batch { origin, mark, .. } = batch;
+        let (origin, mark) = (batch.origin, batch.mark);
         debug!(%peer, %origin, rows = batch.statements.len(), ?mark, "heard");
         let is_trusted = origin != peer && inner.roster.get(origin).is_some();
         let applied = blocking(namespace, move |namespace| {
@@ -128,7 +129,11 @@ async fn hear(inner: &Arc<Inner>, connection: &quinn::Connection, peer: PeerId) 
                 namespace.contest_farewell(origin, mark)?;
                 return Ok((Applied::Taken, mark));
             }
-            Ok((namespace.apply(peer, &batch)?, namespace.cursor(origin)?.mark))
+            let applied = namespace.apply(peer, &batch)?;
+            if applied == Applied::Taken && is_name(&name) {
+                namespace.set_name(origin, &name)?;
+            }
+            Ok((applied, namespace.cursor(origin)?.mark))
         });
         match applied.await? {
             (Applied::Taken, _) => drop(heard.insert(origin, mark)),
@@ -188,6 +193,13 @@ pub(crate) async fn tell(
     let Ask { cursors, direct, rumour } = within(GREETING_LIMIT, read_frame(&mut recv, ASK_BYTES_MAX)).await?;
     let mut told = Told { listener, cursors: cursors.into_iter().collect(), direct: direct.into_iter().collect() };
     let mut changes = inner.namespace.changes();
+    // One at a time: what was asked earlier is over, though it may never have been read.
+    let mut later = {
+        let mut telling = inner.telling.lock().unwrap_or_else(PoisonError::into_inner);
+        let telling = telling.entry(listener).or_default();
+        telling.send_modify(|count| *count += 1);
+        telling.subscribe()
+    };
     if let Ok(known) = blocking(&inner.namespace, |namespace| Ok(namespace.cursors()?)).await
         && note_rumours(inner, &told.cursors, &known)
     {
@@ -208,11 +220,17 @@ pub(crate) async fn tell(
         });
         match batch.await {
             Ok(Some(batch)) => {
-                write_frame(&mut send, &batch).await?;
                 told.note(&batch);
+                let name = inner.name_of(batch.origin).unwrap_or_default();
+                let telling = Telling { batch, name };
+                tokio::select! {
+                    written = write_frame(&mut send, &telling) => written?,
+                    _ = later.changed() => return Ok(()),
+                }
             }
             Ok(None) => tokio::select! {
                 changed = changes.changed() => if changed.is_err() { return Ok(()) },
+                _ = later.changed() => return Ok(()),
                 _ = send.stopped() => return Ok(()),
             },
             Err(HearError::Frame(error)) => return Err(error),

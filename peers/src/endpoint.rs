@@ -91,6 +91,8 @@ pub(crate) struct Inner {
     peers: Mutex<HashMap<PeerId, Contact>>,
     /// The latest marks of peers that others showed, which are later than what was heard: for those peers to see.
     pub(crate) rumours: Mutex<BTreeMap<PeerId, Mark>>,
+    /// Moves when a peer asks for catalogs anew.
+    pub(crate) telling: Mutex<HashMap<PeerId, watch::Sender<u64>>>,
     /// Moves whenever a contact does.
     pub(crate) moved: watch::Sender<u64>,
     pub(crate) closing: watch::Sender<bool>,
@@ -169,6 +171,7 @@ impl Peers {
             transport,
             peers: Mutex::default(),
             rumours: Mutex::default(),
+            telling: Mutex::default(),
             moved: watch::Sender::new(0),
             closing: watch::Sender::new(false),
             bringing: Mutex::default(),
@@ -232,6 +235,15 @@ impl Peers {
 impl Inner {
     pub(crate) fn contacts(&self) -> MutexGuard<'_, HashMap<PeerId, Contact>> {
         self.peers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What a peer is called, so far as is known.
+    pub(crate) fn name_of(&self, peer: PeerId) -> Option<String> {
+        match self.roster.get(peer) {
+            _ if peer == self.identity.peer() => Some(self.name.clone()),
+            Some(peer) => Some(peer.name),
+            None => self.namespace.name_of(peer),
+        }
     }
 
     /// The peers that are connected now.

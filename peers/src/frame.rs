@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use namespace::{Cursor, Mark, PeerId};
+use namespace::{Batch, Cursor, Mark, PeerId};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::time::timeout;
 use tree::RangeSet;
@@ -69,6 +69,15 @@ impl Ask {
         let cursors = own.into_iter().chain(cursors).take_while(fits).collect();
         Self { cursors, direct: direct.into_iter().collect(), rumour }
     }
+}
+
+/// What is told on a [`StreamKind::Catalog`] stream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Telling {
+    /// A part of somebody's catalog.
+    pub batch: Batch,
+    /// What the teller calls the batch's origin: a hint, for people.
+    pub name: String,
 }
 
 /// What there is of the ranges of a blob that were asked about: the answer on a [`StreamKind::Have`] stream.

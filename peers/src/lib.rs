@@ -43,7 +43,7 @@ pub use ticket::{Ticket, TicketError};
 /// What strangers and peers can see of the wire, for tests that speak it on their own.
 pub mod wire {
     pub use crate::{
-        frame::{Ask, FrameError, Have, read_frame, write_frame},
+        frame::{Ask, FrameError, Have, Telling, read_frame, write_frame},
         hello::Hello,
         nodes::{NODES_MAX, Nodes, NodesRequest},
         tls::{ALPN, JOIN_ALPN, client_config, peer_of, server_config},

@@ -76,13 +76,14 @@ pub struct Statement {
     pub at: u64,
 }
 
-/// What [`namespace::Batch`] is on the wire.
+/// What [`peers::wire::Telling`] is on the wire.
 #[derive(Serialize)]
 struct Batch {
     origin: PeerId,
     mark: Mark,
     part: Part,
     statements: Vec<Statement>,
+    name: &'static str,
 }
 
 /// The statement that `data` is at a path. Statements are numbered when they are said.
@@ -208,7 +209,8 @@ impl Shared {
                 let head = self.head();
                 let mark = Mark { epoch: 7, seq: head, session: 1 };
                 let part = Part::Listing { after: None, end: None };
-                let _ = write_frame(&mut send, &Batch { origin: self.peer, mark, part, statements }).await;
+                let _ =
+                    write_frame(&mut send, &Batch { origin: self.peer, mark, part, statements, name: "liar" }).await;
                 self.catalogs_told.fetch_add(1, Ordering::Relaxed);
                 // The catalog is heard for as long as the stream is open.
                 let _ = send.stopped().await;

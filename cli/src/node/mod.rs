@@ -298,18 +298,29 @@ impl Node {
         roots.get(arena).map(|&(root, _)| root)
     }
 
+    /// What others call a machine that is not on the roster: with its id behind that if somebody else is called so here.
+    fn name_by_others(&self, id: PeerId) -> String {
+        match self.inner.namespace.name_of(id) {
+            None => format!("{id:.16}"),
+            Some(name) if name == self.inner.name || self.inner.peers.roster().by_name(&name).is_some() => {
+                format!("{name}-{id:.8}")
+            }
+            Some(name) => name,
+        }
+    }
+
     /// The arena of which `root` is the root.
     fn arena_of(&self, root: RootId) -> Option<ArenaName> {
         let roots = self.inner.roots.read().unwrap_or_else(PoisonError::into_inner);
         roots.iter().find(|(_, held)| held.0 == root).map(|(arena, _)| arena.clone())
     }
 
-    /// What a peer is called, `None` standing for this machine. One that is known only through others is called by the
-    /// first digits of its id.
+    /// What a peer is called, `None` standing for this machine. One that is known only through others is called as they
+    /// do, or by the first digits of its id.
     fn peer_name(&self, peer: Option<PeerId>) -> String {
         match peer {
             None => self.inner.name.clone(),
-            Some(id) => self.inner.peers.roster().get(id).map_or_else(|| format!("{id:.16}"), |peer| peer.name),
+            Some(id) => self.inner.peers.roster().get(id).map_or_else(|| self.name_by_others(id), |peer| peer.name),
         }
     }
 

@@ -114,27 +114,32 @@ impl<'a> Reconcile<'a> {
         Ok(Reconciled { totals: self.totals, again: self.again })
     }
 
-    /// Refuses to take an arena root that is missing, or another directory and empty, for one from which all was deleted.
+    /// Refuses to take an arena root that is missing, or another directory without anything of what was in it, for one from
+    /// which all was deleted.
     fn check_root(&self) -> Result<(u64, u64), Failure> {
         let name = &self.arena.name;
         match self.look_at_root() {
-            Ok((root, is_empty)) => {
-                let is_known = self.arena.root == Some(root) || !is_empty;
-                if is_known || self.node.inner.namespace.known(name, None, None, 1)?.is_empty() {
-                    self.node.note_offline(name, None);
-                    return Ok(root);
+            Ok(root) => {
+                if self.arena.root != Some(root) {
+                    let known = self.node.inner.namespace.known(name, None, None, KNOWN_LOOKED_FOR)?;
+                    let is_there = |known: &Known| look(&self.dir, &known.path).is_ok_and(|seen| seen.is_some());
+                    if !known.is_empty() && !known.iter().any(is_there) {
+                        let why = "it is another directory than before, and has nothing of what was in that one";
+                        return Err(self.offline(why.into()));
+                    }
                 }
-                Err(self.offline("it is empty, and another directory than that in which there were files".into()))
+                self.node.note_offline(name, None);
+                Ok(root)
             }
             Err(error) => Err(self.offline(error.to_string())),
         }
     }
 
-    /// Device and inode of the arena root, and whether nothing is in it.
-    fn look_at_root(&self) -> io::Result<((u64, u64), bool)> {
+    /// Device and inode of the arena root, if it can be read.
+    fn look_at_root(&self) -> io::Result<(u64, u64)> {
         let now = Fingerprint::from(&fs::metadata(&self.dir)?);
-        let is_empty = fs::read_dir(&self.dir)?.next().is_none();
-        Ok(((now.device, now.inode), is_empty))
+        fs::read_dir(&self.dir)?;
+        Ok((now.device, now.inode))
     }
 
     /// Whether the arena root is still the directory that it was when this pass began: its disk may go at any time.
@@ -147,7 +152,10 @@ impl<'a> Reconcile<'a> {
 
     fn offline(&self, why: String) -> Failure {
         self.node.note_offline(&self.arena.name, Some(why.clone()));
-        let failure = Failure::new(Code::Error, why).hint("nothing was changed; is its disk mounted?");
+        let failure = Failure::new(Code::Error, why).hint(format!(
+            "nothing was changed; is its disk mounted? If all was replaced on purpose: blob arena rm {0}, then blob arena add {0}",
+            self.arena.name
+        ));
         failure.while_doing(format!("read the arena root {:?}", self.dir))
     }
 
@@ -529,6 +537,8 @@ fn inode(fingerprint: &Fingerprint) -> (u64, u64) {
 
 /// How many files are held in memory to find out which of them were moved.
 const HELD_MAX: usize = 200_000;
+/// How much of what was known is looked for in an arena root that is another directory than before.
+const KNOWN_LOOKED_FOR: usize = 1000;
 const BATCH_FILES: usize = 4096;
 const BATCH_BYTES: u64 = 1 << 30;
 /// How many entries that are not indexed are remembered, of one pass.
