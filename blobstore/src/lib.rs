@@ -16,6 +16,7 @@
 //! spec/store.md.
 
 mod cache;
+mod dirs;
 mod disk;
 mod error;
 mod fetch;

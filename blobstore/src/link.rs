@@ -11,6 +11,7 @@ use tree::{BlobId, Fingerprint, RangeSet};
 
 use crate::{
     FileRef, HashedFile, RootId, Store, StoreError, Verified,
+    dirs::{Dirs, split},
     outboard::{forget_unheld, has_outboard_file, put_outboard_row},
     rows::{FILES, FileKey, FileRow, HOLDERS, decode_or_none, encode, holder_prefix},
 };
@@ -63,7 +64,7 @@ impl Store {
                 }
                 put_outboard_row(txn, hashed)?;
             }
-            put_rows(txn, root, rows, &mut unused)?;
+            put_rows(txn, &mut Dirs::open(txn, root)?, root, rows, &mut unused)?;
             forget_unheld(txn, unused)
         })?;
         // An outboard of another grain may be left from when the store was set so.
@@ -100,8 +101,11 @@ impl Store {
             }
             drop(files);
             let mut unused = BTreeSet::new();
-            remove_rows(txn, root, &left, &mut unused)?;
-            put_rows(txn, root, rows, &mut unused)?;
+            let mut dirs = Dirs::open(txn, root)?;
+            remove_rows(txn, &mut dirs, root, &left, &mut unused)?;
+            put_rows(txn, &mut dirs, root, rows, &mut unused)?;
+            dirs.forget_empty(&txn.open_table(FILES)?, &left)?;
+            drop(dirs);
             Ok((done, forget_unheld(txn, unused)?))
         })?;
         self.remove_outboard_files(unused, None)?;
@@ -133,7 +137,10 @@ impl Store {
         let _linking = self.inner.linking.lock().unwrap_or_else(PoisonError::into_inner);
         let unused = self.write("unlink files", |txn| {
             let mut unused = BTreeSet::new();
-            remove_rows(txn, root, paths, &mut unused)?;
+            let mut dirs = Dirs::open(txn, root)?;
+            remove_rows(txn, &mut dirs, root, paths, &mut unused)?;
+            dirs.forget_empty(&txn.open_table(FILES)?, paths)?;
+            drop(dirs);
             forget_unheld(txn, unused)
         })?;
         self.remove_outboard_files(unused, None)
@@ -143,6 +150,7 @@ impl Store {
 /// Removes the rows of files below `root` that are there, and their holders. `unused` hears of their blobs.
 fn remove_rows(
     txn: &WriteTransaction,
+    dirs: &mut Dirs<'_>,
     root: RootId,
     paths: &[&[u8]],
     unused: &mut BTreeSet<(BlobId, u64)>,
@@ -151,7 +159,10 @@ fn remove_rows(
     for &path in paths {
         let old = files.remove((root.0, path))?.and_then(|old| decode_or_none::<FileRow>(old.value()));
         if let Some(old) = old {
-            holders.remove((holder_prefix(&old.blob), root.0, path))?;
+            let (dir, name) = split(path);
+            if let Some(dir) = dirs.number(dir)? {
+                holders.remove((holder_prefix(&old.blob), dir, name))?;
+            }
             unused.insert((old.blob, old.fingerprint.size));
         }
     }
@@ -162,6 +173,7 @@ fn remove_rows(
 /// replaced, `unused` hears.
 fn put_rows(
     txn: &WriteTransaction,
+    dirs: &mut Dirs<'_>,
     root: RootId,
     rows: BTreeMap<&[u8], FileRow>,
     unused: &mut BTreeSet<(BlobId, u64)>,
@@ -169,26 +181,27 @@ fn put_rows(
     let (mut files, mut holders) = (txn.open_table(FILES)?, txn.open_table(HOLDERS)?);
     let (mut new, mut new_holders) = (Vec::new(), BTreeSet::new());
     for (path, row) in rows {
+        let (dir, name) = split(path);
+        let dir = dirs.number_or_new(dir)?;
+        new_holders.insert((row.blob, dir, name));
         let encoded = encode(&row)?;
         let old = match files.get((root.0, path))? {
             Some(old) => decode_or_none::<FileRow>(old.value()),
             None => {
-                new_holders.insert((row.blob, path));
                 new.push((path, encoded));
                 continue;
             }
         };
         files.insert((root.0, path), &encoded[..])?;
         if let Some(old) = old.filter(|old| old.blob != row.blob) {
-            holders.remove((holder_prefix(&old.blob), root.0, path))?;
+            holders.remove((holder_prefix(&old.blob), dir, name))?;
             unused.insert((old.blob, old.fingerprint.size));
         }
-        new_holders.insert((row.blob, path));
     }
     insert_runs(&mut files, root, &new)?;
     // In the order of their keys, for what is near is in the same page.
-    for (blob, path) in new_holders {
-        holders.insert((holder_prefix(&blob), root.0, path), ())?;
+    for (blob, dir, name) in new_holders {
+        holders.insert((holder_prefix(&blob), dir, name), ())?;
     }
     Ok(())
 }

@@ -14,7 +14,7 @@ use tree::{BlobId, Geometry, Grain, ReadAt, hash_into};
 use crate::{
     Access, Disk, DiskFile, Store, StoreError,
     place::own_file,
-    rows::{FILES, HOLDERS, INLINE_OUTBOARD_BYTES, OUTBOARDS},
+    rows::{DIRS, FILES, HOLDERS, INLINE_OUTBOARD_BYTES, OUTBOARDS},
     store::holders,
 };
 
@@ -224,10 +224,10 @@ pub(crate) fn forget_unheld(
     txn: &WriteTransaction,
     blobs: BTreeSet<(BlobId, u64)>,
 ) -> Result<Vec<BlobId>, redb::Error> {
-    let (table, rows) = (txn.open_table(HOLDERS)?, txn.open_table(FILES)?);
+    let (table, dirs, rows) = (txn.open_table(HOLDERS)?, txn.open_table(DIRS)?, txn.open_table(FILES)?);
     let mut files = Vec::new();
     for (blob, size) in blobs {
-        if Geometry::new(size).outboard_bytes() == 0 || !holders(&table, &rows, blob, 1)?.is_empty() {
+        if Geometry::new(size).outboard_bytes() == 0 || !holders(&table, &dirs, &rows, blob, 1)?.is_empty() {
             continue;
         }
         txn.open_table(OUTBOARDS)?.remove(blob.as_bytes())?;

@@ -7,14 +7,19 @@ use tree::{BlobId, Fingerprint, RangeSet, UnixTime};
 
 use crate::Verified;
 
-/// `"format"` → the number of this format.
+/// `"format"` → the number of this format; [`LAST_DIR`].
 pub(crate) const META: TableDefinition<&str, u32> = TableDefinition::new("store.meta");
 /// Root → its directory.
 pub(crate) const ROOTS: TableDefinition<u32, &[u8]> = TableDefinition::new("store.roots");
 /// File in place → [`FileRow`].
 pub(crate) const FILES: TableDefinition<FileKey, &[u8]> = TableDefinition::new("store.files");
-/// The beginning of a blob's id, and a file that may have the blob in place: its row in [`FILES`] has the last word.
+/// The beginning of a blob's id, and a file that may have the blob in place, by the number of its directory and its
+/// name there: the file's row in [`FILES`] has the last word.
 pub(crate) const HOLDERS: TableDefinition<HolderKey, ()> = TableDefinition::new("store.holders");
+/// Number of a directory → [`DirRow`].
+pub(crate) const DIRS: TableDefinition<u32, &[u8]> = TableDefinition::new("store.dirs");
+/// Root and path of a directory → its number.
+pub(crate) const DIR_NUMBERS: TableDefinition<FileKey, u32> = TableDefinition::new("store.dir_numbers");
 /// Blob in place → its outboard, where that is at most [`INLINE_OUTBOARD_BYTES`] long and not empty.
 pub(crate) const OUTBOARDS: TableDefinition<&[u8; 32], &[u8]> = TableDefinition::new("store.outboards");
 /// Cached blob → [`CachedRow`].
@@ -33,7 +38,7 @@ pub(crate) const MENDING: TableDefinition<FileKey, &[u8]> = TableDefinition::new
 /// Root and path below it.
 pub(crate) type FileKey = (u32, &'static [u8]);
 
-/// The beginning of a blob's id, root and path.
+/// The beginning of a blob's id, the number of a directory, and a file's name in it.
 pub(crate) type HolderKey = (&'static [u8; HOLDER_BYTES], u32, &'static [u8]);
 
 /// So much of a blob's id is in the key of a holder. Among a hundred million blobs some twenty pairs begin alike, and
@@ -41,7 +46,10 @@ pub(crate) type HolderKey = (&'static [u8; HOLDER_BYTES], u32, &'static [u8]);
 pub(crate) const HOLDER_BYTES: usize = 6;
 
 /// The number of the format that this code reads and writes.
-pub(crate) const FORMAT: u32 = 2;
+pub(crate) const FORMAT: u32 = 3;
+
+/// In [`META`]: the number that a directory got last.
+pub(crate) const LAST_DIR: &str = "last_dir";
 
 /// Longer outboards, those of blobs above 4 MiB and a chunk group, are files of their own.
 pub(crate) const INLINE_OUTBOARD_BYTES: u64 = 16 << 10;
@@ -113,6 +121,14 @@ pub(crate) fn holder_prefix(blob: &BlobId) -> &[u8; HOLDER_BYTES] {
     blob.as_bytes().first_chunk().unwrap_or(&[0; HOLDER_BYTES])
 }
 
+/// A directory that has a number.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct DirRow {
+    pub(crate) root: u32,
+    /// Its path with a slash behind it, as [`split`](crate::dirs::split) cuts it off.
+    pub(crate) dir: Vec<u8>,
+}
+
 /// What is known of a cached blob.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct CachedRow {
@@ -170,6 +186,10 @@ mod tests {
         assert_eq!(hex(&bytes), "8080010100808001");
         assert_eq!(decode::<CachedRow>(&bytes).unwrap(), cached);
         assert_eq!(hex(holder_prefix(&BlobId::EMPTY)), "af1349b9f5f9");
+        let dir = DirRow { root: 300, dir: b"a/".to_vec() };
+        let bytes = encode(&dir).unwrap();
+        assert_eq!(hex(&bytes), "ac0202612f");
+        assert_eq!(decode::<DirRow>(&bytes).unwrap(), dir);
     }
 
     fn a_time() -> impl Strategy<Value = UnixTime> {

@@ -1,5 +1,5 @@
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     ops::Bound,
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
@@ -13,11 +13,12 @@ use tree::{BlobId, ByteRange, Fingerprint, Geometry, Grain, RangeSet};
 use crate::{
     Disk, FileRef, Presence, RootId, StoreError,
     cache::Ledger,
+    dirs::{self, Dirs},
     outboard::STAGED_DIR,
     pages::PAGE_ROWS,
     rows::{
-        CACHED, FILES, FORMAT, FileKey, FileRow, HOLDER_BYTES, HOLDERS, HolderKey, INLINE, MENDING, META, OUTBOARDS,
-        PINS, ROOTS, USED, VERIFIED, decode_or_none, encode, holder_prefix,
+        CACHED, DIR_NUMBERS, DIRS, FILES, FORMAT, FileKey, FileRow, HOLDER_BYTES, HOLDERS, HolderKey, INLINE, MENDING,
+        META, OUTBOARDS, PINS, ROOTS, USED, VERIFIED, decode_or_none, encode, holder_prefix,
     },
 };
 
@@ -100,6 +101,8 @@ impl Store {
             txn.open_table(USED)?;
             txn.open_table(PINS)?;
             txn.open_table(HOLDERS)?;
+            txn.open_table(DIRS)?;
+            txn.open_table(DIR_NUMBERS)?;
             let mut roots = BTreeMap::new();
             for row in txn.open_table(ROOTS)?.iter()? {
                 let (root, dir) = row?;
@@ -174,23 +177,35 @@ impl Store {
         })
     }
 
-    /// Up to `max` files that have `blob` in place.
+    /// Up to `max` files that have `blob` in place, by root and path.
     pub fn holders(&self, blob: BlobId, max: usize) -> Result<Vec<FileRef>, StoreError> {
-        self.read_rows("look up a blob", |txn| holders(&txn.open_table(HOLDERS)?, &txn.open_table(FILES)?, blob, max))
+        self.read_rows("look up a blob", |txn| {
+            holders(&txn.open_table(HOLDERS)?, &txn.open_table(DIRS)?, &txn.open_table(FILES)?, blob, max)
+        })
     }
 
     /// Whether the rows say from both sides that `file` has `blob`.
     pub(crate) fn is_holder(&self, file: &FileRef, blob: BlobId) -> Result<bool, StoreError> {
         self.read_rows("look up a holder", |txn| {
-            Ok(txn.open_table(HOLDERS)?.get((holder_prefix(&blob), file.root.0, &file.path[..]))?.is_some())
+            let (dir, name) = dirs::split(&file.path);
+            let dir = dirs::number(&txn.open_table(DIRS)?, &txn.open_table(DIR_NUMBERS)?, file.root, dir)?;
+            let Some(dir) = dir else { return Ok(false) };
+            Ok(txn.open_table(HOLDERS)?.get((holder_prefix(&blob), dir, name))?.is_some())
         })
     }
 
-    /// Says anew that `file` has `blob`, where the row for that was lost.
+    /// Says anew that `file` has `blob`, where the row for that, or one of its directory, was lost.
     pub(crate) fn restore_holder(&self, file: &FileRef, blob: BlobId) -> Result<(), StoreError> {
         warn!(path = ?self.absolute(file), %blob, "its row among the holders was lost, and is made anew");
         self.write("restore a holder", |txn| {
-            txn.open_table(HOLDERS)?.insert((holder_prefix(&blob), file.root.0, &file.path[..]), ())?;
+            let row = txn.open_table(FILES)?.get((file.root.0, &file.path[..]))?.map(|row| decode_or_none(row.value()));
+            if row.flatten().is_none_or(|row: FileRow| row.blob != blob) {
+                // It was unlinked meanwhile, and its directory must not keep a number for it.
+                return Ok(());
+            }
+            let (dir, name) = dirs::split(&file.path);
+            let dir = Dirs::open(txn, file.root)?.number_or_new(dir)?;
+            txn.open_table(HOLDERS)?.insert((holder_prefix(&blob), dir, name), ())?;
             Ok(())
         })
     }
@@ -293,28 +308,32 @@ impl Store {
     }
 }
 
-/// Up to `max` files that have `blob` in place, by `table`, and by their own rows in `files`.
+/// Up to `max` files that have `blob` in place, by `table` and their directories' rows in `dirs`, and by their own
+/// rows in `files`.
 pub(crate) fn holders(
     table: &impl ReadableTable<HolderKey, ()>,
+    dirs: &impl ReadableTable<u32, &'static [u8]>,
     files: &impl ReadableTable<FileKey, &'static [u8]>,
     blob: BlobId,
     max: usize,
 ) -> Result<Vec<FileRef>, redb::Error> {
     let from = (holder_prefix(&blob), 0, &[][..]);
     let rows = table.range::<(&[u8; HOLDER_BYTES], u32, &[u8])>((Bound::Included(from), Bound::Unbounded))?;
-    let mut found = Vec::new();
+    // A directory whose rows rotted may have got a second number.
+    let mut found = BTreeSet::new();
     for row in rows {
         let (key, ()) = row.map(|(key, value)| (key, value.value()))?;
-        let (prefix, root, path) = key.value();
+        let (prefix, dir, name) = key.value();
         if prefix != holder_prefix(&blob) || found.len() >= max {
             break;
         }
-        let row = files.get((root, path))?.and_then(|row| decode_or_none::<FileRow>(row.value()));
+        let Some(file) = dirs::file_in(dirs, dir, name)? else { continue };
+        let row = files.get((file.root.0, &file.path[..]))?.and_then(|row| decode_or_none::<FileRow>(row.value()));
         if row.is_some_and(|row| row.blob == blob) {
-            found.push(FileRef { root: RootId(root), path: path.to_owned() });
+            found.insert(file);
         }
     }
-    Ok(found)
+    Ok(found.into_iter().collect())
 }
 
 /// In how many places a blob is looked for; a licence text may be in thousands.

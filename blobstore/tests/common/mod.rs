@@ -1,12 +1,17 @@
 //! What the test files share: data, ranges, proven pieces, and what a read must give.
 #![allow(dead_code, reason = "every test file uses a part of it")]
 
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path};
 
 use blobstore::{Settings, Sink, Store};
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
 use tree::{BlobId, ByteRange, Decoder, Geometry, Grain, Hashed, Prover, Query, RangeSet, Verified};
 
 pub(crate) const GROUP: u64 = tree::GROUP_BYTES;
+
+pub(crate) const HOLDERS: TableDefinition<(&[u8; 6], u32, &[u8]), ()> = TableDefinition::new("store.holders");
+pub(crate) const DIRS: TableDefinition<u32, &[u8]> = TableDefinition::new("store.dirs");
+pub(crate) const DIR_NUMBERS: TableDefinition<(u32, &[u8]), u32> = TableDefinition::new("store.dir_numbers");
 
 /// A size whose outboard is a file of its own, and no row.
 pub(crate) const LARGE: usize = (5 << 20) + 321;
@@ -62,6 +67,31 @@ pub(crate) fn pieces(bytes: &[u8], ranges: &RangeSet) -> Vec<Verified> {
 pub(crate) fn pieces_of(hashed: &Hashed, bytes: &[u8], ranges: &RangeSet) -> Vec<Verified> {
     let prover = Prover::new(hashed.id, bytes.len() as u64, bytes, &hashed.outboard[..], &Query::groups(ranges));
     prover.map(|piece| piece.expect("sound bytes prove")).collect()
+}
+
+/// The numbers of directories by root and path; both tables of them must say the same.
+pub(crate) fn dir_numbers(db: &Database) -> BTreeMap<(u32, Vec<u8>), u32> {
+    let txn = db.begin_read().unwrap();
+    let numbers = txn.open_table(DIR_NUMBERS).unwrap();
+    let numbers = numbers.iter().unwrap().map(|row| {
+        let (dir, number) = row.unwrap();
+        (number.value(), (dir.value().0, dir.value().1.to_owned()))
+    });
+    let numbers: Vec<(u32, (u32, Vec<u8>))> = numbers.collect();
+    let dirs = txn.open_table(DIRS).unwrap();
+    let dirs = dirs.iter().unwrap().map(|row| {
+        let (number, dir) = row.unwrap();
+        (number.value(), postcard::from_bytes(dir.value()).unwrap())
+    });
+    let dirs: BTreeMap<u32, (u32, Vec<u8>)> = dirs.collect();
+    assert_eq!(numbers.len(), dirs.len(), "{numbers:?} and {dirs:?} are not inverse");
+    assert_eq!(numbers.iter().cloned().collect::<BTreeMap<_, _>>(), dirs, "the tables of directories are not inverse");
+    numbers.into_iter().map(|(number, dir)| (dir, number)).collect()
+}
+
+/// The directory of a path, with its last slash, and the name in it.
+pub(crate) fn split(path: &[u8]) -> (&[u8], &[u8]) {
+    path.split_at(path.iter().rposition(|&byte| byte == b'/').map_or(0, |slash| slash + 1))
 }
 
 /// The pieces that come from a peer who has `bytes` and says that they are `claimed`.

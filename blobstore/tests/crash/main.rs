@@ -11,14 +11,14 @@ mod image;
 mod sim_disk;
 mod workload;
 
-use std::{path::Path, sync::Arc};
+use std::{collections::BTreeSet, path::Path, sync::Arc};
 
 use blobstore::{Access, Disk, FileRef, Presence, Sink, Store, Verdict};
-use redb::Database;
+use redb::{Database, ReadableDatabase, ReadableTable};
 use tree::{BlobId, RangeSet};
 
 use crate::{
-    common::{all, check_read, feed, range, settings},
+    common::{HOLDERS, all, check_read, dir_numbers, feed, range, settings, split},
     image::Luck,
     sim_disk::SimDisk,
     workload::{
@@ -44,11 +44,11 @@ fn a_first_start() {
 }
 
 /// Opens the store on `disk`, as a start of the program does.
-pub(crate) fn open(disk: &SimDisk) -> Store {
+pub(crate) fn open(disk: &SimDisk) -> (Store, Arc<Database>) {
     let db = Database::builder().create_with_backend(disk.database(Path::new("/home/db")));
-    let db = db.expect("the database opens");
+    let db = Arc::new(db.expect("the database opens"));
     let disk = Arc::new(disk.clone());
-    Store::open(disk, Arc::new(db), settings(Path::new("/home"))).expect("the store opens")
+    (Store::open(disk, db.clone(), settings(Path::new("/home"))).expect("the store opens"), db)
 }
 
 /// Records the workload and cuts it off in about `points` ways.
@@ -89,7 +89,8 @@ impl Cut {
             let ops = self.rng.usize(..=disk.recorded());
             disk = disk.power_cut(ops, self.luck());
         }
-        Survivor { store: open(&disk), disk, recorded, seen }.check();
+        let (store, db) = open(&disk);
+        Survivor { store, db, disk, recorded, seen }.check();
     }
 
     fn luck(&mut self) -> Luck {
@@ -116,6 +117,7 @@ impl Drop for Context {
 /// The store after the power cut, and what had happened before.
 struct Survivor<'a> {
     store: Store,
+    db: Arc<Database>,
     disk: SimDisk,
     recorded: &'a Recorded,
     seen: &'a [(usize, Mark)],
@@ -127,6 +129,7 @@ impl Survivor<'_> {
     }
 
     fn check(&self) {
+        self.check_holders();
         for path in FILES {
             self.check_file(path);
         }
@@ -134,6 +137,22 @@ impl Survivor<'_> {
         self.check_cache();
         self.check_own_files();
         self.mend_the_rest();
+    }
+
+    /// Files, holders and directories are all as one transaction left them.
+    fn check_holders(&self) {
+        let root = self.file("").root;
+        let files: Vec<_> = self.store.files(root).map(Result::unwrap).collect();
+        let numbers = dir_numbers(&self.db);
+        let with_number: BTreeSet<&[u8]> = numbers.keys().map(|(_, dir)| &dir[..]).collect();
+        let with_files: BTreeSet<&[u8]> = files.iter().map(|(path, _)| split(path).0).collect();
+        assert_eq!(with_number, with_files, "directories with a number, and with files");
+        let holders = self.db.begin_read().unwrap().open_table(HOLDERS).unwrap();
+        assert_eq!(holders.iter().unwrap().count(), files.len(), "holders and files");
+        for (path, row) in files {
+            let file = FileRef { root, path };
+            assert!(self.store.holders(row.blob, 9).unwrap().contains(&file), "{file:?} is no holder");
+        }
     }
 
     fn check_file(&self, path: &str) {

@@ -20,12 +20,13 @@ const SIZES: [usize; 5] = [0, 1 << 10, 40 << 10, 5 << 20, (5 << 20) + 1];
 pub(crate) const MEDIUM: &str = "dir/medium";
 /// Rots, and is mended.
 pub(crate) const LARGE: &str = "dir/large";
-/// Is unlinked.
-pub(crate) const UNLINKED: &str = "unlinked";
+/// Is unlinked, and with it its directory loses its number.
+pub(crate) const UNLINKED: &str = "alone/unlinked";
 
-/// Rots, and is renamed to [`RENAMED`] with its quarantine.
-pub(crate) const MOVED: &str = "moved";
-pub(crate) const RENAMED: &str = "dir/renamed";
+/// Rots, and is renamed to [`RENAMED`] with its quarantine, out of one directory that has a number, and into one that
+/// has none.
+pub(crate) const MOVED: &str = "left/moved";
+pub(crate) const RENAMED: &str = "entered/renamed";
 
 /// What rots in [`MOVED`].
 pub(crate) fn rotten_when_moved() -> RangeSet {
@@ -152,7 +153,7 @@ pub(crate) fn record(start: &Start) -> Recorded {
         pinned: random(14, 9000),
     };
     let mut recorded = Recorded { disk, blobs, large_mtime: UnixTime::default(), marks: Vec::new() };
-    let store = open(&recorded.disk);
+    let (store, _) = open(&recorded.disk);
     link(start, &store, &mut recorded);
     cache(&store, &mut recorded);
     rot_and_mend(&store, &mut recorded);
@@ -232,6 +233,7 @@ fn rename(start: &Start, store: &Store, recorded: &mut Recorded) {
     store.verify_file(&FileRef { root, path: MOVED.into() }, &|_| {}).unwrap();
     recorded.mark(Mark::FoundRotten);
     recorded.mark(Mark::Moves);
+    recorded.disk.create_dirs(Path::new("/arena/entered")).unwrap();
     recorded.disk.rename(&Path::new("/arena").join(MOVED), &Path::new("/arena").join(RENAMED)).unwrap();
     let fingerprint = recorded.new_file(store, RENAMED, &bytes).fingerprint;
     let moved = Move { from: MOVED.into(), to: RENAMED.into(), fingerprint, keep: false };

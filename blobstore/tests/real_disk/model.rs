@@ -1,18 +1,34 @@
 //! Which files are linked, against a map in memory: links, renames, second names, unlinks, quarantine and verifying, in
-//! any order; and after each of them every page of files, every holder and every outboard's row.
+//! any order; and after each of them every page of files, every holder, every directory's number and every outboard's
+//! row.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use blobstore::{FileRef, FileRow, Item, Move, NewFile, RealDisk, RootId, Store, Verified};
 use proptest::prelude::*;
-use redb::{Database, ReadableDatabase, ReadableTableMetadata, TableDefinition, backends::InMemoryBackend};
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, backends::InMemoryBackend};
 use tree::{BlobId, Fingerprint, RangeSet, UnixTime};
 
-use crate::common::{groups, random, range, settings};
+use crate::common::{HOLDERS, dir_numbers, groups, random, range, settings, split};
 
 /// Neighbours in the order of bytes that are and are not below each other.
-const PATHS: [&[u8]; 10] =
-    [b"a", b"a-b", b"a.txt", b"a/b", b"a/b/c", b"a/b-c", b"a/\xff\xff", b"a0", b"\xff", b"\xff/\xff"];
+const PATHS: [&[u8]; 12] = [
+    b"a",
+    b"a-b",
+    b"a.txt",
+    b"a/b",
+    b"a/b/c",
+    b"a/b/d/e/f",
+    b"a/b-c",
+    b"a/\xff\xff",
+    b"a0",
+    b"/a",
+    b"\xff",
+    b"\xff/\xff",
+];
 /// Without an outboard, and with one in a row.
 const SIZES: [usize; 4] = [0, 10, 20_000, 40_000];
 
@@ -46,6 +62,9 @@ struct Lab {
     roots: [RootId; 2],
     blobs: Vec<Vec<u8>>,
     clock: i64,
+    /// The numbers of directories, and those that there were before.
+    numbers: BTreeSet<u32>,
+    gone: BTreeSet<u32>,
 }
 
 impl Lab {
@@ -113,7 +132,7 @@ impl Lab {
     }
 
     /// Everything that is said is what the model says.
-    fn check(&self, model: &Model) {
+    fn check(&mut self, model: &Model) {
         let dirs: Vec<&[u8]> = [&b""[..], b"a/\xff", b"c"].into_iter().chain(PATHS).collect();
         for (at, &root) in self.roots.iter().enumerate() {
             let all =
@@ -145,18 +164,40 @@ impl Lab {
                 "the outboard of {having:?}"
             );
         }
-        assert_eq!(self.count_holders(), model.len(), "holders of nothing");
+        self.check_dirs(model);
+    }
+
+    /// The two tables of directories are inverse; the directories of all files have a number, and no other that has no
+    /// file below it; no number comes back; and the holders are those of the model's files, by these numbers.
+    fn check_dirs(&mut self, model: &Model) {
+        let numbers = dir_numbers(&self.db);
+        let now: BTreeSet<u32> = numbers.values().copied().collect();
+        assert!(now.is_disjoint(&self.gone), "{now:?} were given again");
+        self.gone.extend(self.numbers.difference(&now));
+        self.numbers = now;
+        for (root, dir) in numbers.keys() {
+            let mut files = model.keys().filter(|(at, _)| *at as u32 == *root);
+            assert!(files.any(|(_, path)| path.starts_with(dir)), "nothing is linked below {dir:?}");
+        }
+        let txn = self.db.begin_read().unwrap();
+        let holders = txn.open_table(HOLDERS).unwrap();
+        let holders = holders.iter().unwrap().map(|row| {
+            let (key, ()) = row.map(|(key, value)| (key, value.value())).unwrap();
+            let (blob, dir, name) = key.value();
+            (*blob, dir, name.to_owned())
+        });
+        let expected = model.iter().map(|((at, path), row)| {
+            let (dir, name) = split(path);
+            let number = numbers.get(&(*at as u32, dir.to_owned()));
+            let number = *number.unwrap_or_else(|| panic!("{dir:?} has no number"));
+            (*row.blob.as_bytes().first_chunk().unwrap(), number, name.to_owned())
+        });
+        assert_eq!(holders.collect::<BTreeSet<([u8; 6], _, _)>>(), expected.collect::<BTreeSet<_>>());
     }
 
     fn has_outboard_row(&self, blob: BlobId) -> bool {
         let table = TableDefinition::<&[u8; 32], &[u8]>::new("store.outboards");
         self.db.begin_read().unwrap().open_table(table).unwrap().get(blob.as_bytes()).unwrap().is_some()
-    }
-
-    fn count_holders(&self) -> usize {
-        let table = TableDefinition::<(&[u8; 6], u32, &[u8]), ()>::new("store.holders");
-        let table = self.db.begin_read().unwrap().open_table(table).unwrap();
-        table.len().unwrap() as usize
     }
 }
 
@@ -170,7 +211,8 @@ proptest! {
         let store = Store::open(Arc::new(RealDisk), db.clone(), settings(dir.path())).unwrap();
         let roots = [dir.path().join("cache"), dir.path().join("outboards")].map(|dir| store.add_root(&dir).unwrap());
         let blobs = SIZES.iter().map(|&size| random(size as u64, size)).collect();
-        let (mut lab, mut model) = (Lab { store, db, roots, blobs, clock: 0 }, Model::new());
+        let (numbers, gone, mut model) = (BTreeSet::new(), BTreeSet::new(), Model::new());
+        let mut lab = Lab { store, db, roots, blobs, clock: 0, numbers, gone };
         for (at, step) in &steps {
             lab.take(*at, step, &mut model);
             lab.check(&model);

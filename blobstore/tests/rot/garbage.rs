@@ -5,8 +5,8 @@ use blobstore::Verdict;
 use tree::{ByteRange, Grain, RangeSet};
 
 use crate::{
-    common::range,
-    lab::{CACHED, FILES, HOLDERS, INLINE, Lab, MENDING, OUTBOARDS, ROOT, USED},
+    common::{DIR_NUMBERS, DIRS, HOLDERS, range},
+    lab::{CACHED, FILES, INLINE, Lab, MENDING, OUTBOARDS, ROOT, USED},
 };
 
 /// Bytes that are no row: a length that never ends, and then noise.
@@ -28,7 +28,9 @@ fn one_bad_row_takes_no_other_along() {
     let txn = lab.db.begin_write().unwrap();
     txn.open_table(MENDING).unwrap().insert((ROOT, name.as_bytes()), &garbage(2)[..]).unwrap();
     txn.open_table(FILES).unwrap().insert((ROOT, &b"never linked"[..]), &garbage(3)[..]).unwrap();
-    txn.open_table(HOLDERS).unwrap().insert((&[7; 6], 99, &b"no such root"[..]), ()).unwrap();
+    txn.open_table(HOLDERS).unwrap().insert((&[7; 6], 99, &b"no such directory"[..]), ()).unwrap();
+    txn.open_table(DIRS).unwrap().insert(u32::MAX, &garbage(8)[..]).unwrap();
+    txn.open_table(DIR_NUMBERS).unwrap().insert((99, &b"no such root/"[..]), u32::MAX).unwrap();
     txn.open_table(USED).unwrap().insert(&[7; 32], u64::MAX).unwrap();
     txn.commit().unwrap();
     lab.set_row(OUTBOARDS, lab.subjects[cached].id(), Some(&garbage(4)));

@@ -9,16 +9,17 @@ use std::{
 };
 
 use blobstore::{FileRef, NewFile, RealDisk, RootId, Settings, Sink, Store, Verdict};
-use redb::{Database, ReadableDatabase, TableDefinition, backends::InMemoryBackend};
+use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, backends::InMemoryBackend};
 use tempfile::TempDir;
 use tree::{BlobId, ByteRange, Fingerprint, Grain, Hashed, Query, RangeSet, Verified, hash_into};
 
 use crate::common::{
-    GROUP, LARGE, all, check_read_of, group_count, groups, hashed, pieces_of, random, range, settings,
+    DIR_NUMBERS, DIRS, GROUP, HOLDERS, LARGE, all, check_read_of, group_count, groups, hashed, pieces_of, random,
+    range, settings, split,
 };
 
 pub(crate) const FILES: TableDefinition<(u32, &[u8]), &[u8]> = TableDefinition::new("store.files");
-pub(crate) const HOLDERS: TableDefinition<(&[u8; 6], u32, &[u8]), ()> = TableDefinition::new("store.holders");
+pub(crate) const META: TableDefinition<&str, u32> = TableDefinition::new("store.meta");
 pub(crate) const OUTBOARDS: BlobTable = TableDefinition::new("store.outboards");
 pub(crate) const CACHED: BlobTable = TableDefinition::new("store.cached");
 pub(crate) const INLINE: BlobTable = TableDefinition::new("store.inline");
@@ -67,7 +68,9 @@ impl Subject {
             let part = (0..group_count(size)).filter(|_| rng.bool()).chain([group_count(size) / 2]);
             proven = groups(size, part.collect::<Vec<_>>());
         }
-        let files = (0..files).map(|copy| format!("{name}-{copy}")).collect();
+        // Some at the top, the others a few in each directory.
+        let dir = if name.is_multiple_of(4) { String::new() } else { format!("{}/{}/", name % 3, name / 8) };
+        let files = (0..files).map(|copy| format!("{dir}{name}-{copy}")).collect();
         Self { hashed: hashed(&bytes), kept: kept.into_inner().unwrap(), bytes, files, proven }
     }
 
@@ -134,6 +137,7 @@ impl Lab {
     fn add(&mut self, bytes: Vec<u8>, places: Places, rng: &mut fastrand::Rng) {
         let subject = Subject::new(bytes, self.grain, places, self.subjects.len(), rng);
         for name in &subject.files {
+            fs::create_dir_all(self.path(name).parent().unwrap()).unwrap();
             fs::write(self.path(name), &subject.bytes).unwrap();
             self.link(name);
         }
@@ -199,14 +203,51 @@ impl Lab {
     pub(crate) fn set_holder(&self, blob: BlobId, name: &str, is_holder: bool) {
         let txn = self.db.begin_write().unwrap();
         {
-            let (mut table, key) =
-                (txn.open_table(HOLDERS).unwrap(), (&blob.as_bytes()[..6].try_into().unwrap(), ROOT, name.as_bytes()));
+            let (dir, name) = split(name.as_bytes());
+            let numbers = txn.open_table(DIR_NUMBERS).unwrap();
+            let dir = numbers.get((ROOT, dir)).unwrap().expect("it has a number").value();
+            let (mut table, blob) = (txn.open_table(HOLDERS).unwrap(), blob.as_bytes()[..6].try_into().unwrap());
             if is_holder {
-                table.insert(key, ()).unwrap()
+                table.insert((&blob, dir, name), ()).unwrap();
             } else {
-                table.remove(key).unwrap()
+                // Under whatever number its directory had before that rotted.
+                table.retain(|(of, _, named), ()| (of, named) != (&blob, name)).unwrap();
+            }
+        }
+        txn.commit().unwrap();
+    }
+
+    /// The directory of a file by its number, and its number by the directory.
+    pub(crate) fn dir_rows(&self, name: &str) -> (Option<Vec<u8>>, Option<u32>) {
+        let txn = self.db.begin_read().unwrap();
+        let number = txn.open_table(DIR_NUMBERS).unwrap().get((ROOT, split(name.as_bytes()).0)).unwrap();
+        let number = number.map(|number| number.value());
+        let row = number.and_then(|number| txn.open_table(DIRS).unwrap().get(number).unwrap());
+        (row.map(|row| row.value().to_owned()), number)
+    }
+
+    /// Sets the row of the directory that has `number`, and the number of a file's directory.
+    pub(crate) fn set_dir_rows(&self, number: u32, row: Option<&[u8]>, name: &str, is_now: Option<u32>) {
+        let txn = self.db.begin_write().unwrap();
+        {
+            let (mut dirs, mut numbers) = (txn.open_table(DIRS).unwrap(), txn.open_table(DIR_NUMBERS).unwrap());
+            match row {
+                Some(row) => dirs.insert(number, row).unwrap(),
+                None => dirs.remove(number).unwrap(),
+            };
+            let dir = (ROOT, split(name.as_bytes()).0);
+            match is_now {
+                Some(number) => numbers.insert(dir, number).unwrap(),
+                None => numbers.remove(dir).unwrap(),
             };
         }
+        txn.commit().unwrap();
+    }
+
+    /// What the store says which number a directory got last.
+    pub(crate) fn set_last_dir(&self, number: u32) {
+        let txn = self.db.begin_write().unwrap();
+        txn.open_table(META).unwrap().insert("last_dir", number).unwrap();
         txn.commit().unwrap();
     }
 

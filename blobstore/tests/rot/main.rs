@@ -9,6 +9,7 @@ mod cached;
 #[path = "../common/mod.rs"]
 mod common;
 mod damage;
+mod dirs;
 mod garbage;
 mod in_place;
 mod lab;
@@ -56,16 +57,25 @@ enum Target {
     CachedOutboard,
     /// What the database says of files and of the cache.
     FileRow,
+    /// The two rows of a file's directory.
+    DirRows,
     CachedRow,
 }
 
 impl Target {
-    const ALL: [Self; 6] =
-        [Self::InPlace, Self::Outboard, Self::Cached, Self::CachedOutboard, Self::FileRow, Self::CachedRow];
+    const ALL: [Self; 7] = [
+        Self::InPlace,
+        Self::Outboard,
+        Self::Cached,
+        Self::CachedOutboard,
+        Self::FileRow,
+        Self::DirRows,
+        Self::CachedRow,
+    ];
 
     fn is_of(self, subject: &Subject) -> bool {
         match self {
-            Self::InPlace | Self::FileRow => !subject.files.is_empty(),
+            Self::InPlace | Self::FileRow | Self::DirRows => !subject.files.is_empty(),
             Self::Outboard => !subject.files.is_empty() && !subject.kept.is_empty(),
             Self::Cached | Self::CachedRow => !subject.proven.is_empty(),
             Self::CachedOutboard => !subject.proven.is_empty() && !subject.is_inline(),
@@ -132,6 +142,7 @@ fn inject(lab: &Lab, subject: &Subject, place: Target, kind: Kind, rng: &mut fas
         Target::Cached => cached::injure_data(lab, subject, kind, rng),
         Target::CachedOutboard => cached::injure_outboard(lab, subject, kind, rng),
         Target::FileRow => rows::injure_file_row(lab, subject, name, kind, rng),
+        Target::DirRows => dirs::injure_rows(lab, subject, name, kind, rng),
         Target::CachedRow => rows::injure_cached_row(lab, subject, kind, rng),
     }
 }

@@ -74,13 +74,14 @@ pub(crate) fn injure_file_row(lab: &Lab, subject: &Subject, name: &str, kind: Ki
             let other = lab.subjects[rng.usize(..lab.subjects.len())].id();
             lab.set_holder(subject.id(), name, false);
             lab.set_holder(other, name, true);
-            lab.set_holder(subject.id(), "nothing is here", true);
+            let nobody = format!("{name} is not its name");
+            lab.set_holder(subject.id(), &nobody, true);
             lab.check_sources(subject);
             let here = if subject.id() == other { subject.all() } else { nothing };
             lab.check_read(subject, lab.some_range(subject, rng), &missing(&here));
             assert!(matches!(lab.verify(name), Some(Verdict::Sound)), "its bytes are what its row says");
             lab.check_read(subject, lab.some_range(subject, rng), &missing(&subject.all()));
-            lab.set_holder(subject.id(), "nothing is here", false);
+            lab.set_holder(subject.id(), &nobody, false);
             lab.set_holder(other, name, false);
             lab.link(name);
         }
@@ -179,7 +180,7 @@ fn unproven(lab: &Lab, subject: &Subject) -> (RangeSet, RangeSet) {
 }
 
 /// A read gives what it may, and that is right.
-fn check_some_read(lab: &Lab, subject: &Subject) {
+pub(crate) fn check_some_read(lab: &Lab, subject: &Subject) {
     let size = subject.size() as u64;
     let outcome = lab.store.read(subject.id(), size, range(0, size)).unwrap();
     let mut said = outcome.missing;
@@ -191,7 +192,7 @@ fn check_some_read(lab: &Lab, subject: &Subject) {
     assert_eq!(said, all(subject.size()), "read or missing");
 }
 
-fn check_healed(lab: &Lab, subject: &Subject) {
+pub(crate) fn check_healed(lab: &Lab, subject: &Subject) {
     lab.check_sound(subject);
     let here = if subject.files.is_empty() { subject.proven.clone() } else { subject.all() };
     lab.check_read(subject, range(0, subject.size() as u64), &subject.all().difference(&here));
