@@ -225,7 +225,11 @@ pub(crate) async fn tell(
                 let telling = Telling { batch, name };
                 tokio::select! {
                     written = write_frame(&mut send, &telling) => written?,
-                    _ = later.changed() => return Ok(()),
+                    _ = later.changed() => {
+                        // What was not read need not be kept.
+                        let _ = send.reset(ASKED_ANEW.into());
+                        return Ok(());
+                    }
                 }
             }
             Ok(None) => tokio::select! {
@@ -256,6 +260,8 @@ async fn blocking<T: Send + 'static>(
 
 /// A row has at most 9 KB, so that a batch stays well within a frame.
 const BATCH_BYTES: usize = 256 << 10;
+/// Code of a stream that was reset: its listener has asked again.
+const ASKED_ANEW: u32 = 0;
 /// So long passes between two questions, whatever the other side tells.
 const AGAIN: Duration = Duration::from_millis(100);
 const RETRY: Duration = Duration::from_secs(5);
