@@ -536,7 +536,7 @@ fn inode(fingerprint: &Fingerprint) -> (u64, u64) {
 }
 
 /// How many files are held in memory to find out which of them were moved.
-const HELD_MAX: usize = 200_000;
+const HELD_MAX: usize = 300_000;
 /// How much of what was known is looked for in an arena root that is another directory than before.
 const KNOWN_LOOKED_FOR: usize = 1000;
 const BATCH_FILES: usize = 4096;
