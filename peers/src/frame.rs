@@ -18,7 +18,7 @@ use crate::iroh_wire::REQUEST_RANGES_MAX;
 pub enum StreamKind {
     /// Both sides say who they are: the first stream of a connection.
     Hello = 1,
-    /// The opener hears the other's catalog, and what the other has heard: an [`Ask`](crate::wire::Ask) follows.
+    /// The opener hears the other's catalog, and what the other has heard: an [`Ask`] follows.
     Catalog = 2,
     /// The opener asks for ranges of a blob: iroh-blobs' request follows.
     Get = 3,
