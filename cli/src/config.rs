@@ -26,6 +26,8 @@ pub(crate) struct Config {
     pub store: StoreConfig,
     /// What is kept of the files of others.
     pub cache: CacheConfig,
+    /// How bytes travel between machines.
+    pub transfer: TransferConfig,
     /// How the daemon looks for damage by itself.
     pub scrub: ScrubConfig,
     /// How the daemon follows changes of the files held here.
@@ -63,6 +65,20 @@ pub(crate) struct CacheConfig {
 impl Default for CacheConfig {
     fn default() -> Self {
         Self { limit: ByteSize::gib(20), keep_free: ByteSize::gib(1) }
+    }
+}
+
+/// `[transfer]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct TransferConfig {
+    /// How many bytes of files are on their way at a time.
+    pub in_flight: ByteSize,
+}
+
+impl Default for TransferConfig {
+    fn default() -> Self {
+        Self { in_flight: ByteSize::mib(64) }
     }
 }
 
@@ -210,6 +226,10 @@ const TEMPLATE: &str = r#"# blobd's settings. Everything has a default, shown he
 # used longest ago makes room.
 #limit = "20 GiB"
 #keep_free = "1 GiB"
+
+[transfer]
+# How many bytes of files are on their way at a time: many small files at once, and large ones alone.
+#in_flight = "64 MiB"
 
 [scrub]
 # The daemon reads and verifies everything it holds once in this time, by itself, at this many bytes a second at most;

@@ -18,6 +18,7 @@ use crate::{
     connection::{self, Live, PeerStatus},
     dial::{self, Dialler},
     hello::{Hello, is_address, is_name},
+    hints::Hints,
     iroh_wire, join, serve,
     through::Turns,
     tls::{self, ALPN, JOIN_ALPN},
@@ -96,6 +97,7 @@ pub(crate) struct Inner {
     /// Moves whenever a contact does.
     pub(crate) moved: watch::Sender<u64>,
     pub(crate) closing: watch::Sender<bool>,
+    pub(crate) hints: Hints,
     /// The blobs that are being brought into the cache, or taken from it.
     pub(crate) bringing: Mutex<HashMap<BlobId, Arc<tokio::sync::Mutex<()>>>>,
     /// Permits for connections of strangers.
@@ -174,6 +176,7 @@ impl Peers {
             telling: Mutex::default(),
             moved: watch::Sender::new(0),
             closing: watch::Sender::new(false),
+            hints: Hints::default(),
             bringing: Mutex::default(),
             strangers: Arc::new(Semaphore::new(STRANGERS_MAX)),
         });

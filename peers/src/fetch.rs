@@ -104,6 +104,11 @@ impl Peers {
         let namespace = self.inner.namespace.clone();
         let origins = spawn_blocking(move || namespace.peers_with(blob)).await;
         let mut origins: Vec<_> = origins.ok().and_then(Result::ok).unwrap_or_default();
+        for peer in self.inner.hints.of(blob) {
+            if !origins.contains(&peer) {
+                origins.push(peer);
+            }
+        }
         origins.retain(|&peer| Some(peer) != behalf.asker);
         let (mut holders, afar): (Vec<_>, _) =
             origins.into_iter().partition(|&peer| self.inner.roster.get(peer).is_some());

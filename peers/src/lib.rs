@@ -20,7 +20,9 @@ mod dial;
 mod endpoint;
 mod fetch;
 mod frame;
+mod gate;
 mod hello;
+mod hints;
 mod identity;
 mod iroh_wire;
 mod join;
@@ -34,6 +36,8 @@ mod transfer;
 
 pub use connection::PeerStatus;
 pub use endpoint::{Options, Peers, StartError};
+pub use gate::{Gate, Pass};
+pub use hints::Hint;
 pub use identity::{Identity, IdentityError};
 pub use iroh_wire::{ALPN as IROH_ALPN, decode_request, encode_request};
 pub use join::JoinError;

@@ -15,7 +15,7 @@ use blobstore::{Fetched, Presence};
 use futures_util::{StreamExt, stream};
 use namespace::{Content, EntryKind, RelPath};
 use serde_json::json;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tree::{BlobId, ByteRange, UnixTime};
 
 use super::{
@@ -37,8 +37,6 @@ struct Getting {
     destination: Destination,
     /// The directory, for messages.
     dir: PathBuf,
-    /// Permits for blobs that come by way of the cache.
-    large: Semaphore,
     done: Arc<AtomicU64>,
     totals: Mutex<Totals>,
 }
@@ -85,7 +83,6 @@ impl Node {
             reporter: reporter.clone(),
             destination,
             dir,
-            large: Semaphore::new(LARGE_AT_ONCE),
             done: Arc::default(),
             totals: Mutex::default(),
         });
@@ -250,10 +247,10 @@ impl Getting {
             }
             Content::File { blob, size, mode } => {
                 let to = (job.to.clone(), *mode, job.mtime);
+                let _pass = self.node.inner.gate.pass(*size).await;
                 let fetched = if *size <= SMALL_BYTES_MAX {
                     self.place_small(*blob, *size, to).await?
                 } else {
-                    let _permit = self.large.acquire().await;
                     self.place_large(*blob, *size, to).await?
                 };
                 Ok(Arrived::Copied(fetched))
@@ -389,5 +386,4 @@ const SMALL_BYTES_MAX: u64 = 1 << 20;
 /// How long to wait for catalogs that are still coming in.
 const CATALOG_LIMIT: Duration = Duration::from_secs(10);
 const FILES_AT_ONCE: usize = 16;
-const LARGE_AT_ONCE: usize = 2;
 const JOBS_AHEAD: usize = 256;

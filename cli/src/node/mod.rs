@@ -21,7 +21,7 @@ use std::{
 
 use blobstore::{CacheUsage, RealDisk, RootId, Store};
 use namespace::{Arena, ArenaName, Namespace, News, Origin, PeerId, Teller};
-use peers::{Identity, Options, Peers, Roster};
+use peers::{Gate, Identity, Options, Peers, Roster};
 use redb::Database;
 use tokio::{sync::Semaphore, task::spawn_blocking};
 use tracing::{info, warn};
@@ -58,6 +58,8 @@ struct Inner {
     namespace: Namespace,
     peers: Peers,
     roots: Roots,
+    /// For the bytes that are on their way here.
+    gate: Gate,
     /// What scrubbing has come to.
     scrub: Mutex<ScrubStatus>,
     scrub_settings: ScrubSettings,
@@ -173,6 +175,7 @@ impl Node {
             namespace,
             peers,
             roots,
+            gate: Gate::new(config.transfer.in_flight.as_u64()),
             scrub: Mutex::default(),
             scrub_settings,
             turn: Semaphore::new(1),
