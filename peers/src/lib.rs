@@ -11,7 +11,6 @@
 //! Frames, streams, bounds and error codes: spec/wire.md. Who may do what: spec/threats.md.
 
 mod answer;
-mod asking;
 mod backoff;
 mod bring;
 mod catalog;
@@ -27,8 +26,10 @@ mod identity;
 mod iroh_wire;
 mod join;
 mod nodes;
+mod plan;
 mod roster;
 mod serve;
+mod sharing;
 mod through;
 mod ticket;
 mod tls;

@@ -1,6 +1,6 @@
 //! One question to one peer, and its answer, proven and kept while it arrives.
 
-use std::{sync::PoisonError, time::Duration};
+use std::{pin::pin, sync::PoisonError, time::Duration};
 
 use blobstore::{SharedSink, StoreError};
 use bytes::Bytes;
@@ -76,35 +76,57 @@ pub(crate) async fn have(
     answer.map_err(|error| TransferError::Connection(error.to_string()))
 }
 
-/// Sends one request, and proves and keeps the answer on a thread of its own while it arrives.
-pub(crate) async fn request(
-    connection: &quinn::Connection,
-    way: Way,
-    blob: BlobId,
-    size: u64,
-    query: Query,
-    sink: SharedSink,
-) -> (Received, Result<(), TransferError>) {
-    let mut recv = match ask(connection, &way.head(size), blob, &query).await {
-        Ok(recv) => recv,
-        Err(error) => return (Received::default(), Err(error)),
-    };
-    let (arrived, arriving) = mpsc::channel(BATCHES_AHEAD);
-    let keeping = spawn_blocking(move || keep(Decoder::new(blob, query).expecting(size), arriving, &sink));
-    let received = receive(&mut recv, &arrived, way.stall_limit()).await;
-    drop(arrived);
-    let (mut kept, proven) = keeping.await.unwrap_or_else(|panic| {
-        (Received::default(), Err(TransferError::Connection(format!("proving failed: {panic}"))))
-    });
-    if proven.is_err() {
-        let _ = recv.stop(REFUSED.into());
+/// One question for bytes to one peer.
+pub(crate) struct Request<'a> {
+    pub(crate) connection: &'a quinn::Connection,
+    pub(crate) way: Way,
+    pub(crate) blob: BlobId,
+    pub(crate) size: u64,
+    pub(crate) query: Query,
+}
+
+impl Request<'_> {
+    /// Sends it, and proves and keeps the answer on a thread of its own while it arrives. `came` hears what was put into the
+    /// sink. The answer is broken off once `needless` is over. Either way, and after a failure too, what was put into the
+    /// sink is committed on return.
+    pub(crate) async fn run(
+        self,
+        sink: &SharedSink,
+        came: impl Fn(&RangeSet) + Send + 'static,
+        needless: impl Future<Output = ()>,
+    ) -> (Received, Result<(), TransferError>) {
+        let Self { connection, way, blob, size, query } = self;
+        let mut needless = pin!(needless);
+        let head = way.head(size);
+        let asked = tokio::select! {
+            asked = ask(connection, &head, blob, &query) => asked,
+            () = &mut needless => return (Received::default(), Ok(())),
+        };
+        let mut recv = match asked {
+            Ok(recv) => recv,
+            Err(error) => return (Received::default(), Err(error)),
+        };
+        let (arrived, arriving) = mpsc::channel(BATCHES_AHEAD);
+        let (decoder, sink) = (Decoder::new(blob, query).expecting(size), sink.clone());
+        let keeping = spawn_blocking(move || keep(decoder, arriving, &sink, &came));
+        let received = tokio::select! {
+            received = receive(&mut recv, &arrived, way.stall_limit()) => received.map(Some),
+            () = needless => Ok(None),
+        };
+        drop(arrived);
+        let (mut kept, proven) = keeping.await.unwrap_or_else(|panic| {
+            (Received::default(), Err(TransferError::Connection(format!("proving failed: {panic}"))))
+        });
+        if proven.is_err() {
+            let _ = recv.stop(REFUSED.into());
+        }
+        let outcome = proven.and(received.as_ref().map(|_| ()).map_err(|error| match error {
+            FrameError::Stalled(limit) => TransferError::Stalled(*limit),
+            other => TransferError::Connection(other.to_string()),
+        }));
+        kept.bytes = kept.bytes.max(received.ok().flatten().unwrap_or(0));
+        (kept, outcome)
     }
-    let outcome = proven.and(received.as_ref().map(|_| ()).map_err(|error| match error {
-        FrameError::Stalled(limit) => TransferError::Stalled(*limit),
-        other => TransferError::Connection(other.to_string()),
-    }));
-    kept.bytes = kept.bytes.max(received.unwrap_or(0));
-    (kept, outcome)
 }
 
 /// Opens a stream and sends what stands in front of a request, and the request.
@@ -157,14 +179,16 @@ async fn receive(
     }
 }
 
-/// Proves what arrives and puts it into the sink; commits now and then, and at the end in any case.
+/// Proves what arrives and puts it into the sink; commits now and then, and at the end in any case. Others may put pieces
+/// of the same blob into it meanwhile.
 fn keep(
     mut decoder: Decoder,
     mut arriving: mpsc::Receiver<Vec<Bytes>>,
     sink: &SharedSink,
+    came: &dyn Fn(&RangeSet),
 ) -> (Received, Result<(), TransferError>) {
     let mut received = Received::default();
-    let mut sink = sink.lock().unwrap_or_else(PoisonError::into_inner);
+    let lock = || sink.lock().unwrap_or_else(PoisonError::into_inner);
     let mut run = || -> Result<(), TransferError> {
         let mut uncommitted = 0;
         while let Some(batch) = arriving.blocking_recv() {
@@ -172,26 +196,31 @@ fn keep(
                 received.bytes += chunk.len() as u64;
                 decoder.push(&chunk);
             }
-            while let Some(item) = decoder.next().map_err(TransferError::PeerSentWrongBytes)? {
-                let range = match &item {
-                    Verified::Data(data) => Some(data.range()),
-                    Verified::Node(_) => None,
-                };
-                sink.write(item).map_err(TransferError::Sink)?;
-                if let Some(range) = range {
-                    received.ranges.insert(range);
-                    uncommitted += range.len();
+            let mut proven = Vec::new();
+            let failed = loop {
+                match decoder.next() {
+                    Ok(Some(piece)) => proven.push(piece),
+                    Ok(None) => break None,
+                    Err(error) => break Some(TransferError::PeerSentWrongBytes(error)),
                 }
-            }
+            };
+            let ranges: RangeSet = proven.iter().filter_map(Verified::data_range).collect();
+            let mut sink = lock();
+            proven.into_iter().try_for_each(|piece| sink.write(piece)).map_err(TransferError::Sink)?;
+            uncommitted += ranges.total_bytes();
             if uncommitted >= COMMIT_BYTES {
                 uncommitted = 0;
                 sink.commit().map_err(TransferError::Sink)?;
             }
+            drop(sink);
+            received.ranges.extend(ranges.iter());
+            came(&ranges);
+            failed.map_or(Ok(()), Err)?;
         }
         Ok(())
     };
     let outcome = run();
-    let committed = sink.commit().map_err(TransferError::Sink);
+    let committed = lock().commit().map_err(TransferError::Sink);
     (received, outcome.and(committed))
 }
 

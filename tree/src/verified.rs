@@ -14,6 +14,14 @@ pub enum Verified {
 }
 
 impl Verified {
+    /// The bytes of the blob that it has, if it has any.
+    pub fn data_range(&self) -> Option<ByteRange> {
+        match self {
+            Self::Data(data) => Some(data.range()),
+            Self::Node(_) => None,
+        }
+    }
+
     /// The piece as it stands in bao encoding: a pair's 64 bytes, or the blob's bytes.
     pub fn wire_bytes(&self) -> &[u8] {
         match self {
