@@ -10,7 +10,7 @@ use tokio::sync::Semaphore;
 use tracing::{debug, info, warn};
 
 use crate::{
-    Peer, catalog, dial,
+    Peer, batch, catalog, dial,
     endpoint::{Close, GREETING_LIMIT, Inner, unix_now},
     frame::{FrameError, GREETING_BYTES_MAX, StreamKind, read_frame, within, write_frame},
     hello::Hello,
@@ -196,6 +196,10 @@ async fn stream(
         (Ok(()), Some(StreamKind::Have)) => {
             let _permit = answers.acquire().await;
             serve::serve_have(&inner, send, recv).await
+        }
+        (Ok(()), Some(StreamKind::Batch)) => {
+            let _permit = answers.acquire().await;
+            batch::serve_batch(&inner, send, recv).await
         }
         (Ok(()), Some(StreamKind::Through)) => through::serve_through(&inner, peer, answers, send, recv).await,
         (Ok(()), _) => return warn!(peer = name, kind = kind[0], "refused: a stream of an unknown kind"),

@@ -12,6 +12,7 @@
 
 mod answer;
 mod backoff;
+mod batch;
 mod bring;
 mod catalog;
 mod connection;
@@ -35,6 +36,7 @@ mod ticket;
 mod tls;
 mod transfer;
 
+pub use batch::Small;
 pub use connection::PeerStatus;
 pub use endpoint::{Options, Peers, StartError};
 pub use gate::{Gate, Pass};
@@ -48,6 +50,7 @@ pub use ticket::{Ticket, TicketError};
 /// What strangers and peers can see of the wire, for tests that speak it on their own.
 pub mod wire {
     pub use crate::{
+        batch::{BLOB_BYTES_MAX, BLOBS_MAX, BatchRequest},
         frame::{Ask, FrameError, Have, Telling, read_frame, write_frame},
         hello::Hello,
         nodes::{NODES_MAX, Nodes, NodesRequest},

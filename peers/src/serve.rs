@@ -8,7 +8,7 @@ use tokio::{
     time::timeout,
 };
 use tracing::{debug, warn};
-use tree::{BlobId, Query, Verified};
+use tree::{BlobId, Query};
 
 use crate::{
     answer::Places,
@@ -82,16 +82,10 @@ pub(crate) async fn send_part(
     blob: BlobId,
     part: Part,
 ) -> Result<Option<Part>, FrameError> {
-    let (pieces, mut ready) = mpsc::channel(BATCHES_AHEAD);
+    let (pieces, ready) = mpsc::channel(BATCHES_AHEAD);
     let store = inner.store.clone();
     let reading = spawn_blocking(move || read(&store, blob, part, &pieces));
-    while let Some(mut batch) = ready.recv().await {
-        let batch: &mut Vec<Bytes> = &mut batch;
-        match timeout(STALL_LIMIT, send.write_all_chunks(batch)).await {
-            Ok(sent) => sent.map_err(|error| FrameError::Stream(error.into()))?,
-            Err(_) => return Err(FrameError::Stalled(STALL_LIMIT)),
-        }
-    }
+    send_all(send, ready).await?;
     match reading.await {
         Ok(Ok(left)) => Ok(left),
         Ok(Err(error)) => {
@@ -100,6 +94,20 @@ pub(crate) async fn send_part(
         }
         Err(panic) => std::panic::resume_unwind(panic.into_panic()),
     }
+}
+
+/// Sends what becomes ready, batch by batch.
+pub(crate) async fn send_all(
+    send: &mut quinn::SendStream,
+    mut ready: mpsc::Receiver<Vec<Bytes>>,
+) -> Result<(), FrameError> {
+    while let Some(mut batch) = ready.recv().await {
+        match timeout(STALL_LIMIT, send.write_all_chunks(&mut batch)).await {
+            Ok(sent) => sent.map_err(|error| FrameError::Stream(error.into()))?,
+            Err(_) => return Err(FrameError::Stalled(STALL_LIMIT)),
+        }
+    }
+    Ok(())
 }
 
 /// Answers one question for what is here of ranges of a blob.
@@ -151,13 +159,8 @@ fn read(
     batch.extend(part.with_size.then(|| Bytes::copy_from_slice(&places.size().to_le_bytes())));
     let mut bytes = 0;
     let left = places.answer(store, &part.query, part.above, &mut |piece| {
-        match piece {
-            Verified::Node(node) => batch.push(Bytes::copy_from_slice(node.pair())),
-            Verified::Data(data) => {
-                bytes += data.bytes().len();
-                batch.push(data.bytes().clone());
-            }
-        }
+        bytes += piece.wire_bytes().len();
+        batch.push(piece.into_wire_bytes());
         if bytes >= BATCH_BYTES {
             bytes = 0;
             if pieces.blocking_send(std::mem::take(&mut batch)).is_err() {

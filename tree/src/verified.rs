@@ -14,19 +14,27 @@ pub enum Verified {
 }
 
 impl Verified {
-    /// The bytes of the blob that it has, if it has any.
-    pub fn data_range(&self) -> Option<ByteRange> {
-        match self {
-            Self::Data(data) => Some(data.range()),
-            Self::Node(_) => None,
-        }
-    }
-
     /// The piece as it stands in bao encoding: a pair's 64 bytes, or the blob's bytes.
     pub fn wire_bytes(&self) -> &[u8] {
         match self {
             Self::Node(node) => &node.pair,
             Self::Data(data) => &data.bytes,
+        }
+    }
+
+    /// The same; the blob's bytes are not copied.
+    pub fn into_wire_bytes(self) -> Bytes {
+        match self {
+            Self::Node(node) => Bytes::copy_from_slice(&node.pair),
+            Self::Data(data) => data.bytes,
+        }
+    }
+
+    /// The bytes of the blob that it has, if it has any.
+    pub fn data_range(&self) -> Option<ByteRange> {
+        match self {
+            Self::Data(data) => Some(data.range()),
+            Self::Node(_) => None,
         }
     }
 }

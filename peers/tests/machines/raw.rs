@@ -13,7 +13,7 @@ use std::{
 use namespace::PeerId;
 use peers::{
     Identity, decode_request, encode_request,
-    wire::{ALPN, Ask, Have, Hello, StreamKind, client_config, read_frame, server_config, write_frame},
+    wire::{ALPN, Ask, BatchRequest, Have, Hello, StreamKind, client_config, read_frame, server_config, write_frame},
 };
 use tokio::sync::Semaphore;
 use tree::{BlobId, Prover, Query};
@@ -73,11 +73,13 @@ pub(crate) enum Manner {
     Lying,
     /// As it should, a moment after so many requests have come.
     Late(usize),
+    /// As it should up to so many bytes, and then never anything more.
+    Stalling(usize),
 }
 
 #[derive(Default)]
 struct Counts {
-    kinds: [AtomicUsize; 8],
+    kinds: [AtomicUsize; 16],
     open: AtomicUsize,
     most_open: AtomicUsize,
 }
@@ -158,6 +160,11 @@ async fn serve(
             let (blob, query) = decode_request(&request).unwrap();
             let mut wire = answer(&blobs[&blob], &query);
             match manner {
+                Manner::Stalling(bytes) => {
+                    let _ = send.write_all(&wire[..bytes.min(wire.len())]).await;
+                    let _ = send.stopped().await;
+                    return;
+                }
                 Manner::Lying => *wire.last_mut().unwrap() ^= 1,
                 Manner::Late(count) => {
                     let open = counts.open.fetch_add(1, Ordering::Relaxed) + 1;
@@ -172,6 +179,26 @@ async fn serve(
                 }
             }
             let _ = send.write_all(&wire).await;
+        }
+        StreamKind::Batch => {
+            let request: BatchRequest = read_frame(&mut recv, 16 << 10).await.unwrap();
+            for (blob, _) in &request.blobs {
+                let Some(bytes) = blobs.get(blob) else {
+                    let _ = send.write_all(&[0]).await;
+                    continue;
+                };
+                let mut wire = answer(bytes, &Query::all());
+                match manner {
+                    Manner::Lying => *wire.last_mut().unwrap() ^= 1,
+                    Manner::Late(_) => {}
+                    Manner::Stalling(bytes) => {
+                        let _ = send.write_all(&wire[..bytes.min(wire.len())]).await;
+                        let _ = send.stopped().await;
+                        return;
+                    }
+                }
+                let _ = send.write_all(&[&[1], &wire[..]].concat()).await;
+            }
         }
         StreamKind::Nodes => return,
     }

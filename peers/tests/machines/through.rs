@@ -1,14 +1,11 @@
-//! Reading through a peer what somebody has whom one never meets. Several machines in one process, on loopback.
-
-mod machine;
-mod raw;
+//! Reading through a peer what somebody has whom one never meets.
 
 use std::time::{Duration, Instant};
 
+use crate::machine::{DEADLINE, Machine, random_bytes, until};
+use crate::raw::{Manner, Puppet, answer, ask, through};
 use blobstore::FetchError;
-use machine::{DEADLINE, Machine, random_bytes, until};
 use peers::{Identity, wire::StreamKind};
-use raw::{Manner, Puppet, answer, ask, through};
 use tokio::time::timeout;
 use tree::{BlobId, ByteRange, GROUP_BYTES, Geometry, Query, RangeSet};
 

@@ -1,0 +1,277 @@
+//! Small blobs travel many on one stream: a round trip for each would cost more than their bytes.
+
+use std::{
+    collections::BTreeMap,
+    ops::ControlFlow,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use blobstore::{Collected, Fetch, FetchError, Fetched, Store, StoreError, Want};
+use bytes::Bytes;
+use futures_util::{StreamExt, future::join_all, stream};
+use namespace::PeerId;
+use serde::{Deserialize, Serialize};
+use tokio::{sync::mpsc, task::spawn_blocking, time::timeout};
+use tracing::{debug, warn};
+use tree::{BlobId, DecodeError, Decoder, GROUP_BYTES, Geometry, Query, Verified, VerifiedData};
+
+use crate::{
+    Peers,
+    answer::Places,
+    connection::live,
+    endpoint::{GREETING_LIMIT, Inner},
+    frame::{FrameError, GREETING_BYTES_MAX, StreamKind, read_frame, within, write_frame},
+    serve::send_all,
+};
+
+/// Asks for whole small blobs, on a [`StreamKind::Batch`] stream.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BatchRequest {
+    /// Each with its size in bytes; at most [`BLOBS_MAX`], of at most [`BLOB_BYTES_MAX`] bytes each.
+    pub blobs: Vec<(BlobId, u64)>,
+}
+
+/// A whole small blob, in pieces, in order; and how it came.
+pub type Small = (Vec<VerifiedData>, Fetched);
+
+impl Peers {
+    /// Fetches whole blobs into memory, each named with its size; those of at most [`BLOB_BYTES_MAX`] bytes travel many at a
+    /// time. Returns what came of each, in order. How much that is together, is the caller's to bound.
+    pub async fn fetch_small(&self, blobs: &[(BlobId, u64)]) -> Vec<Result<Small, FetchError>> {
+        let mut came: Vec<Option<Small>> = vec![None; blobs.len()];
+        let batches = self.assign(blobs).await;
+        let exchanges = batches.into_iter().map(|(peer, connection, numbers)| async move {
+            let asked: Vec<_> = numbers.iter().map(|&number| blobs[number]).collect();
+            (peer, exchange(&connection, asked).await, numbers)
+        });
+        for (peer, (answers, outcome), numbers) in join_all(exchanges).await {
+            let name = self.name(peer);
+            if let Err(error) = outcome {
+                debug!(peer = name, error, "the rest of a batch is asked for one by one");
+            }
+            for (number, answer) in numbers.into_iter().zip(answers) {
+                match answer {
+                    Ok(Some((pieces, bytes_received))) => {
+                        came[number] = Some((pieces, Fetched { bytes_received, peers: vec![name.clone()] }));
+                    }
+                    Ok(None) => {}
+                    Err(error) => {
+                        warn!(peer = name, blob = %blobs[number].0, %error, "it sent wrong bytes; it is asked for alone");
+                    }
+                }
+            }
+        }
+        // What the first who was asked did not have, others may.
+        let rest = came.into_iter().zip(blobs).map(|(came, &(blob, size))| async move {
+            match came {
+                Some(small) => Ok(small),
+                None => self.fetch_alone(blob, size).await,
+            }
+        });
+        stream::iter(rest).buffered(ALONE_AT_ONCE).collect().await
+    }
+
+    async fn fetch_alone(&self, blob: BlobId, size: u64) -> Result<Small, FetchError> {
+        // With the last chunk group, the size is proven too.
+        let geometry = Geometry::new(size);
+        let ranges = [geometry.all(), geometry.last_group()].into_iter().collect();
+        let collected = Arc::new(Mutex::new(Collected::default()));
+        let fetched = self.fetch(Want { blob, size, ranges }, collected.clone()).await?;
+        let mut pieces = std::mem::take(&mut collected.lock().unwrap_or_else(PoisonError::into_inner).pieces);
+        pieces.sort_by_key(VerifiedData::offset);
+        Ok((pieces, fetched))
+    }
+
+    /// Whom to ask for which of some blobs, by their numbers: connected peers that have them by their catalogs, none much
+    /// more than the others; in batches that may be asked for at a time.
+    async fn assign(&self, blobs: &[(BlobId, u64)]) -> Vec<(PeerId, quinn::Connection, Vec<usize>)> {
+        let (namespace, asked) = (self.inner.namespace.clone(), blobs.to_vec());
+        let holders = spawn_blocking(move || {
+            let peers_with = |&(blob, _): &(BlobId, u64)| namespace.peers_with(blob).unwrap_or_default();
+            asked.iter().map(peers_with).collect::<Vec<_>>()
+        });
+        let mut load: BTreeMap<PeerId, (u64, quinn::Connection, Vec<usize>)> = BTreeMap::new();
+        let mut batches = Vec::new();
+        for (number, holders) in holders.await.unwrap_or_default().into_iter().enumerate() {
+            let (blob, size) = blobs[number];
+            let hinted = self.inner.hints.of(blob);
+            let connected = holders.into_iter().chain(hinted).filter_map(|peer| Some((peer, live(&self.inner, peer)?)));
+            let least = connected.min_by_key(|(peer, _)| load.get(peer).map_or(0, |(bytes, ..)| *bytes));
+            let Some((peer, connection)) = least.filter(|_| size <= BLOB_BYTES_MAX) else { continue };
+            let (bytes, connection, numbers) = load.entry(peer).or_insert((0, connection, Vec::new()));
+            numbers.push(number);
+            *bytes += size;
+            if numbers.len() == BLOBS_MAX {
+                batches.push((peer, connection.clone(), std::mem::take(numbers)));
+            }
+        }
+        batches.extend(load.into_iter().map(|(peer, (_, connection, numbers))| (peer, connection, numbers)));
+        batches.retain(|(.., numbers)| !numbers.is_empty());
+        batches
+    }
+}
+
+/// A proven blob and the bytes that came for it; `None` if it did not come.
+type Answer = Result<Option<(Vec<VerifiedData>, u64)>, DecodeError>;
+
+/// Asks a peer for a batch. Returns what came of each, as far as the answer went.
+async fn exchange(connection: &quinn::Connection, asked: Vec<(BlobId, u64)>) -> (Vec<Answer>, Result<(), String>) {
+    let mut came = Vec::new();
+    let outcome = receive(connection, &asked, &mut came).await;
+    let proving = spawn_blocking(move || {
+        let answers = came.into_iter().zip(&asked);
+        answers.map(|(came, &(blob, size))| came.map_or(Ok(None), |encoded| prove(blob, size, &encoded))).collect()
+    });
+    match proving.await {
+        Ok(answers) => (answers, outcome),
+        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+    }
+}
+
+/// Reads the encodings of the blobs that the peer has.
+async fn receive(
+    connection: &quinn::Connection,
+    asked: &[(BlobId, u64)],
+    came: &mut Vec<Option<Vec<u8>>>,
+) -> Result<(), String> {
+    let stalled = |_| format!("it stalled: no blob came for {} s", STALL_LIMIT.as_secs());
+    let open = async {
+        let (mut send, recv) = connection.open_bi().await.map_err(|error| error.to_string())?;
+        send.write_all(&[StreamKind::Batch as u8]).await.map_err(|error| error.to_string())?;
+        let request = BatchRequest { blobs: asked.to_vec() };
+        write_frame(&mut send, &request).await.map_err(|error| error.to_string())?;
+        send.finish().map_err(|error| error.to_string())?;
+        Ok::<_, String>(recv)
+    };
+    let mut recv = timeout(STALL_LIMIT, open).await.map_err(stalled)??;
+    for &(_, size) in asked {
+        let next = async {
+            let mut has = [0];
+            recv.read_exact(&mut has).await.map_err(|error| error.to_string())?;
+            if has == [0] {
+                return Ok(None);
+            }
+            let mut encoded = vec![0; encoded_bytes(size)];
+            recv.read_exact(&mut encoded).await.map_err(|error| error.to_string())?;
+            Ok::<_, String>(Some(encoded))
+        };
+        came.push(timeout(STALL_LIMIT, next).await.map_err(stalled)??);
+    }
+    Ok(())
+}
+
+/// The pieces of a blob, of whose encoding all is here.
+fn prove(blob: BlobId, size: u64, encoded: &[u8]) -> Answer {
+    let mut decoder = Decoder::new(blob, Query::all()).expecting(size);
+    decoder.push(encoded);
+    let mut pieces = Vec::new();
+    while let Some(piece) = decoder.next()? {
+        if let Verified::Data(data) = piece {
+            pieces.push(data);
+        }
+    }
+    Ok(decoder.is_finished().then_some((pieces, encoded.len() as u64)))
+}
+
+/// Answers a request for small blobs, in the order in which they were asked for. What is not here whole, or does not
+/// prove, is told not to be.
+pub(crate) async fn serve_batch(
+    inner: &Inner,
+    mut send: quinn::SendStream,
+    mut recv: quinn::RecvStream,
+) -> Result<(), FrameError> {
+    let BatchRequest { blobs } = within(GREETING_LIMIT, read_frame(&mut recv, GREETING_BYTES_MAX)).await?;
+    let (pieces, ready) = mpsc::channel(1);
+    let store = inner.store.clone();
+    let reading = spawn_blocking(move || read(&store, &blobs, &pieces));
+    send_all(&mut send, ready).await?;
+    match reading.await {
+        Ok(()) => {}
+        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+    }
+    let _ = send.finish();
+    Ok(())
+}
+
+fn read(store: &Store, blobs: &[(BlobId, u64)], pieces: &mpsc::Sender<Vec<Bytes>>) {
+    let (mut batch, mut bytes) = (Vec::new(), 0);
+    for &(blob, size) in blobs.iter().take(BLOBS_MAX) {
+        let encoded = read_one(store, blob, size).unwrap_or_else(|error| {
+            warn!(%blob, %error, "cannot be read");
+            None
+        });
+        batch.push(Bytes::from_static(if encoded.is_some() { &[1] } else { &[0] }));
+        for piece in encoded.into_iter().flatten() {
+            bytes += piece.len();
+            batch.push(piece);
+        }
+        if bytes >= SEND_BYTES {
+            bytes = 0;
+            if pieces.blocking_send(std::mem::take(&mut batch)).is_err() {
+                return;
+            }
+        }
+    }
+    let _ = pieces.blocking_send(batch);
+}
+
+/// The encoding of a small blob, proven to its end; `None` if it is not here whole.
+fn read_one(store: &Store, blob: BlobId, size: u64) -> Result<Option<Vec<Bytes>>, StoreError> {
+    if size > BLOB_BYTES_MAX {
+        return Ok(None);
+    }
+    let Some(mut places) = Places::open(store, blob)?.filter(|places| places.size() == size) else {
+        return Ok(None);
+    };
+    let mut encoded = vec![Bytes::copy_from_slice(&size.to_le_bytes())];
+    let left = places.answer(store, &Query::all(), 0, &mut |piece| {
+        encoded.push(piece.into_wire_bytes());
+        ControlFlow::Continue(())
+    })?;
+    Ok(left.is_none().then_some(encoded))
+}
+
+/// How long the encoding of a whole blob of `size` bytes is: the size, a pair for each border between chunk groups, and
+/// the bytes.
+fn encoded_bytes(size: u64) -> usize {
+    let pairs = size.div_ceil(GROUP_BYTES).saturating_sub(1);
+    (8 + 64 * pairs + size) as usize
+}
+
+/// The most blobs that are asked for at a time.
+pub const BLOBS_MAX: usize = 256;
+/// The longest blob that is asked for in a batch, in bytes.
+pub const BLOB_BYTES_MAX: u64 = 128 << 10;
+/// How long to wait for the next blob of a batch: others may have it, and it is asked for again, alone.
+const STALL_LIMIT: Duration = Duration::from_secs(5);
+/// What did not come in a batch is asked for so many at a time.
+const ALONE_AT_ONCE: usize = 8;
+const SEND_BYTES: usize = 256 << 10;
+
+#[cfg(test)]
+mod tests {
+    use data_encoding::HEXLOWER;
+
+    use super::*;
+
+    #[test]
+    fn on_the_wire() {
+        let request = BatchRequest { blobs: vec![(BlobId::EMPTY, 0), (BlobId::from_bytes([7; 32]), 70_000)] };
+        let hex = format!("02{}00{}f0a204", BlobId::EMPTY, "07".repeat(32));
+        assert_eq!(HEXLOWER.encode(&postcard::to_stdvec(&request).unwrap()), hex);
+        let most = BatchRequest { blobs: vec![(BlobId::EMPTY, BLOB_BYTES_MAX); BLOBS_MAX] };
+        assert!(postcard::to_stdvec(&most).unwrap().len() <= GREETING_BYTES_MAX);
+    }
+
+    #[test]
+    fn the_length_of_an_encoding_is_known() {
+        for size in [0, 1, GROUP_BYTES - 1, GROUP_BYTES, GROUP_BYTES + 1, 5 * GROUP_BYTES, BLOB_BYTES_MAX] {
+            let bytes = vec![3; size as usize];
+            let hashed = tree::hash(&bytes[..], size).unwrap();
+            let prover = tree::Prover::new(hashed.id, size, &bytes[..], &hashed.outboard[..], &Query::all());
+            let encoded: usize = prover.map(|piece| piece.unwrap().wire_bytes().len()).sum();
+            assert_eq!(encoded_bytes(size), 8 + encoded, "{size}");
+        }
+    }
+}
