@@ -218,7 +218,8 @@ impl Shared {
             Some(StreamKind::Get) => self.get(send, recv).await,
             Some(StreamKind::Have) => self.have(send, recv).await,
             Some(StreamKind::Nodes) => self.nodes(send, recv).await,
-            Some(StreamKind::Through) | None => {}
+            // Not for it: whoever asks, asks in another way.
+            Some(_) | None => {}
         }
     }
 
