@@ -27,6 +27,7 @@ mod identity;
 mod iroh_wire;
 mod join;
 mod nodes;
+mod packing;
 mod plan;
 mod roster;
 mod serve;
@@ -44,6 +45,7 @@ pub use hints::Hint;
 pub use identity::{Identity, IdentityError};
 pub use iroh_wire::{ALPN as IROH_ALPN, decode_request, encode_request};
 pub use join::JoinError;
+pub use packing::{Compress, CompressError, Level, Packer, UnpackError, Unpacker};
 pub use roster::{Peer, Roster, RosterError};
 pub use ticket::{Ticket, TicketError};
 
