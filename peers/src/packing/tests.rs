@@ -215,7 +215,7 @@ fn what_does_not_shrink_is_sampled_ever_less() {
     assert_eq!(sampled, [0, 2, 5, 10, 19, 36, 69, 134, 199, 264, 329, 394]);
 
     // Text is found at the next sample; from then on each frame of it is compressed, unsampled.
-    let first = (400..).find(|_| packs(&packer.pack(vec![text(FRAME_BYTES)], true))).unwrap();
+    let first = (400..500).find(|_| packs(&packer.pack(vec![text(FRAME_BYTES)], true))).unwrap();
     assert_eq!(first, 459);
     let samples = packer.samples();
     assert!((0..10).all(|_| packs(&packer.pack(vec![text(FRAME_BYTES)], true))));
@@ -278,7 +278,7 @@ fn some_chunks() -> impl Strategy<Value = Vec<Bytes>> {
 }
 
 fn some_compress() -> impl Strategy<Value = Compress> {
-    prop_oneof![Just(Compress::Auto), Just(Compress::Off), (1..=19u8).prop_map(level)]
+    prop_oneof![Just(Compress::Auto), Just(Compress::Off), (1..=9u8).prop_map(level)]
 }
 
 /// Feeds garbage, which may fail, but must keep to the bounds and fail for good.
@@ -302,7 +302,7 @@ fn survives(wire: &[u8], cut: usize) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(150))]
+    #![proptest_config(ProptestConfig::with_cases(100))]
 
     #[test]
     fn any_cut_gives_the_same_bytes(
