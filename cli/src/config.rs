@@ -2,6 +2,7 @@ use std::{fs, io::Write, path::Path, time::Duration};
 
 use blobstore::Settings;
 use bytesize::ByteSize;
+use peers::Compress;
 use serde::Deserialize;
 use tree::Grain;
 
@@ -74,11 +75,13 @@ impl Default for CacheConfig {
 pub(crate) struct TransferConfig {
     /// How many bytes of files are on their way at a time.
     pub in_flight: ByteSize,
+    /// When what is sent is compressed: `auto`, `off`, or a level from 1 to 19.
+    pub compress: Compress,
 }
 
 impl Default for TransferConfig {
     fn default() -> Self {
-        Self { in_flight: ByteSize::mib(64) }
+        Self { in_flight: ByteSize::mib(64), compress: Compress::Auto }
     }
 }
 
@@ -230,6 +233,9 @@ const TEMPLATE: &str = r#"# blobd's settings. Everything has a default, shown he
 [transfer]
 # How many bytes of files are on their way at a time: many small files at once, and large ones alone.
 #in_flight = "64 MiB"
+# Whether what is sent is compressed: "auto" does it on networks that are slower than that, for what shrinks; or "off", or
+# always at a level from 1 to 19.
+#compress = "auto"
 
 [scrub]
 # The daemon reads and verifies everything it holds once in this time, by itself, at this many bytes a second at most;

@@ -7,12 +7,12 @@ use std::{
     time::Duration,
 };
 
-use blobstore::{Collected, Fetch, FetchError, Fetched, Store, StoreError, Want};
+use blobstore::{Collected, FetchError, Fetched, Store, StoreError, Want};
 use bytes::Bytes;
 use futures_util::{StreamExt, future::join_all, stream};
 use namespace::PeerId;
 use serde::{Deserialize, Serialize};
-use tokio::{sync::mpsc, task::spawn_blocking, time::timeout};
+use tokio::{task::spawn_blocking, time::timeout};
 use tracing::{debug, warn};
 use tree::{BlobId, DecodeError, Decoder, GROUP_BYTES, Geometry, Query, Verified, VerifiedData};
 
@@ -21,8 +21,11 @@ use crate::{
     answer::Places,
     connection::live,
     endpoint::{GREETING_LIMIT, Inner},
+    fetch::Behalf,
     frame::{FrameError, GREETING_BYTES_MAX, StreamKind, read_frame, within, write_frame},
-    serve::send_all,
+    incoming::{Incoming, Terms},
+    outgoing::Outgoing,
+    pace::Class,
 };
 
 /// Asks for whole small blobs, on a [`StreamKind::Batch`] stream.
@@ -38,12 +41,13 @@ pub type Small = (Vec<VerifiedData>, Fetched);
 impl Peers {
     /// Fetches whole blobs into memory, each named with its size; those of at most [`BLOB_BYTES_MAX`] bytes travel many at a
     /// time. Returns what came of each, in order. How much that is together, is the caller's to bound.
-    pub async fn fetch_small(&self, blobs: &[(BlobId, u64)]) -> Vec<Result<Small, FetchError>> {
+    pub async fn fetch_small(&self, class: Class, blobs: &[(BlobId, u64)]) -> Vec<Result<Small, FetchError>> {
         let mut came: Vec<Option<Small>> = vec![None; blobs.len()];
         let batches = self.assign(blobs).await;
         let exchanges = batches.into_iter().map(|(peer, connection, numbers)| async move {
             let asked: Vec<_> = numbers.iter().map(|&number| blobs[number]).collect();
-            (peer, exchange(&connection, asked).await, numbers)
+            let terms = Terms::new(&self.inner, peer, class);
+            (peer, exchange(&connection, terms, asked).await, numbers)
         });
         for (peer, (answers, outcome), numbers) in join_all(exchanges).await {
             let name = self.name(peer);
@@ -66,18 +70,18 @@ impl Peers {
         let rest = came.into_iter().zip(blobs).map(|(came, &(blob, size))| async move {
             match came {
                 Some(small) => Ok(small),
-                None => self.fetch_alone(blob, size).await,
+                None => self.fetch_alone(class, blob, size).await,
             }
         });
         stream::iter(rest).buffered(ALONE_AT_ONCE).collect().await
     }
 
-    async fn fetch_alone(&self, blob: BlobId, size: u64) -> Result<Small, FetchError> {
+    async fn fetch_alone(&self, class: Class, blob: BlobId, size: u64) -> Result<Small, FetchError> {
         // With the last chunk group, the size is proven too.
         let geometry = Geometry::new(size);
         let ranges = [geometry.all(), geometry.last_group()].into_iter().collect();
         let collected = Arc::new(Mutex::new(Collected::default()));
-        let fetched = self.fetch(Want { blob, size, ranges }, collected.clone()).await?;
+        let fetched = self.fetch_for(Behalf::own(class), Want { blob, size, ranges }, collected.clone()).await?;
         let mut pieces = std::mem::take(&mut collected.lock().unwrap_or_else(PoisonError::into_inner).pieces);
         pieces.sort_by_key(VerifiedData::offset);
         Ok((pieces, fetched))
@@ -116,9 +120,13 @@ impl Peers {
 type Answer = Result<Option<(Vec<VerifiedData>, u64)>, DecodeError>;
 
 /// Asks a peer for a batch. Returns what came of each, as far as the answer went.
-async fn exchange(connection: &quinn::Connection, asked: Vec<(BlobId, u64)>) -> (Vec<Answer>, Result<(), String>) {
+async fn exchange(
+    connection: &quinn::Connection,
+    terms: Terms,
+    asked: Vec<(BlobId, u64)>,
+) -> (Vec<Answer>, Result<(), String>) {
     let mut came = Vec::new();
-    let outcome = receive(connection, &asked, &mut came).await;
+    let outcome = receive(connection, terms, &asked, &mut came).await;
     let proving = spawn_blocking(move || {
         let answers = came.into_iter().zip(&asked);
         answers.map(|(came, &(blob, size))| came.map_or(Ok(None), |encoded| prove(blob, size, &encoded))).collect()
@@ -132,28 +140,31 @@ async fn exchange(connection: &quinn::Connection, asked: Vec<(BlobId, u64)>) -> 
 /// Reads the encodings of the blobs that the peer has.
 async fn receive(
     connection: &quinn::Connection,
+    terms: Terms,
     asked: &[(BlobId, u64)],
     came: &mut Vec<Option<Vec<u8>>>,
 ) -> Result<(), String> {
     let stalled = |_| format!("it stalled: no blob came for {} s", STALL_LIMIT.as_secs());
     let open = async {
         let (mut send, recv) = connection.open_bi().await.map_err(|error| error.to_string())?;
-        send.write_all(&[StreamKind::Batch as u8]).await.map_err(|error| error.to_string())?;
+        let head = [StreamKind::Batch as u8, terms.manner.byte()];
+        send.write_all(&head).await.map_err(|error| error.to_string())?;
         let request = BatchRequest { blobs: asked.to_vec() };
         write_frame(&mut send, &request).await.map_err(|error| error.to_string())?;
         send.finish().map_err(|error| error.to_string())?;
         Ok::<_, String>(recv)
     };
-    let mut recv = timeout(STALL_LIMIT, open).await.map_err(stalled)??;
+    let recv = timeout(STALL_LIMIT, open).await.map_err(stalled)??;
+    let mut incoming = Incoming::new(terms, recv);
     for &(_, size) in asked {
         let next = async {
             let mut has = [0];
-            recv.read_exact(&mut has).await.map_err(|error| error.to_string())?;
+            incoming.read_exact(&mut has).await?;
             if has == [0] {
                 return Ok(None);
             }
             let mut encoded = vec![0; encoded_bytes(size)];
-            recv.read_exact(&mut encoded).await.map_err(|error| error.to_string())?;
+            incoming.read_exact(&mut encoded).await?;
             Ok::<_, String>(Some(encoded))
         };
         came.push(timeout(STALL_LIMIT, next).await.map_err(stalled)??);
@@ -178,42 +189,26 @@ fn prove(blob: BlobId, size: u64, encoded: &[u8]) -> Answer {
 /// prove, is told not to be.
 pub(crate) async fn serve_batch(
     inner: &Inner,
-    mut send: quinn::SendStream,
+    mut to: Outgoing,
     mut recv: quinn::RecvStream,
 ) -> Result<(), FrameError> {
     let BatchRequest { blobs } = within(GREETING_LIMIT, read_frame(&mut recv, GREETING_BYTES_MAX)).await?;
-    let (pieces, ready) = mpsc::channel(1);
     let store = inner.store.clone();
-    let reading = spawn_blocking(move || read(&store, &blobs, &pieces));
-    send_all(&mut send, ready).await?;
-    match reading.await {
-        Ok(()) => {}
-        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
-    }
-    let _ = send.finish();
-    Ok(())
-}
-
-fn read(store: &Store, blobs: &[(BlobId, u64)], pieces: &mpsc::Sender<Vec<Bytes>>) {
-    let (mut batch, mut bytes) = (Vec::new(), 0);
-    for &(blob, size) in blobs.iter().take(BLOBS_MAX) {
-        let encoded = read_one(store, blob, size).unwrap_or_else(|error| {
-            warn!(%blob, %error, "cannot be read");
-            None
+    to.fill(move |filler| {
+        let mut pieces = blobs.iter().take(BLOBS_MAX).flat_map(|&(blob, size)| {
+            let encoded = read_one(&store, blob, size).unwrap_or_else(|error| {
+                warn!(%blob, %error, "cannot be read");
+                None
+            });
+            let has = Bytes::from_static(if encoded.is_some() { &[1] } else { &[0] });
+            std::iter::once(has).chain(encoded.into_iter().flatten())
         });
-        batch.push(Bytes::from_static(if encoded.is_some() { &[1] } else { &[0] }));
-        for piece in encoded.into_iter().flatten() {
-            bytes += piece.len();
-            batch.push(piece);
-        }
-        if bytes >= SEND_BYTES {
-            bytes = 0;
-            if pieces.blocking_send(std::mem::take(&mut batch)).is_err() {
-                return;
-            }
-        }
-    }
-    let _ = pieces.blocking_send(batch);
+        let _ = pieces.try_for_each(|piece| filler.push(piece));
+        Ok(())
+    })
+    .await?;
+    let _ = to.stream.finish();
+    Ok(())
 }
 
 /// The encoding of a small blob, proven to its end; `None` if it is not here whole.
@@ -247,7 +242,6 @@ pub const BLOB_BYTES_MAX: u64 = 128 << 10;
 const STALL_LIMIT: Duration = Duration::from_secs(5);
 /// What did not come in a batch is asked for so many at a time.
 const ALONE_AT_ONCE: usize = 8;
-const SEND_BYTES: usize = 256 << 10;
 
 #[cfg(test)]
 mod tests {

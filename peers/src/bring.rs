@@ -6,7 +6,7 @@ use blobstore::{FetchError, Fetched, Sink, StoreError, Want};
 use tokio::{sync::OwnedMutexGuard, task::spawn_blocking};
 use tree::{BlobId, RangeSet, Verified};
 
-use crate::{Peers, fetch::Behalf};
+use crate::{Peers, fetch::Behalf, pace::Class};
 
 impl Peers {
     /// Waits until nobody else changes what the cache has of `blob`, and keeps others from it as long as the guard lives.
@@ -28,12 +28,13 @@ impl Peers {
     /// cannot take it.
     pub async fn bring(
         &self,
+        class: Class,
         blob: BlobId,
         size: u64,
         ranges: RangeSet,
         on_piece: impl Fn(u64) + Send + 'static,
     ) -> Result<Fetched, FetchError> {
-        self.bring_for(Behalf::OWN, blob, size, ranges, on_piece).await
+        self.bring_for(Behalf::own(class), blob, size, ranges, on_piece).await
     }
 
     /// The same, on behalf of somebody.

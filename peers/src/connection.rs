@@ -14,7 +14,9 @@ use crate::{
     endpoint::{Close, GREETING_LIMIT, Inner, unix_now},
     frame::{FrameError, GREETING_BYTES_MAX, StreamKind, read_frame, within, write_frame},
     hello::Hello,
-    nodes, serve, through,
+    nodes,
+    outgoing::{Manner, Outgoing},
+    serve, through,
 };
 
 /// A connection with a peer that has said hello.
@@ -23,6 +25,8 @@ pub(crate) struct Live {
     pub(crate) connection: quinn::Connection,
     dialled_by_us: bool,
     since: Instant,
+    /// Whether it knows packed answers.
+    packs: bool,
 }
 
 /// How things stand with one peer.
@@ -57,6 +61,11 @@ pub(crate) fn status(inner: &Inner) -> Vec<PeerStatus> {
 /// The connection with `peer`, if there is one now.
 pub(crate) fn live(inner: &Inner, peer: PeerId) -> Option<quinn::Connection> {
     inner.contacts().get(&peer)?.live.as_ref().map(|live| live.connection.clone())
+}
+
+/// Whether a connected peer knows packed answers.
+pub(crate) fn packs(inner: &Inner, peer: PeerId) -> bool {
+    inner.contacts().get(&peer).and_then(|contact| contact.live.as_ref()).is_some_and(|live| live.packs)
 }
 
 pub(crate) fn disconnect(inner: &Inner, peer: PeerId) {
@@ -111,8 +120,9 @@ pub(crate) async fn answer_hello(
 }
 
 fn take_into_use(inner: &Arc<Inner>, connection: quinn::Connection, peer: PeerId, dialled_by_us: bool, hello: Hello) {
+    let packs = hello.packs;
     learn_addresses(inner, peer, hello);
-    let new = Live { connection: connection.clone(), dialled_by_us, since: Instant::now() };
+    let new = Live { connection: connection.clone(), dialled_by_us, since: Instant::now(), packs };
     {
         let mut contacts = inner.contacts();
         let contact = contacts.entry(peer).or_default();
@@ -155,7 +165,8 @@ async fn run(inner: Arc<Inner>, connection: quinn::Connection, peer: PeerId, nam
     let error = loop {
         match connection.accept_bi().await {
             Ok((send, recv)) => {
-                drop(tokio::spawn(stream(inner.clone(), peer, name.clone(), answers.clone(), send, recv)))
+                let stream = Stream { connection: connection.clone(), peer, name: name.clone(), send, recv };
+                drop(tokio::spawn(stream.serve(inner.clone(), answers.clone())))
             }
             Err(error) => break error,
         }
@@ -172,42 +183,61 @@ async fn run(inner: Arc<Inner>, connection: quinn::Connection, peer: PeerId, nam
     dial::start(&inner, peer);
 }
 
-async fn stream(
-    inner: Arc<Inner>,
+/// A stream that a peer has opened.
+struct Stream {
+    connection: quinn::Connection,
     peer: PeerId,
     name: String,
-    answers: Arc<Semaphore>,
     send: quinn::SendStream,
-    mut recv: quinn::RecvStream,
-) {
-    let mut kind = [0];
-    let first = within(GREETING_LIMIT, async { recv.read_exact(&mut kind).await.map_err(|_| FrameError::Ended) }).await;
-    let served = match (first, StreamKind::from_byte(kind[0])) {
-        (Ok(()), Some(StreamKind::Catalog)) => catalog::tell(&inner, peer, send, recv).await,
-        (Ok(()), Some(StreamKind::Get)) => {
-            // Each answer takes a thread while it is read; a peer that reads slowly must not take them all.
-            let _permit = answers.acquire().await;
-            serve::serve_get(&inner, send, recv, &|_| true).await
+    recv: quinn::RecvStream,
+}
+
+impl Stream {
+    /// Does what it is for. `answers` are permits: each answer takes a thread while it is read, and a peer that reads
+    /// slowly must not take them all.
+    async fn serve(self, inner: Arc<Inner>, answers: Arc<Semaphore>) {
+        let Self { connection, peer, name, send, mut recv } = self;
+        let mut kind = [0];
+        let served = async {
+            read(&mut recv, &mut kind).await?;
+            let Some(kind) = StreamKind::from_byte(kind[0]) else { return Err(FrameError::UnknownKind) };
+            match kind {
+                StreamKind::Hello => Err(FrameError::UnknownKind),
+                StreamKind::Catalog => catalog::tell(&inner, peer, send, recv).await,
+                StreamKind::Nodes => {
+                    let _permit = answers.acquire().await;
+                    nodes::serve_nodes(&inner, send, recv).await
+                }
+                StreamKind::Have => {
+                    let _permit = answers.acquire().await;
+                    serve::serve_have(&inner, send, recv).await
+                }
+                StreamKind::Get | StreamKind::Through | StreamKind::Batch => {
+                    let mut manner = [0];
+                    read(&mut recv, &mut manner).await?;
+                    let to = Outgoing::new(&inner, &connection, peer, Manner::from_byte(manner[0]), send);
+                    if kind == StreamKind::Through {
+                        return through::serve_through(&inner, peer, answers, to, recv).await;
+                    }
+                    let _permit = answers.acquire().await;
+                    match kind {
+                        StreamKind::Batch => batch::serve_batch(&inner, to, recv).await,
+                        _ => serve::serve_get(&inner, to, recv, &|_| true).await,
+                    }
+                }
+            }
+        };
+        match served.await {
+            Ok(()) => {}
+            Err(FrameError::UnknownKind) => warn!(peer = name, kind = kind[0], "refused: a stream of an unknown kind"),
+            Err(error) => debug!(peer = name, kind = kind[0], %error, "a stream ended"),
         }
-        (Ok(()), Some(StreamKind::Nodes)) => {
-            let _permit = answers.acquire().await;
-            nodes::serve_nodes(&inner, send, recv).await
-        }
-        (Ok(()), Some(StreamKind::Have)) => {
-            let _permit = answers.acquire().await;
-            serve::serve_have(&inner, send, recv).await
-        }
-        (Ok(()), Some(StreamKind::Batch)) => {
-            let _permit = answers.acquire().await;
-            batch::serve_batch(&inner, send, recv).await
-        }
-        (Ok(()), Some(StreamKind::Through)) => through::serve_through(&inner, peer, answers, send, recv).await,
-        (Ok(()), _) => return warn!(peer = name, kind = kind[0], "refused: a stream of an unknown kind"),
-        (Err(error), _) => Err(error),
-    };
-    if let Err(error) = served {
-        debug!(peer = name, kind = kind[0], %error, "a stream ended");
     }
+}
+
+/// Reads the first bytes of a stream.
+async fn read(recv: &mut quinn::RecvStream, bytes: &mut [u8]) -> Result<(), FrameError> {
+    within(GREETING_LIMIT, async { recv.read_exact(bytes).await.map_err(|_| FrameError::Ended) }).await
 }
 
 /// Remembers where the peer says that it listens.

@@ -19,7 +19,10 @@ use crate::{
     dial::{self, Dialler},
     hello::{Hello, is_address, is_name},
     hints::Hints,
-    iroh_wire, join, serve,
+    iroh_wire, join,
+    pace::Limits,
+    packing::Compress,
+    serve,
     through::Turns,
     tls::{self, ALPN, JOIN_ALPN},
 };
@@ -45,6 +48,8 @@ pub struct Options {
     pub advertise: Vec<String>,
     /// If strangers may read blobs in iroh-blobs' protocol: which.
     pub public: Option<PublicBlobs>,
+    /// When answers are compressed.
+    pub compress: Compress,
     /// The trusted peers.
     pub roster: Roster,
     /// The bytes here.
@@ -85,6 +90,10 @@ pub(crate) struct Inner {
     pub(crate) store: Store,
     pub(crate) namespace: Namespace,
     pub(crate) public: Option<PublicBlobs>,
+    pub(crate) compress: Compress,
+    /// Limits on what is sent, and on what is received.
+    pub(crate) up: Limits,
+    pub(crate) down: Limits,
     addresses: Vec<String>,
     listener: Option<quinn::Endpoint>,
     dialling: quinn::Endpoint,
@@ -167,6 +176,9 @@ impl Peers {
             store: options.store,
             namespace: options.namespace,
             public: options.public,
+            compress: options.compress,
+            up: Limits::none(),
+            down: Limits::none(),
             addresses,
             listener,
             dialling,
@@ -214,6 +226,16 @@ impl Peers {
         connection::status(&self.inner)
     }
 
+    /// The limits on what is sent.
+    pub fn up(&self) -> &Limits {
+        &self.inner.up
+    }
+
+    /// The limits on what is received.
+    pub fn down(&self) -> &Limits {
+        &self.inner.down
+    }
+
     /// Dials a peer that was added to the roster, or whose addresses changed, at once.
     pub fn dial_now(&self, peer: PeerId) {
         dial::start(&self.inner, peer);
@@ -256,7 +278,7 @@ impl Inner {
     }
 
     pub(crate) fn hello(&self) -> Hello {
-        Hello { name: self.name.clone(), addresses: self.addresses.clone() }
+        Hello { name: self.name.clone(), addresses: self.addresses.clone(), packs: true }
     }
 
     /// Dials `address`, where `peer` and nobody else must be met.

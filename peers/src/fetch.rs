@@ -8,6 +8,7 @@ use tree::BlobId;
 use crate::{
     Peers,
     connection::live,
+    pace::Class,
     sharing::{Asked, Sharing},
     through::HOPS_MAX,
     transfer::Way,
@@ -20,11 +21,15 @@ pub(crate) struct Behalf {
     pub(crate) asker: Option<PeerId>,
     /// How many hops a peer that is asked may make.
     pub(crate) hops: u8,
+    /// What it is for.
+    pub(crate) class: Class,
 }
 
 impl Behalf {
     /// On behalf of nobody else.
-    pub(crate) const OWN: Self = Self { asker: None, hops: HOPS_MAX };
+    pub(crate) fn own(class: Class) -> Self {
+        Self { asker: None, hops: HOPS_MAX, class }
+    }
 }
 
 impl Fetch for Peers {
@@ -33,7 +38,7 @@ impl Fetch for Peers {
         want: Want,
         sink: SharedSink,
     ) -> Pin<Box<dyn Future<Output = Result<Fetched, FetchError>> + Send + '_>> {
-        Box::pin(self.fetch_for(Behalf::OWN, want, sink))
+        Box::pin(self.fetch_for(Behalf::own(Class::Copy), want, sink))
     }
 }
 
@@ -42,7 +47,7 @@ impl Peers {
     /// time if it is large; and then, through those that told of them, the ones that are not on the roster or could not
     /// be reached.
     pub(crate) async fn fetch_for(&self, behalf: Behalf, want: Want, sink: SharedSink) -> Result<Fetched, FetchError> {
-        let mut sharing = Sharing::new(self, want, sink);
+        let mut sharing = Sharing::new(self, behalf.class, want, sink);
         if sharing.left.is_empty() {
             return Ok(sharing.fetched);
         }
@@ -77,7 +82,7 @@ impl Peers {
 
     /// The peers on the roster that have a blob by their catalogs, connected ones first.
     pub(crate) async fn holders(&self, blob: BlobId) -> Vec<PeerId> {
-        self.origins(blob, Behalf::OWN).await.0
+        self.origins(blob, Behalf::own(Class::Background)).await.0
     }
 
     /// Whether there is anybody to ask for a blob.

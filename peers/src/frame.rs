@@ -119,6 +119,9 @@ pub enum FrameError {
     /// The frame does not say anything that is understood here.
     #[error("a frame that cannot be understood")]
     Invalid(#[source] postcard::Error),
+    /// The stream is of a kind that nobody opens here.
+    #[error("a stream of an unknown kind")]
+    UnknownKind,
     /// Nothing came, or could be sent, in time.
     #[error("no answer within {} s", .0.as_secs())]
     Stalled(Duration),

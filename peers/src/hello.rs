@@ -7,6 +7,8 @@ pub struct Hello {
     pub name: String,
     /// Where it listens, each `HOST:PORT`; none if it is deaf.
     pub addresses: Vec<String>,
+    /// Whether it knows packed answers.
+    pub packs: bool,
 }
 
 impl Hello {

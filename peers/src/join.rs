@@ -68,7 +68,7 @@ impl Peers {
         let now = unix_now();
         let expires = now.saturating_add_unsigned(lifetime.as_secs());
         let secret = self.inner.roster.invite(now, expires)?;
-        let Hello { name, addresses } = self.inner.hello();
+        let Hello { name, addresses, .. } = self.inner.hello();
         Ok(Ticket { peer: self.me(), name, addresses, secret, expires })
     }
 

@@ -24,9 +24,11 @@ mod gate;
 mod hello;
 mod hints;
 mod identity;
+mod incoming;
 mod iroh_wire;
 mod join;
 mod nodes;
+mod outgoing;
 mod pace;
 mod packing;
 mod plan;
@@ -58,6 +60,7 @@ pub mod wire {
         frame::{Ask, FrameError, Have, Telling, read_frame, write_frame},
         hello::Hello,
         nodes::{NODES_MAX, Nodes, NodesRequest},
+        outgoing::Manner,
         tls::{ALPN, JOIN_ALPN, client_config, peer_of, server_config},
     };
 

@@ -186,7 +186,11 @@ impl Drop for Reserved {
         let mut queue = taken.shared.lock();
         match queue.waiting.remove(&taken.turn) {
             Some(_) => queue.bucket.cancel(taken.turn),
-            None => queue.bucket.give_back(taken.bytes, now()),
+            None => {
+                queue.bucket.give_back(taken.bytes, now());
+                // It may be time for the next one sooner.
+                queue.watching = None;
+            }
         }
         queue.settle();
     }

@@ -1,11 +1,10 @@
-use std::{ops::ControlFlow, sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use blobstore::{Store, StoreError};
 use bytes::Bytes;
 use tokio::{
-    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    sync::{OwnedSemaphorePermit, Semaphore},
     task::spawn_blocking,
-    time::timeout,
 };
 use tracing::{debug, warn};
 use tree::{BlobId, Query};
@@ -15,18 +14,24 @@ use crate::{
     endpoint::{GREETING_LIMIT, Inner},
     frame::{FrameError, Have, within, write_frame},
     iroh_wire::{self, REQUEST_BYTES_MAX},
+    outgoing::{Filler, Manner, Outgoing},
+    pace::Class,
+    tls,
 };
 
 /// Serves a connection in iroh-blobs' own protocol: each stream is one request for a public blob.
 pub(crate) async fn serve_strangers(inner: Arc<Inner>, connection: quinn::Connection, _permit: OwnedSemaphorePermit) {
     let at_once = Arc::new(Semaphore::new(STRANGERS_STREAMS_MAX));
     let from = connection.remote_address();
+    let Some(peer) = tls::peer_of(&connection) else { return };
     while let Ok((send, recv)) = connection.accept_bi().await {
         let Ok(permit) = at_once.clone().acquire_owned().await else { return };
-        let inner = inner.clone();
+        let (inner, connection) = (inner.clone(), connection.clone());
         tokio::spawn(async move {
             let may_read = |blob| inner.public.as_ref().is_some_and(|public| public(blob));
-            if let Err(error) = serve_get(&inner, send, recv, &may_read).await {
+            let manner = Manner { class: Class::Background, packed: false };
+            let outgoing = Outgoing::new(&inner, &connection, peer, manner, send);
+            if let Err(error) = serve_get(&inner, outgoing, recv, &may_read).await {
                 debug!(%from, %error, "a stranger's request ended");
             }
             drop(permit);
@@ -40,22 +45,22 @@ pub(crate) async fn serve_strangers(inner: Arc<Inner>, connection: quinn::Connec
 /// asker knows what it has got, for it proves every piece.
 pub(crate) async fn serve_get(
     inner: &Arc<Inner>,
-    mut send: quinn::SendStream,
+    mut to: Outgoing,
     mut recv: quinn::RecvStream,
     may_read: &(dyn Fn(BlobId) -> bool + Sync),
 ) -> Result<(), FrameError> {
     let Some((blob, query)) = read_request(&mut recv).await? else {
         warn!("refused: a request that is not for ranges of one blob");
-        let _ = send.reset(UNSUPPORTED.into());
+        let _ = to.stream.reset(UNSUPPORTED.into());
         return Ok(());
     };
     if !may_read(blob) {
         debug!(%blob, "refused: not to be read by this peer");
-        let _ = send.finish();
+        let _ = to.stream.finish();
         return Ok(());
     }
-    send_part(inner, &mut send, blob, Part::whole(query)).await?;
-    let _ = send.finish();
+    send_part(inner, &mut to, blob, Part::whole(query)).await?;
+    let _ = to.stream.finish();
     Ok(())
 }
 
@@ -78,36 +83,12 @@ impl Part {
 /// Sends what is here of a part of an answer, up to the first of it that is not. Returns what is left then.
 pub(crate) async fn send_part(
     inner: &Inner,
-    send: &mut quinn::SendStream,
+    to: &mut Outgoing,
     blob: BlobId,
     part: Part,
 ) -> Result<Option<Part>, FrameError> {
-    let (pieces, ready) = mpsc::channel(BATCHES_AHEAD);
     let store = inner.store.clone();
-    let reading = spawn_blocking(move || read(&store, blob, part, &pieces));
-    send_all(send, ready).await?;
-    match reading.await {
-        Ok(Ok(left)) => Ok(left),
-        Ok(Err(error)) => {
-            warn!(%blob, %error, "cannot be read");
-            Err(FrameError::Ended)
-        }
-        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
-    }
-}
-
-/// Sends what becomes ready, batch by batch.
-pub(crate) async fn send_all(
-    send: &mut quinn::SendStream,
-    mut ready: mpsc::Receiver<Vec<Bytes>>,
-) -> Result<(), FrameError> {
-    while let Some(mut batch) = ready.recv().await {
-        match timeout(STALL_LIMIT, send.write_all_chunks(&mut batch)).await {
-            Ok(sent) => sent.map_err(|error| FrameError::Stream(error.into()))?,
-            Err(_) => return Err(FrameError::Stalled(STALL_LIMIT)),
-        }
-    }
-    Ok(())
+    to.fill(move |filler| read(&store, blob, part, filler)).await
 }
 
 /// Answers one question for what is here of ranges of a blob.
@@ -143,39 +124,20 @@ pub(crate) async fn read_request(recv: &mut quinn::RecvStream) -> Result<Option<
     Ok(iroh_wire::decode_request(&request.await?))
 }
 
-/// Reads and proves a part of an answer, and hands it on in batches, until it is complete, something is missing, or
-/// nobody takes it any more. Returns what is left.
-fn read(
-    store: &Store,
-    blob: BlobId,
-    part: Part,
-    pieces: &mpsc::Sender<Vec<Bytes>>,
-) -> Result<Option<Part>, StoreError> {
+/// Reads and proves a part of an answer, until it is complete, something is missing, or nobody takes it any more.
+/// Returns what is left.
+fn read(store: &Store, blob: BlobId, part: Part, to: &mut Filler) -> Result<Option<Part>, StoreError> {
     let Some(mut places) = Places::open(store, blob)? else {
         debug!(%blob, "not here");
         return Ok(Some(part));
     };
-    let mut batch = Vec::new();
-    batch.extend(part.with_size.then(|| Bytes::copy_from_slice(&places.size().to_le_bytes())));
-    let mut bytes = 0;
-    let left = places.answer(store, &part.query, part.above, &mut |piece| {
-        bytes += piece.wire_bytes().len();
-        batch.push(piece.into_wire_bytes());
-        if bytes >= BATCH_BYTES {
-            bytes = 0;
-            if pieces.blocking_send(std::mem::take(&mut batch)).is_err() {
-                return ControlFlow::Break(());
-            }
-        }
-        ControlFlow::Continue(())
-    })?;
-    let _ = pieces.blocking_send(batch);
+    if part.with_size {
+        let _ = to.push(Bytes::copy_from_slice(&places.size().to_le_bytes()));
+    }
+    let left = places.answer(store, &part.query, part.above, &mut |piece| to.push(piece.into_wire_bytes()))?;
     Ok(left.map(|(query, above)| Part { query, above, with_size: false }))
 }
 
-const BATCH_BYTES: usize = 256 << 10;
-const BATCHES_AHEAD: usize = 4;
-const STALL_LIMIT: Duration = Duration::from_secs(30);
 const STRANGERS_STREAMS_MAX: usize = 8;
 /// Stream reset code: the request is of a kind that is not served.
 pub(crate) const UNSUPPORTED: u32 = 1;

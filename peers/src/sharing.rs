@@ -20,7 +20,9 @@ use crate::{
     Peers,
     dial::reach,
     fetch::REACH_LIMIT,
+    incoming::Terms,
     iroh_wire::REQUEST_RANGES_MAX,
+    pace::Class,
     plan::{Plan, Step},
     transfer::{Request, TransferError, Way, have},
 };
@@ -30,6 +32,7 @@ pub(crate) struct Sharing<'a> {
     peers: &'a Peers,
     pub(crate) blob: BlobId,
     size: u64,
+    class: Class,
     sink: SharedSink,
     /// What has not come yet.
     pub(crate) left: RangeSet,
@@ -64,10 +67,10 @@ struct Table {
 
 impl<'a> Sharing<'a> {
     /// Nobody has been asked yet.
-    pub(crate) fn new(peers: &'a Peers, want: Want, sink: SharedSink) -> Self {
+    pub(crate) fn new(peers: &'a Peers, class: Class, want: Want, sink: SharedSink) -> Self {
         let Want { blob, size, ranges: left } = want;
         let (fetched, tried, failed) = (Fetched::default(), Vec::new(), BTreeSet::new());
-        Self { peers, blob, size, sink, left, fetched, tried, failed }
+        Self { peers, blob, size, class, sink, left, fetched, tried, failed }
     }
 
     /// Asks some peers at the same time for what is left, until it is here or none has more of it. Returns those that
@@ -100,7 +103,7 @@ impl<'a> Sharing<'a> {
                 Ok(()) => TransferError::PeerCannotGetIt,
                 Err(error) => {
                     self.failed.insert(*peer);
-                    if !matches!(error, TransferError::PeerSentWrongBytes(_)) {
+                    if !error.is_fault() {
                         unheard.push(*peer);
                     }
                     error
@@ -118,7 +121,7 @@ impl<'a> Sharing<'a> {
         if let Err(error) = &answered.outcome {
             let (peer, blob) = (&asked.label, self.blob);
             match error {
-                TransferError::PeerSentWrongBytes(_) => warn!(peer, %blob, %error, "another peer is asked"),
+                error if error.is_fault() => warn!(peer, %blob, %error, "another peer is asked"),
                 _ => debug!(peer, %blob, %error, "another peer is asked"),
             }
             table.plan().handle_failure(at);
@@ -154,7 +157,9 @@ impl<'a> Sharing<'a> {
                 None => drop(timeout(LOOK_AGAIN, changed).await),
                 Some(Step::Get(ranges)) => {
                     let query = Query::groups(&ranges);
-                    let request = Request { connection: &connection, way, blob: self.blob, size: self.size, query };
+                    let terms = Terms::new(inner, peer, self.class);
+                    let request =
+                        Request { connection: &connection, terms, way, blob: self.blob, size: self.size, query };
                     let needless = table.until(|plan| plan.left().is_empty() || plan.is_needless(at));
                     // Safe to break off: what has come by then is proven and kept first.
                     let heard = table.clone();

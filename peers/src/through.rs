@@ -22,6 +22,8 @@ use crate::{
     endpoint::{GREETING_LIMIT, Inner},
     fetch::Behalf,
     frame::{FrameError, within},
+    outgoing::Outgoing,
+    pace::Class,
     serve::{Part, UNSUPPORTED, read_request, send_part},
 };
 
@@ -41,7 +43,7 @@ pub(crate) async fn serve_through(
     inner: &Arc<Inner>,
     asker: PeerId,
     answers: Arc<Semaphore>,
-    mut send: quinn::SendStream,
+    mut to: Outgoing,
     mut recv: quinn::RecvStream,
 ) -> Result<(), FrameError> {
     let mut head = [0; 9];
@@ -49,7 +51,7 @@ pub(crate) async fn serve_through(
     let [hops, size @ ..] = head;
     let Some((blob, query)) = read_request(&mut recv).await? else {
         warn!("refused: a request that is not for ranges of one blob");
-        let _ = send.reset(UNSUPPORTED.into());
+        let _ = to.stream.reset(UNSUPPORTED.into());
         return Ok(());
     };
     let turns = inner.contacts().entry(asker).or_default().turns.0.clone();
@@ -60,15 +62,16 @@ pub(crate) async fn serve_through(
         size: u64::from_le_bytes(size),
         asker,
         hops: hops.min(HOPS_MAX),
+        class: to.manner().class,
         turns,
         gone,
     };
-    let stopped = send.stopped();
+    let stopped = to.stream.stopped();
     tokio::select! {
-        served = passing.answer(&mut send, query, &answers) => served?,
+        served = passing.answer(&mut to, query, &answers) => served?,
         _ = stopped => return Ok(()),
     }
-    let _ = send.finish();
+    let _ = to.stream.finish();
     Ok(())
 }
 
@@ -86,6 +89,7 @@ struct Passing {
     size: u64,
     asker: PeerId,
     hops: u8,
+    class: Class,
     turns: Arc<Semaphore>,
     /// Closed when nobody waits for the answer any more.
     gone: watch::Receiver<()>,
@@ -110,12 +114,12 @@ struct Brought {
 }
 
 impl Passing {
-    async fn answer(&self, send: &mut quinn::SendStream, query: Query, answers: &Semaphore) -> Result<(), FrameError> {
+    async fn answer(&self, to: &mut Outgoing, query: Query, answers: &Semaphore) -> Result<(), FrameError> {
         let inner = &self.peers.inner;
         let wanted = query.resolve_bytes(self.size);
         if wanted.is_empty() || !self.may_fetch().await {
             let _permit = answers.acquire().await;
-            return send_part(inner, send, self.blob, Part::whole(query)).await.map(drop);
+            return send_part(inner, to, self.blob, Part::whole(query)).await.map(drop);
         }
         let (mut said, mut bytes, mut with_size) = (0, WINDOW_BYTES_MIN, true);
         let mut next = self.open(&wanted, said, bytes);
@@ -134,7 +138,7 @@ impl Passing {
             let mut tries = 0..WINDOW_TRIES;
             loop {
                 let permit = answers.acquire().await;
-                let left = send_part(inner, send, self.blob, part).await?;
+                let left = send_part(inner, to, self.blob, part).await?;
                 drop(permit);
                 let Some(left) = left else { break };
                 // What was thought to be here did not prove. That is known by now, so that it is fetched.
@@ -151,7 +155,7 @@ impl Passing {
     }
 
     fn behalf(&self) -> Behalf {
-        Behalf { asker: Some(self.asker), hops: self.hops.saturating_sub(1) }
+        Behalf { asker: Some(self.asker), hops: self.hops.saturating_sub(1), class: self.class }
     }
 
     /// Whether what is not here may be fetched, and there is somebody to fetch it from.

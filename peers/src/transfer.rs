@@ -9,7 +9,10 @@ use tree::{BlobId, DecodeError, Decoder, Query, RangeSet, Verified};
 
 use crate::{
     frame::{FrameError, HAVE_BYTES_MAX, Have, StreamKind, read_frame, within},
+    incoming::Terms,
     iroh_wire::encode_request,
+    outgoing::Manner,
+    packing::{UnpackError, Unpacker},
     through,
 };
 
@@ -24,10 +27,12 @@ pub(crate) enum Way {
 
 impl Way {
     /// What stands in front of the request.
-    fn head(self, size: u64) -> Vec<u8> {
+    fn head(self, manner: Manner, size: u64) -> Vec<u8> {
         match self {
-            Self::Direct => vec![StreamKind::Get as u8],
-            Self::Through(hops) => [&[StreamKind::Through as u8, hops][..], &size.to_le_bytes()].concat(),
+            Self::Direct => vec![StreamKind::Get as u8, manner.byte()],
+            Self::Through(hops) => {
+                [&[StreamKind::Through as u8, manner.byte(), hops][..], &size.to_le_bytes()].concat()
+            }
         }
     }
 
@@ -46,6 +51,8 @@ pub(crate) enum TransferError {
     /// The peer sent bytes that do not match the blob. Nothing unproven was kept.
     #[error("it sent wrong bytes: {0}")]
     PeerSentWrongBytes(DecodeError),
+    #[error("it sent what cannot be unpacked: {0}")]
+    PeerSentNoFrame(#[from] UnpackError),
     #[error("it no longer has all of it")]
     PeerLacksIt,
     #[error("it cannot get all of it")]
@@ -56,6 +63,13 @@ pub(crate) enum TransferError {
     Connection(String),
     #[error("keep what was received")]
     Sink(#[source] StoreError),
+}
+
+impl TransferError {
+    /// Whether the peer was talked to, and sent what it never should.
+    pub(crate) fn is_fault(&self) -> bool {
+        matches!(self, Self::PeerSentWrongBytes(_) | Self::PeerSentNoFrame(_))
+    }
 }
 
 /// What came from one peer.
@@ -79,6 +93,7 @@ pub(crate) async fn have(
 /// One question for bytes to one peer.
 pub(crate) struct Request<'a> {
     pub(crate) connection: &'a quinn::Connection,
+    pub(crate) terms: Terms,
     pub(crate) way: Way,
     pub(crate) blob: BlobId,
     pub(crate) size: u64,
@@ -95,9 +110,9 @@ impl Request<'_> {
         came: impl Fn(&RangeSet) + Send + 'static,
         needless: impl Future<Output = ()>,
     ) -> (Received, Result<(), TransferError>) {
-        let Self { connection, way, blob, size, query } = self;
+        let Self { connection, terms, way, blob, size, query } = self;
         let mut needless = pin!(needless);
-        let head = way.head(size);
+        let head = way.head(terms.manner, size);
         let asked = tokio::select! {
             asked = ask(connection, &head, blob, &query) => asked,
             () = &mut needless => return (Received::default(), Ok(())),
@@ -107,10 +122,10 @@ impl Request<'_> {
             Err(error) => return (Received::default(), Err(error)),
         };
         let (arrived, arriving) = mpsc::channel(BATCHES_AHEAD);
-        let (decoder, sink) = (Decoder::new(blob, query).expecting(size), sink.clone());
-        let keeping = spawn_blocking(move || keep(decoder, arriving, &sink, &came));
+        let (decoder, sink, unpacker) = (Decoder::new(blob, query).expecting(size), sink.clone(), terms.unpacker());
+        let keeping = spawn_blocking(move || keep(decoder, unpacker, arriving, &sink, &came));
         let received = tokio::select! {
-            received = receive(&mut recv, &arrived, way.stall_limit()) => received.map(Some),
+            received = receive(&mut recv, &terms, &arrived, way.stall_limit()) => received.map(Some),
             () = needless => Ok(None),
         };
         drop(arrived);
@@ -153,6 +168,7 @@ async fn ask(
 /// trickles is given up like one that is silent.
 async fn receive(
     recv: &mut quinn::RecvStream,
+    terms: &Terms,
     arrived: &mpsc::Sender<Vec<Bytes>>,
     limit: Duration,
 ) -> Result<u64, FrameError> {
@@ -172,7 +188,9 @@ async fn receive(
             Ok(false)
         };
         let ended = timeout(limit, gather).await.map_err(|_| FrameError::Stalled(limit))??;
-        total += arriving.iter().map(|chunk| chunk.len() as u64).sum::<u64>();
+        let bytes = arriving.iter().map(Bytes::len).sum();
+        total += bytes as u64;
+        terms.take(bytes).await;
         if arrived.send(arriving).await.is_err() || ended {
             return Ok(total);
         }
@@ -183,6 +201,7 @@ async fn receive(
 /// of the same blob into it meanwhile.
 fn keep(
     mut decoder: Decoder,
+    mut unpacker: Option<Unpacker>,
     mut arriving: mpsc::Receiver<Vec<Bytes>>,
     sink: &SharedSink,
     came: &dyn Fn(&RangeSet),
@@ -194,7 +213,13 @@ fn keep(
         while let Some(batch) = arriving.blocking_recv() {
             for chunk in batch {
                 received.bytes += chunk.len() as u64;
-                decoder.push(&chunk);
+                match &mut unpacker {
+                    Some(unpacker) => unpacker.push(chunk),
+                    None => decoder.push(&chunk),
+                }
+            }
+            while let Some(plain) = unpacker.as_mut().map_or(Ok(None), Unpacker::next)? {
+                decoder.push(&plain);
             }
             let mut proven = Vec::new();
             let failed = loop {
@@ -241,10 +266,12 @@ mod tests {
     use data_encoding::HEXLOWER;
 
     use super::*;
+    use crate::pace::Class;
 
     #[test]
     fn heads_on_the_wire() {
-        assert_eq!(HEXLOWER.encode(&Way::Through(4).head(70_000)), "06047011010000000000");
-        assert_eq!(HEXLOWER.encode(&Way::Direct.head(70_000)), "03");
+        let manner = Manner { class: Class::Copy, packed: true };
+        assert_eq!(HEXLOWER.encode(&Way::Through(4).head(manner, 70_000)), "0681047011010000000000");
+        assert_eq!(HEXLOWER.encode(&Way::Direct.head(manner, 70_000)), "0381");
     }
 }

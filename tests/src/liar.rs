@@ -199,7 +199,7 @@ impl Shared {
         match StreamKind::from_byte(kind[0]) {
             Some(StreamKind::Hello) => {
                 let _: Result<Hello, _> = read_frame(&mut recv, 16 << 10).await;
-                let hello = Hello { name: "liar".into(), addresses: Vec::new() };
+                let hello = Hello { name: "liar".into(), addresses: Vec::new(), packs: false };
                 let _ = write_frame(&mut send, &hello).await;
                 let _ = send.finish();
             }
@@ -248,6 +248,7 @@ impl Shared {
     }
 
     async fn get(&self, mut send: quinn::SendStream, mut recv: quinn::RecvStream) {
+        let _ = recv.read_exact(&mut [0]).await;
         let request = recv.read_to_end(64 << 10).await.unwrap_or_default();
         let Some((blob, query)) = decode_request(&request) else { return };
         self.asked.fetch_add(1, Ordering::Relaxed);

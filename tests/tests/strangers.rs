@@ -134,7 +134,7 @@ fn streams_of_a_stranger_get_nothing() {
     let me = Identity::ephemeral().unwrap();
     let runtime = Runtime::new().unwrap();
     runtime.block_on(async {
-        let get = [&[StreamKind::Get as u8][..], &encode_request(BlobId::of(&data), &Query::all())].concat();
+        let get = [&[StreamKind::Get as u8, 0][..], &encode_request(BlobId::of(&data), &Query::all())].concat();
         let catalog = [&[StreamKind::Catalog as u8][..], &2_u32.to_le_bytes(), &[0, 0]].concat();
         let hello = hello_bytes();
         for alpn in [ALPN, JOIN_ALPN] {
@@ -183,7 +183,7 @@ fn garbage_of_a_known_peer_does_no_harm() {
         // Behind a proper hello.
         let huge = [StreamKind::Catalog as u8, 0xff, 0xff, 0xff, 0xff];
         let catalog = [StreamKind::Catalog as u8];
-        let get = [StreamKind::Get as u8];
+        let get = [StreamKind::Get as u8, 0];
         let nodes = [StreamKind::Nodes as u8];
         let streams: [Vec<u8>; 11] = [
             huge.to_vec(),
@@ -282,8 +282,8 @@ fn a_file(scratch: &Scratch) -> (std::path::PathBuf, Vec<u8>) {
 }
 
 fn hello_bytes() -> Vec<u8> {
-    // Name "mallory", no addresses.
-    [&[StreamKind::Hello as u8][..], &9_u32.to_le_bytes(), &[7], b"mallory", &[0]].concat()
+    // Name "mallory", no addresses, no packing.
+    [&[StreamKind::Hello as u8][..], &10_u32.to_le_bytes(), &[7], b"mallory", &[0, 0]].concat()
 }
 
 /// Opens streams until no more are allowed.

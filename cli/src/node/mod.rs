@@ -151,6 +151,7 @@ impl Node {
                 listen,
                 advertise: config.advertise.clone(),
                 public: public.clone(),
+                compress: config.transfer.compress,
                 roster: roster.clone(),
                 store: store.clone(),
                 namespace: namespace.clone(),

@@ -2,6 +2,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use blobstore::{Collected, Fetch, FetchError, Fetched, StoreError, Want};
 use bytes::Bytes;
+use peers::Class;
 use tree::{BlobId, ByteRange, Geometry, RangeSet, VerifiedData};
 
 use super::{Node, blocking};
@@ -28,7 +29,12 @@ impl Node {
             return Ok(bytes_of(pieces));
         }
         let _alone = self.inner.peers.alone_with(blob).await;
-        self.inner.peers.bring(blob, size, missing, |_| {}).await.map_err(fetch_failure).while_doing(what())?;
+        self.inner
+            .peers
+            .bring(Class::Foreground, blob, size, missing, |_| {})
+            .await
+            .map_err(fetch_failure)
+            .while_doing(what())?;
         let (pieces, missing) = self.read_here(blob, size, range).await.while_doing(what())?;
         match missing.iter().next() {
             None => Ok(bytes_of(pieces)),
@@ -65,7 +71,7 @@ impl Node {
         on_piece: impl Fn(u64) + Send + 'static,
     ) -> Result<Fetched, Failure> {
         let all = RangeSet::from(Geometry::new(size).all());
-        self.inner.peers.bring(blob, size, all, on_piece).await.map_err(fetch_failure)
+        self.inner.peers.bring(Class::Copy, blob, size, all, on_piece).await.map_err(fetch_failure)
     }
 
     async fn read_here(

@@ -78,6 +78,11 @@ impl Limits {
         }
     }
 
+    /// Whether there is any limit.
+    pub(crate) fn is_limited(&self) -> bool {
+        self.shared.limited.load(Ordering::Relaxed)
+    }
+
     fn pace_of(&self, peer: PeerId) -> Option<Pace> {
         self.shared.by_peer.read().unwrap_or_else(PoisonError::into_inner).get(&peer).cloned()
     }

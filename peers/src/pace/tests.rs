@@ -154,6 +154,24 @@ async fn what_was_granted_to_one_who_is_gone_is_given_back() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_given_back_brings_the_next_turn_nearer() {
+    let pace = Pace::new(Some(RATE));
+    let mut gone = Box::pin(pace.take(Class::Foreground, 16 * KIB));
+    assert!(poll(&mut gone.as_mut()).is_none());
+    advance(Duration::from_millis(25)).await;
+    let start = Instant::now();
+    let next = tokio::spawn({
+        let pace = pace.clone();
+        async move { pace.take(Class::Foreground, 64 * KIB).await }
+    });
+    tokio::task::yield_now().await;
+    assert_eq!(pace.waiting(), 1);
+    drop(gone);
+    next.await.unwrap();
+    assert!((75..=77).contains(&millis(start)), "{} ms", millis(start));
+}
+
+#[tokio::test(start_paused = true)]
 async fn limits_of_one_and_of_all_hold_together() {
     let (slow, fast) = (PeerId::from_bytes([1; 32]), PeerId::from_bytes([2; 32]));
     let limits = Limits::none();

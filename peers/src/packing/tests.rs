@@ -94,12 +94,16 @@ fn what_is_no_frame_fails_for_good() {
         assert_eq!(unpack([compressed(payload)]).unwrap_err(), UnpackError::Damaged, "{what}");
     }
 
-    let mut unpacker = Unpacker::new();
-    unpacker.push(vec![0; 4].into());
-    for _ in 0..2 {
-        assert_eq!(unpacker.next(), Err(UnpackError::Empty));
-        assert!(!unpacker.is_between_frames());
-        unpacker.push("\x05\0\0\0hello".into());
+    let bad: [(Bytes, _); 2] =
+        [(vec![0; 4].into(), UnpackError::Empty), (compressed("28b52ffd60bb01e3150061"), UnpackError::Damaged)];
+    for (bad, error) in bad {
+        let mut unpacker = Unpacker::new();
+        unpacker.push(bad);
+        for _ in 0..2 {
+            assert_eq!(unpacker.next(), Err(error));
+            assert!(!unpacker.is_between_frames());
+            unpacker.push("\x05\0\0\0hello".into());
+        }
     }
 }
 

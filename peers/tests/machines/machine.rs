@@ -11,7 +11,7 @@ use namespace::{
     Applied, Arena, ArenaName, Batch, Change, Content, Mark, Namespace, Origin, Part, PeerId, RelPath, Statement,
     Version,
 };
-use peers::{Identity, Options, Peer, Peers, Roster};
+use peers::{Compress, Identity, Options, Peer, Peers, Roster};
 use tempfile::TempDir;
 use tree::{BlobId, ByteRange, Fingerprint, Geometry, Grain, RangeSet, UnixTime};
 
@@ -51,6 +51,7 @@ impl Machine {
             listen: Some(SocketAddr::from(([127, 0, 0, 1], 0))),
             advertise: Vec::new(),
             public: None,
+            compress: Compress::Auto,
             roster: Roster::open(db).unwrap(),
             store: store.clone(),
             namespace: namespace.clone(),

@@ -30,7 +30,7 @@ pub(crate) async fn ask(asker: &Identity, machine: &Machine, head: &[u8], blob: 
         let connection = endpoint.connect_with(config, address, "blobd.invalid").unwrap().await.unwrap();
         let (mut send, mut recv) = connection.open_bi().await.unwrap();
         send.write_all(&[StreamKind::Hello as u8]).await.unwrap();
-        write_frame(&mut send, &Hello { name: "raw".into(), addresses: Vec::new() }).await.unwrap();
+        write_frame(&mut send, &Hello { name: "raw".into(), addresses: Vec::new(), packs: false }).await.unwrap();
         let _: Hello = read_frame(&mut recv, 16 << 10).await.unwrap();
         let (mut send, mut recv) = connection.open_bi().await.unwrap();
         send.write_all(&[head, &encode_request(blob, query)].concat()).await.unwrap();
@@ -45,7 +45,7 @@ pub(crate) async fn ask(asker: &Identity, machine: &Machine, head: &[u8], blob: 
 
 /// What stands in front of a request for what others have.
 pub(crate) fn through(hops: u8, size: usize) -> Vec<u8> {
-    [&[StreamKind::Through as u8, hops][..], &(size as u64).to_le_bytes()].concat()
+    [&[StreamKind::Through as u8, 0, hops][..], &(size as u64).to_le_bytes()].concat()
 }
 
 /// The right answer.
@@ -139,7 +139,9 @@ async fn serve(
     match kind {
         StreamKind::Hello => {
             let _: Hello = read_frame(&mut recv, 16 << 10).await.unwrap();
-            write_frame(&mut send, &Hello { name: "puppet".into(), addresses: Vec::new() }).await.unwrap();
+            write_frame(&mut send, &Hello { name: "puppet".into(), addresses: Vec::new(), packs: false })
+                .await
+                .unwrap();
         }
         StreamKind::Catalog => {
             let _: Ask = read_frame(&mut recv, 1 << 20).await.unwrap();
@@ -152,10 +154,11 @@ async fn serve(
             write_frame(&mut send, &Have { size, ranges: query.resolve_bytes(size), upto: u64::MAX }).await.unwrap();
         }
         StreamKind::Get | StreamKind::Through => {
-            let mut head = [0; 9];
-            if kind == StreamKind::Through {
-                recv.read_exact(&mut head).await.unwrap();
-            }
+            // The manner, and for the one kind hops and size.
+            let mut head = [0; 10];
+            let bytes = if kind == StreamKind::Through { 10 } else { 1 };
+            recv.read_exact(&mut head[..bytes]).await.unwrap();
+            assert_eq!(head[0] & 0x80, 0, "it said that it knows no packed answers");
             let request = recv.read_to_end(64 << 10).await.unwrap();
             let (blob, query) = decode_request(&request).unwrap();
             let mut wire = answer(&blobs[&blob], &query);
@@ -181,6 +184,7 @@ async fn serve(
             let _ = send.write_all(&wire).await;
         }
         StreamKind::Batch => {
+            recv.read_exact(&mut [0]).await.unwrap();
             let request: BatchRequest = read_frame(&mut recv, 16 << 10).await.unwrap();
             for (blob, _) in &request.blobs {
                 let Some(bytes) = blobs.get(blob) else {

@@ -4,7 +4,10 @@ use std::time::{Duration, Instant};
 
 use crate::machine::{DEADLINE, Machine, random_bytes, until};
 use crate::raw::{Manner, Puppet};
-use peers::wire::{BLOB_BYTES_MAX, StreamKind};
+use peers::{
+    Class,
+    wire::{BLOB_BYTES_MAX, StreamKind},
+};
 use tokio::time::timeout;
 use tree::{BlobId, ByteRange, VerifiedData};
 
@@ -82,7 +85,7 @@ async fn many_small_blobs_travel_together() {
     let all: Vec<&[u8]> = blobs.iter().map(Vec::as_slice).collect();
     let puppet = meet_puppet(&near, Manner::Late(0), &all).await;
     let asked: Vec<_> = all.iter().map(|bytes| (BlobId::of(bytes), bytes.len() as u64)).collect();
-    let came = timeout(DEADLINE, near.peers.fetch_small(&asked)).await.unwrap();
+    let came = timeout(DEADLINE, near.peers.fetch_small(Class::Copy, &asked)).await.unwrap();
     for (came, bytes) in came.into_iter().zip(&all) {
         let (pieces, fetched) = came.unwrap();
         assert_eq!((bytes_of(&pieces), fetched.peers), (bytes.to_vec(), vec!["puppet".to_owned()]));
@@ -104,7 +107,7 @@ async fn what_a_batch_lacks_is_asked_for_alone() {
         let near = met(&format!("{manner:?}"), &[&sound]).await;
         near.heard(&sound, &sound, asked[6].0).await;
         let _puppet = meet_puppet(&near, manner, &all).await;
-        let came = timeout(DEADLINE, near.peers.fetch_small(&asked)).await.unwrap();
+        let came = timeout(DEADLINE, near.peers.fetch_small(Class::Copy, &asked)).await.unwrap();
         for (came, bytes) in came.into_iter().zip(&all) {
             assert_eq!(bytes_of(&came.unwrap().0), *bytes, "{manner:?}");
         }
@@ -122,9 +125,9 @@ async fn a_small_blob_that_rotted_comes_from_another() {
     rotten.rot("file", ByteRange::new(20_000, 20_001).unwrap());
     let asked = [(BlobId::of(&bytes), bytes.len() as u64)];
     for _ in 0..4 {
-        let came = timeout(DEADLINE, near.peers.fetch_small(&asked)).await.unwrap().remove(0);
+        let came = timeout(DEADLINE, near.peers.fetch_small(Class::Copy, &asked)).await.unwrap().remove(0);
         assert_eq!(bytes_of(&came.unwrap().0), bytes);
     }
     let nobody = (BlobId::from_bytes([1; 32]), 5);
-    assert!(timeout(DEADLINE, near.peers.fetch_small(&[nobody])).await.unwrap()[0].is_err());
+    assert!(timeout(DEADLINE, near.peers.fetch_small(Class::Copy, &[nobody])).await.unwrap()[0].is_err());
 }

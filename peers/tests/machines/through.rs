@@ -150,7 +150,7 @@ async fn without_hops_it_is_a_plain_get() {
     let some = Query::chunks([(3, 20), (100, 101), (290, 1000)]);
     let came = ask(&near.identity, &between, &through(0, bytes.len()), BlobId::of(&bytes), &some).await;
     assert!(came.is_empty() && between.store.cached().unwrap().is_empty());
-    for head in [through(0, own.len()), through(1, own.len()), through(200, 5), vec![StreamKind::Get as u8]] {
+    for head in [through(0, own.len()), through(1, own.len()), through(200, 5), vec![StreamKind::Get as u8, 0]] {
         let came = ask(&near.identity, &between, &head, BlobId::of(&own), &some).await;
         assert!(came == answer(&own, &some), "{head:?}");
     }

@@ -1,0 +1,89 @@
+use bytes::Bytes;
+use namespace::PeerId;
+
+use crate::{
+    connection::packs,
+    endpoint::Inner,
+    outgoing::{BITE_BYTES, Manner},
+    pace::{Class, Limits},
+    packing::{Compress, Unpacker},
+};
+
+/// On what terms a peer is asked for bytes.
+#[derive(Clone)]
+pub(crate) struct Terms {
+    pub(crate) manner: Manner,
+    peer: PeerId,
+    limits: Limits,
+}
+
+/// An answer, taken apart as it comes, by its lengths.
+pub(crate) struct Incoming {
+    terms: Terms,
+    recv: quinn::RecvStream,
+    unpacker: Option<Unpacker>,
+    /// Came, and not taken yet.
+    plain: Bytes,
+}
+
+impl Terms {
+    /// Packed, if both sides can.
+    pub(crate) fn new(inner: &Inner, peer: PeerId, class: Class) -> Self {
+        let packed = inner.compress != Compress::Off && packs(inner, peer);
+        Self { manner: Manner { class, packed }, peer, limits: inner.down.clone() }
+    }
+
+    /// Waits until so much more may be read.
+    pub(crate) async fn take(&self, bytes: usize) {
+        if self.limits.is_limited() {
+            for start in (0..bytes).step_by(BITE_BYTES) {
+                let bite = BITE_BYTES.min(bytes - start) as u64;
+                self.limits.take(self.peer, self.manner.class, bite).await;
+            }
+        }
+    }
+
+    /// What takes frames apart, if there are any.
+    pub(crate) fn unpacker(&self) -> Option<Unpacker> {
+        self.manner.packed.then(Unpacker::new)
+    }
+}
+
+impl Incoming {
+    pub(crate) fn new(terms: Terms, recv: quinn::RecvStream) -> Self {
+        Self { unpacker: terms.unpacker(), terms, recv, plain: Bytes::new() }
+    }
+
+    /// Fills `buffer`. Fails if the answer ends before, or is no answer.
+    pub(crate) async fn read_exact(&mut self, mut buffer: &mut [u8]) -> Result<(), String> {
+        while !buffer.is_empty() {
+            if self.plain.is_empty() {
+                self.plain = self.next().await?;
+            }
+            let taken = self.plain.split_to(self.plain.len().min(buffer.len()));
+            let (filled, rest) = buffer.split_at_mut(taken.len());
+            filled.copy_from_slice(&taken);
+            buffer = rest;
+        }
+        Ok(())
+    }
+
+    async fn next(&mut self) -> Result<Bytes, String> {
+        loop {
+            if let Some(unpacker) = &mut self.unpacker
+                && let Some(plain) = unpacker.next().map_err(|error| error.to_string())?
+            {
+                return Ok(plain);
+            }
+            let chunk = self.recv.read_chunk(CHUNK_BYTES, true).await.map_err(|error| error.to_string())?;
+            let bytes = chunk.ok_or("the answer ended early")?.bytes;
+            self.terms.take(bytes.len()).await;
+            match &mut self.unpacker {
+                Some(unpacker) => unpacker.push(bytes),
+                None => return Ok(bytes),
+            }
+        }
+    }
+}
+
+const CHUNK_BYTES: usize = 64 << 10;
