@@ -48,7 +48,7 @@ impl Machine {
         let options = Options {
             identity: identity.clone(),
             name: name.to_owned(),
-            listen: Some(SocketAddr::from(([127, 0, 0, 1], 0))),
+            listen: vec!["127.0.0.1:0".to_owned()],
             advertise: Vec::new(),
             public: None,
             roster: Roster::open(db).unwrap(),
