@@ -46,12 +46,12 @@ impl Redial {
 
     /// A connection that had lasted for so long is gone.
     pub(crate) fn handle_lost(&mut self, now: Instant, lasted: Duration, random: f64) {
-        (self.lost_at, self.failed) = (Some(now), None);
+        self.lost_at = Some(now);
         if lasted >= STEADY {
             self.urge();
         } else {
             // It let go of us at once: dialling at once again would go round and round.
-            self.wait(now, random);
+            self.handle_failed(now, FlawKind::Network, random);
         }
     }
 
@@ -145,6 +145,7 @@ mod tests {
         failed(&mut redial, now);
         redial.handle_lost(now, Duration::from_millis(4999), 0.0);
         assert_eq!(wait_s(&redial, now), 30);
+        assert_eq!(redial.handle_wanted(now, true), Wanted::NotNow);
         redial.handle_lost(now, Duration::from_secs(5), 0.0);
         assert_eq!((redial.due(), failed(&mut redial, now)), (None, 5));
     }

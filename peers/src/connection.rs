@@ -72,7 +72,9 @@ pub(crate) fn status(inner: &Inner) -> Vec<PeerStatus> {
 
 /// The connection with `peer`, if there is one now.
 pub(crate) fn live(inner: &Inner, peer: PeerId) -> Option<quinn::Connection> {
-    inner.contacts().get(&peer)?.live.as_ref().map(|live| live.connection.clone())
+    let contacts = inner.contacts();
+    let live = contacts.get(&peer)?.live.as_ref()?;
+    live.connection.close_reason().is_none().then(|| live.connection.clone())
 }
 
 pub(crate) fn disconnect(inner: &Inner, peer: PeerId) {

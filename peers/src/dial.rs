@@ -51,7 +51,11 @@ impl Peers {
             if answers(&connection, PROBE_LIMIT).await {
                 return Ok(connection::plain(connection.remote_address()));
             }
+            let mut moved = inner.moved.subscribe();
             connection.close(Close::Done.code(), b"no answer");
+            // What its end says of the next dial must not come behind what the user says of it.
+            let is_there = || inner.contacts().get(&peer).is_some_and(|contact| contact.live.is_some());
+            while is_there() && moved.changed().await.is_ok() {}
         }
         let Some(known) = inner.roster.get(peer) else { return Err("it is not on the roster".to_owned()) };
         if known.addresses.is_empty() && known.told.is_empty() {

@@ -8,7 +8,14 @@ use std::{
 
 use blobstore::Store;
 use namespace::{Mark, Namespace, PeerId};
-use quinn::{EndpointConfig, MtuDiscoveryConfig, ServerConfig, TokioRuntime, TransportConfig, VarInt};
+use quinn::{
+    ConnectionId, ConnectionIdGenerator, EndpointConfig, MtuDiscoveryConfig, ServerConfig, TokioRuntime,
+    TransportConfig, VarInt,
+};
+use ring::{
+    hmac,
+    rand::{SecureRandom, SystemRandom},
+};
 use tokio::sync::{Semaphore, watch};
 use tracing::{debug, error, warn};
 use tree::BlobId;
@@ -166,7 +173,7 @@ impl Peers {
             let mut config = ServerConfig::with_crypto(Arc::new(tls));
             config.transport_config(transport.clone());
             config.max_incoming(INCOMING_MAX / sockets.len());
-            match socket.try_clone().and_then(|socket| endpoint(socket, Some(config))) {
+            match socket.try_clone().and_then(|socket| endpoint(socket, &options.identity, Some(config))) {
                 Ok(listener) => listeners.push(listener),
                 Err(error) => problems.push(plain_io(&error.to_string())),
             }
@@ -177,7 +184,8 @@ impl Peers {
         for problem in &problems {
             warn!("cannot listen on {problem}");
         }
-        let dialling = listen::bind((Ipv6Addr::UNSPECIFIED, 0).into()).and_then(|socket| endpoint(socket, None));
+        let dialling = listen::bind((Ipv6Addr::UNSPECIFIED, 0).into())
+            .and_then(|socket| endpoint(socket, &options.identity, None));
         let dialling = dialling.map_err(|error| StartError::Socket(plain_io(&error.to_string())))?;
         let inner = Arc::new(Inner {
             identity: options.identity,
@@ -411,8 +419,30 @@ impl Close {
     }
 }
 
-fn endpoint(socket: UdpSocket, server: Option<ServerConfig>) -> io::Result<quinn::Endpoint> {
-    let mut config = EndpointConfig::default();
+/// Connection ids that say nothing: of any, it may be that this machine had it before it was started again. (Those that
+/// quinn makes by itself are known again only by the program that made them.)
+struct RandomIds;
+
+impl ConnectionIdGenerator for RandomIds {
+    fn generate_cid(&mut self) -> ConnectionId {
+        let mut id = fastrand::u64(..).to_le_bytes();
+        let _ = SystemRandom::new().fill(&mut id);
+        ConnectionId::new(&id)
+    }
+
+    fn cid_len(&self) -> usize {
+        8
+    }
+
+    fn cid_lifetime(&self) -> Option<Duration> {
+        None
+    }
+}
+
+fn endpoint(socket: UdpSocket, identity: &Identity, server: Option<ServerConfig>) -> io::Result<quinn::Endpoint> {
+    // The same after a restart: so whoever goes on with a connection from before is told that it is gone.
+    let mut config = EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, identity.reset_key())));
+    config.cid_generator(|| Box::new(RandomIds));
     config.max_udp_payload_size(UDP_PAYLOAD_BYTES_MAX).map_err(io::Error::other)?;
     quinn::Endpoint::new(config, server, socket, Arc::new(TokioRuntime))
 }

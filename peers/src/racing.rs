@@ -166,7 +166,7 @@ fn before_the_key(error: &ConnectionError) -> Flaw {
         ConnectionError::ConnectionClosed(close)
             if close.error_code == quinn::TransportErrorCode::CONNECTION_REFUSED =>
         {
-            Flaw::new(FlawKind::Network, "it has too much to do")
+            Flaw::new(FlawKind::Network, "it takes no more connections now")
         }
         ConnectionError::TimedOut => Flaw::new(FlawKind::Network, "no answer"),
         error => Flaw::new(FlawKind::Network, error.to_string()),

@@ -169,6 +169,53 @@ async fn a_dead_connection_does_not_keep_out_the_peer_that_comes_back() {
     until("it is in use", is_new).await;
 }
 
+/// Whoever dialled it, and has not noticed, is told by the first packet that it sends; not after 15 s of silence.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_that_was_killed_and_started_again_is_soon_in_use() {
+    let identity = Identity::ephemeral().unwrap();
+    let a = listening("a", &[]);
+    let before = Machine::with(identity.clone(), "b", &["127.0.0.1:0"], 0).unwrap();
+    let (address, cable) = (before.address(), Cable::to(before.address()).await);
+    before.knows(&a, &[]);
+    a.knows(&before, &[cable.address.to_string()]);
+    a.connects(&before).await;
+    cable.cut();
+    before.peers.shutdown().await;
+    // Its sockets close a moment later.
+    let listen = [address.to_string()];
+    until("its port is free", || std::net::UdpSocket::bind(address).is_ok()).await;
+    let b = Machine::with(identity, "b", &listen.each_ref().map(String::as_str), 0).unwrap();
+    b.knows(&a, &[]);
+    let bytes = random_bytes(4, 1000);
+    let blob = b.hold("file", &bytes);
+    a.hear(b.id(), b.id(), &[&bytes]);
+    assert!(a.is_connected(b.id()) && !b.is_connected(a.id()), "it has not noticed");
+    cable.mend();
+    let began = Instant::now();
+    timeout(QUICK, a.fetch_all(&bytes)).await.expect("it is told").unwrap_err();
+    // The connection may have lasted for less than 5 s, and is then not made again at once; but a user may ask.
+    assert_eq!(timeout(QUICK, a.peers.dial(b.id())).await.unwrap(), Ok(cable.address));
+    timeout(QUICK, a.fetch_all(&bytes)).await.unwrap().unwrap();
+    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+    a.heard(&b, &b, blob).await;
+}
+
+/// A user who asks is not told of a connection that does not work.
+#[tokio::test(flavor = "multi_thread")]
+async fn dialling_by_hand_sees_that_a_connection_is_dead() {
+    let (a, b) = (listening("a", &["127.0.0.1:0"]), listening("b", &[]));
+    let cable = Cable::to(a.address()).await;
+    a.knows(&b, &[]);
+    b.knows(&a, &[cable.address.to_string()]);
+    b.connects(&a).await;
+    assert_eq!(b.peers.dial(a.id()).await, Ok(cable.address));
+    cable.cut();
+    b.peers.roster().set(Peer { addresses: vec![a.address().to_string()], ..b.status_of(&a).peer }).unwrap();
+    let began = Instant::now();
+    assert_eq!(b.peers.dial(a.id()).await, Ok(a.address()));
+    assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn another_machine_behind_an_address_is_not_hammered() {
     let (a, b) = (listening("a", &[]), listening("b", &[]));
