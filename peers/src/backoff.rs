@@ -50,8 +50,9 @@ impl Redial {
         if lasted >= STEADY {
             self.urge();
         } else {
-            // It let go of us at once: dialling at once again would go round and round.
-            self.handle_failed(now, FlawKind::Network, random);
+            // It let go of us at once: dialling at once again would go round and round. Once, a fetch may have it tried.
+            self.failed = (self.failures > 0).then_some((now, FlawKind::Network));
+            self.wait(now, random);
         }
     }
 
@@ -147,7 +148,10 @@ mod tests {
         assert_eq!(wait_s(&redial, now), 30);
         assert_eq!(redial.handle_wanted(now, true), Wanted::NotNow);
         redial.handle_lost(now, Duration::from_secs(5), 0.0);
-        assert_eq!((redial.due(), failed(&mut redial, now)), (None, 5));
+        assert_eq!(redial.due(), None);
+        redial.handle_lost(now, Duration::ZERO, 0.0);
+        assert_eq!((wait_s(&redial, now), redial.handle_wanted(now, true)), (5, Wanted::Soon), "once it may be chance");
+        assert_eq!(redial.due(), Some(now));
     }
 
     #[test]

@@ -181,6 +181,7 @@ async fn a_machine_that_was_killed_and_started_again_is_soon_in_use() {
     a.connects(&before).await;
     cable.cut();
     before.peers.shutdown().await;
+    drop(before);
     // Its sockets close a moment later.
     let listen = [address.to_string()];
     until("its port is free", || std::net::UdpSocket::bind(address).is_ok()).await;
