@@ -49,9 +49,10 @@ pub(crate) struct Common {
 
 #[derive(Debug, Args)]
 pub(crate) struct DaemonArgs {
-    /// Where to listen: HOST:PORT, or "none" to dial others only; by default all addresses at port 7700.
+    /// Where to listen: HOST:PORT, or "none" to dial others only; by default all addresses at port 7700. May be given
+    /// several times.
     #[arg(long, value_name = "HOST:PORT")]
-    pub(crate) listen: Option<String>,
+    pub(crate) listen: Vec<String>,
     /// What this machine calls itself [default: its host name].
     #[arg(long, value_name = "NAME")]
     pub(crate) name: Option<String>,
@@ -227,6 +228,12 @@ pub(crate) enum PeerCommand {
     },
     /// List the machines that are trusted.
     Ls,
+    /// Dial machines now, and say what came of it; where there is a connection, see whether it works.
+    Dial {
+        /// What they are called [default: all that are trusted].
+        #[arg(value_name = "NAME")]
+        names: Vec<String>,
+    },
     /// Trust a machine no more.
     Rm {
         /// What it is called.

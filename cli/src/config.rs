@@ -1,9 +1,12 @@
-use std::{fs, io::Write, path::Path, time::Duration};
+use std::{fmt, fs, io::Write, path::Path, time::Duration};
 
 use blobstore::Settings;
 use bytesize::ByteSize;
 use peers::Compress;
-use serde::Deserialize;
+use serde::{
+    Deserialize, Deserializer,
+    de::{SeqAccess, Visitor},
+};
 use tree::Grain;
 
 use crate::{
@@ -18,9 +21,9 @@ use crate::{
 pub(crate) struct Config {
     /// What this machine calls itself; by default its host name.
     pub name: Option<String>,
-    /// Where to listen, `HOST:PORT`; `"none"` makes a deaf peer. By default all addresses at port 7700, or at
-    /// another port if that is taken.
-    pub listen: Option<String>,
+    /// Where to listen: one `HOST:PORT` or several; `"none"` makes a deaf peer. By default all addresses at port 7700,
+    /// or at another port if that is taken.
+    pub listen: Option<Listen>,
     /// Further addresses to tell others, each `HOST:PORT`.
     pub advertise: Vec<String>,
     /// What is kept of the files held here.
@@ -37,6 +40,36 @@ pub(crate) struct Config {
     pub history: HistoryConfig,
     /// Who besides peers is served.
     pub serve: Serve,
+}
+
+/// Where to listen: a string, or a list of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Listen(pub(crate) Vec<String>);
+
+impl<'de> Deserialize<'de> for Listen {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct OneOrMany;
+        impl<'de> Visitor<'de> for OneOrMany {
+            type Value = Listen;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("HOST:PORT, or a list of them")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, one: &str) -> Result<Listen, E> {
+                Ok(Listen(vec![one.to_owned()]))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Listen, A::Error> {
+                let mut many = Vec::new();
+                while let Some(one) = seq.next_element()? {
+                    many.push(one);
+                }
+                Ok(Listen(many))
+            }
+        }
+        deserializer.deserialize_any(OneOrMany)
+    }
 }
 
 /// `[store]`
@@ -213,7 +246,7 @@ const TEMPLATE: &str = r#"# blobd's settings. Everything has a default, shown he
 # What this machine calls itself.
 #name = "its host name"
 
-# Where to listen: HOST:PORT, or "none" if this machine shall only dial others.
+# Where to listen: HOST:PORT, or a list of them, or "none" if this machine shall only dial others.
 #listen = "[::]:7700"
 
 # Further addresses under which others can reach this machine, such as a router's.
@@ -267,6 +300,10 @@ mod tests {
     #[test]
     fn the_template_says_the_defaults_and_mistakes_are_told() {
         assert_eq!(toml::from_str::<Config>(TEMPLATE).unwrap(), Config::default());
+        for (text, listen) in [("'a:1'", vec!["a:1"]), ("['a:1', '[::]:2']", vec!["a:1", "[::]:2"]), ("[]", vec![])] {
+            let config: Config = toml::from_str(&format!("listen = {text}")).unwrap();
+            assert_eq!(config.listen, Some(Listen(listen.iter().map(|at| at.to_string()).collect())));
+        }
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config.toml");
         assert_eq!(Config::load(&path).unwrap(), Config::default());

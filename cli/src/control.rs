@@ -1,6 +1,9 @@
 //! The control API: HTTP and JSON on the daemon's Unix socket. Format: spec/cli.md, "Control API".
 
-use std::{convert::Infallible, ffi::OsString, os::unix::ffi::OsStringExt, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeMap, convert::Infallible, ffi::OsString, os::unix::ffi::OsStringExt, path::PathBuf,
+    time::Duration,
+};
 
 use axum::{
     Json, Router,
@@ -12,9 +15,10 @@ use axum::{
 };
 use futures_util::stream;
 use namespace::Arena;
-use peers::Peer;
+use peers::{Peer, PeerStatus};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use tokio::task::JoinSet;
 use tree::{BlobId, ByteRange, UnixTime};
 
 use crate::{
@@ -35,6 +39,7 @@ pub(crate) fn router(node: Node) -> Router {
         .route("/v1/join", post(join))
         .route("/v1/peers", get(peers).post(add_peer))
         .route("/v1/peers/{name}", delete(remove_peer))
+        .route("/v1/dial", post(dial))
         .route("/v1/list", post(list))
         .route("/v1/stat", post(stat))
         .route("/v1/whereis", post(whereis))
@@ -85,6 +90,14 @@ pub(crate) struct AddPeer {
     /// Where to dial it.
     #[serde(default)]
     pub addresses: Vec<String>,
+}
+
+/// `POST /v1/dial`
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Dial {
+    /// What they are called; none for all.
+    #[serde(default)]
+    pub names: Vec<String>,
 }
 
 /// `POST /v1/list`
@@ -144,6 +157,8 @@ async fn status(State(node): State<Node>) -> Answer {
         "name": node.name(),
         "peer": node.peers().me().to_string(),
         "listens_on": node.peers().listens_on(),
+        "listeners": node.peers().listeners(),
+        "not_listening": node.peers().not_listening(),
         "addresses": node.peers().addresses(),
         "arenas": arenas,
         "peers": peers_json(&node),
@@ -214,6 +229,36 @@ async fn add_peer(State(node): State<Node>, body: Body_<AddPeer>) -> Answer {
     node.peers().roster().set(Peer { id, name, addresses, told: Vec::new() }).map_err(usage)?;
     node.peers().dial_now(id);
     Ok(Json(json!({})))
+}
+
+async fn dial(State(node): State<Node>, body: Body_<Dial>) -> Answer {
+    let names = understood(body)?.names;
+    let roster = node.peers().roster();
+    let chosen = if names.is_empty() {
+        roster.peers()
+    } else {
+        let known = |name: &String| {
+            let unknown = || Failure::new(Code::NotFound, format!("no peer is called {name}"));
+            roster.by_name(name).ok_or_else(unknown)
+        };
+        names.iter().map(known).collect::<Result<Vec<_>, Failure>>()?
+    };
+    let mut dials = JoinSet::new();
+    for peer in chosen {
+        let peers = node.peers().clone();
+        dials.spawn(async move { (peer.id, peers.dial(peer.id).await) });
+    }
+    let outcomes: BTreeMap<_, _> = dials.join_all().await.into_iter().collect();
+    let statuses = node.peers().status().into_iter();
+    let lines = statuses.filter_map(|status| {
+        let outcome = outcomes.get(&status.peer.id)?;
+        let mut line = peer_json(&node, status);
+        // As it was when the dial ended, whatever has happened since.
+        line["connected"] = json!(outcome.as_ref().ok());
+        line["last_error"] = json!(outcome.as_ref().err());
+        Some(line)
+    });
+    Ok(Json(lines.collect()))
 }
 
 async fn remove_peer(State(node): State<Node>, Path(name): Path<String>) -> Answer {
@@ -360,18 +405,21 @@ fn arena_json(node: &Node, arena: &Arena) -> Value {
 }
 
 fn peers_json(node: &Node) -> Value {
-    let peers = node.peers().status().into_iter().map(|status| {
-        let cursor = node.namespace().cursor(status.peer.id).unwrap_or_default();
-        json!({
-            "name": status.peer.name,
-            "id": status.peer.id.to_string(),
-            "addresses": status.peer.addresses.iter().chain(&status.peer.told).collect::<Vec<_>>(),
-            "connected": status.connected,
-            "last_connected": status.last_connected.map(|seconds| rfc3339(UnixTime { seconds, nanos: 0 })),
-            "last_error": status.last_error,
-            // While a listing is coming, what was heard before is on its way out.
-            "heard_seq": if cursor.after.is_none() { cursor.mark.seq } else { 0 },
-        })
-    });
-    peers.collect()
+    node.peers().status().into_iter().map(|status| peer_json(node, status)).collect()
+}
+
+fn peer_json(node: &Node, status: PeerStatus) -> Value {
+    let cursor = node.namespace().cursor(status.peer.id).unwrap_or_default();
+    json!({
+        "name": status.peer.name,
+        "id": status.peer.id.to_string(),
+        "addresses": status.peer.addresses.iter().chain(&status.peer.told).collect::<Vec<_>>(),
+        "connected": status.connected,
+        "last_connected": status.last_connected.map(|seconds| rfc3339(UnixTime { seconds, nanos: 0 })),
+        "last_error": status.last_error,
+        "refused": status.refused,
+        "next_dial_s": status.next_dial.map(|wait| wait.as_secs()),
+        // While a listing is coming, what was heard before is on its way out.
+        "heard_seq": if cursor.after.is_none() { cursor.mark.seq } else { 0 },
+    })
 }

@@ -1,38 +1,179 @@
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// When to dial again after failures: 5 s, 15 s, 30 s, 1 min, 2 min, then every 5 min, each less up to a quarter.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Backoff {
+use crate::race::FlawKind;
+
+/// When to dial a peer again. Knows no clock. Which wait when: spec/wire.md, "When".
+#[derive(Debug, Default)]
+pub(crate) struct Redial {
+    /// Failures in a row, since there was reason to think that it will work.
     failures: usize,
+    /// When the last dial failed, and of what.
+    failed: Option<(Instant, FlawKind)>,
+    /// When to dial next; at once if not said.
+    due: Option<Instant>,
+    /// When the last connection ended.
+    lost_at: Option<Instant>,
 }
 
-impl Backoff {
-    /// How long to wait after one more failure. `random` is between 0 and 1.
-    pub(crate) fn after_failure(&mut self, random: f64) -> Duration {
-        let wait = WAITS_S[self.failures.min(WAITS_S.len() - 1)];
-        self.failures += 1;
-        Duration::from_secs(wait).mul_f64(1.0 - random.clamp(0.0, 1.0) / 4.0)
+/// What there is for someone who wants the peer now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    /// It is being dialled, or may come by itself: wait for it.
+    Soon,
+    /// Do without it.
+    NotNow,
+}
+
+impl Redial {
+    /// When to dial; at once if there is nothing.
+    pub(crate) fn due(&self) -> Option<Instant> {
+        self.due
     }
 
-    /// Starts over: it worked, or there is reason to think that it will.
-    pub(crate) fn reset(&mut self) {
-        self.failures = 0;
+    /// Whether the peer itself, or whoever is at its addresses, said no the last time.
+    pub(crate) fn is_refused(&self) -> bool {
+        self.failed.is_some_and(|(_, kind)| kind != FlawKind::Network)
     }
+
+    /// A dial failed at `now`. `random` is between 0 and 1.
+    pub(crate) fn handle_failed(&mut self, now: Instant, kind: FlawKind, random: f64) {
+        self.failed = Some((now, kind));
+        self.wait(now, random);
+        if kind != FlawKind::Network {
+            self.due = Some(now + less(REFUSED_WAIT, random));
+        }
+    }
+
+    /// A connection that had lasted for so long is gone.
+    pub(crate) fn handle_lost(&mut self, now: Instant, lasted: Duration, random: f64) {
+        self.lost_at = Some(now);
+        if lasted >= STEADY {
+            self.urge();
+        } else {
+            // It let go of us at once: dialling at once again would go round and round. Once, a fetch may have it tried.
+            self.failed = (self.failures > 0).then_some((now, FlawKind::Network));
+            self.wait(now, random);
+        }
+    }
+
+    /// There is reason to think that it will work now, or somebody asks for it: dial at once, and let waits start anew.
+    pub(crate) fn urge(&mut self) {
+        (self.failures, self.failed, self.due) = (0, None, None);
+    }
+
+    /// Somebody wants to fetch from the peer, which is not connected; `can_dial` if there is an address.
+    pub(crate) fn handle_wanted(&mut self, now: Instant, can_dial: bool) -> Wanted {
+        match self.failed {
+            _ if !can_dial && self.lost_at.is_none_or(|at| now >= at + COMES_BACK) => Wanted::NotNow,
+            _ if !can_dial => Wanted::Soon,
+            Some((_, FlawKind::Refused | FlawKind::Elsewhere)) => Wanted::NotNow,
+            Some((at, FlawKind::Network)) if now < at + FRESH => {
+                self.due = self.due.map(|due| due.min(at + FRESH));
+                Wanted::NotNow
+            }
+            _ => {
+                self.due = self.due.map(|due| due.min(now));
+                Wanted::Soon
+            }
+        }
+    }
+
+    fn wait(&mut self, now: Instant, random: f64) {
+        let wait = WAITS_S[self.failures.min(WAITS_S.len() - 1)];
+        self.failures += 1;
+        self.due = Some(now + less(Duration::from_secs(wait), random));
+    }
+}
+
+/// Less a random part of up to a quarter.
+fn less(wait: Duration, random: f64) -> Duration {
+    wait.mul_f64(1.0 - random.clamp(0.0, 1.0) / 4.0)
 }
 
 const WAITS_S: [u64; 6] = [5, 15, 30, 60, 120, 300];
+const REFUSED_WAIT: Duration = Duration::from_secs(300);
+/// For how long a failed dial speaks for the next one.
+const FRESH: Duration = Duration::from_secs(3);
+/// For how long a peer that has no address is waited for once its connection is lost.
+const COMES_BACK: Duration = Duration::from_secs(6);
+/// A connection that lasted less has failed.
+const STEADY: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// The seconds from `now` until a dial is due.
+    fn wait_s(redial: &Redial, now: Instant) -> u64 {
+        redial.due().map_or(0, |due| due.saturating_duration_since(now).as_secs())
+    }
+
+    fn failed(redial: &mut Redial, now: Instant) -> u64 {
+        redial.handle_failed(now, FlawKind::Network, 0.0);
+        wait_s(redial, now)
+    }
+
     #[test]
     fn waits_grow_to_five_minutes_and_no_further() {
-        let mut backoff = Backoff::default();
-        let waits: Vec<u64> = (0..8).map(|_| backoff.after_failure(0.0).as_secs()).collect();
+        let (mut redial, now) = (Redial::default(), Instant::now());
+        assert_eq!(redial.due(), None, "at once at first");
+        let waits: Vec<u64> = (0..8).map(|_| failed(&mut redial, now)).collect();
         assert_eq!(waits, [5, 15, 30, 60, 120, 300, 300, 300]);
-        assert_eq!(backoff.after_failure(1.0).as_secs(), 225);
-        backoff.reset();
-        assert_eq!(backoff.after_failure(0.0).as_secs(), 5);
+        redial.handle_failed(now, FlawKind::Network, 1.0);
+        assert_eq!(wait_s(&redial, now), 225);
+        redial.urge();
+        assert_eq!((redial.due(), failed(&mut redial, now)), (None, 5));
+    }
+
+    #[test]
+    fn who_says_no_is_left_alone() {
+        for kind in [FlawKind::Refused, FlawKind::Elsewhere] {
+            let (mut redial, now) = (Redial::default(), Instant::now());
+            redial.handle_failed(now, kind, 0.0);
+            assert!(redial.is_refused());
+            let later = now + Duration::from_secs(100);
+            assert_eq!(redial.handle_wanted(later, true), Wanted::NotNow);
+            assert_eq!(wait_s(&redial, now), 300, "also if a fetch wants it");
+            redial.urge();
+            assert!(redial.due().is_none() && !redial.is_refused());
+        }
+    }
+
+    #[test]
+    fn what_is_lost_is_dialled_at_once_unless_it_never_held() {
+        let (mut redial, now) = (Redial::default(), Instant::now());
+        failed(&mut redial, now);
+        failed(&mut redial, now);
+        redial.handle_lost(now, Duration::from_millis(4999), 0.0);
+        assert_eq!(wait_s(&redial, now), 30);
+        assert_eq!(redial.handle_wanted(now, true), Wanted::NotNow);
+        redial.handle_lost(now, Duration::from_secs(5), 0.0);
+        assert_eq!(redial.due(), None);
+        redial.handle_lost(now, Duration::ZERO, 0.0);
+        assert_eq!((wait_s(&redial, now), redial.handle_wanted(now, true)), (5, Wanted::Soon), "once it may be chance");
+        assert_eq!(redial.due(), Some(now));
+    }
+
+    #[test]
+    fn a_fetch_has_it_dialled_but_not_again_and_again() {
+        let (mut redial, now) = (Redial::default(), Instant::now());
+        assert_eq!(redial.handle_wanted(now, true), Wanted::Soon);
+        (0..4).for_each(|_| _ = failed(&mut redial, now));
+        let at = |ms| now + Duration::from_millis(ms);
+        assert_eq!(redial.handle_wanted(at(2999), true), Wanted::NotNow);
+        assert_eq!(redial.due(), Some(at(3000)), "it is dialled all the same, a moment later");
+        assert_eq!(failed(&mut redial, now), 120, "and the waits go on");
+        assert_eq!(redial.handle_wanted(at(3000), true), Wanted::Soon);
+        assert_eq!(redial.due(), Some(at(3000)));
+    }
+
+    #[test]
+    fn who_has_no_address_is_waited_for_when_it_has_just_gone() {
+        let (mut redial, now) = (Redial::default(), Instant::now());
+        assert_eq!(redial.handle_wanted(now, false), Wanted::NotNow);
+        redial.handle_lost(now, STEADY, 0.0);
+        let at = |ms| now + Duration::from_millis(ms);
+        assert_eq!(redial.handle_wanted(at(5999), false), Wanted::Soon);
+        assert_eq!(redial.handle_wanted(at(6000), false), Wanted::NotNow);
     }
 }

@@ -1,12 +1,12 @@
 use std::{
-    io,
+    future::pending,
     net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use namespace::PeerId;
-use tokio::sync::Semaphore;
+use tokio::{sync::Semaphore, time::sleep};
 use tracing::{debug, info, warn};
 
 use crate::{
@@ -16,6 +16,8 @@ use crate::{
     hello::Hello,
     nodes,
     outgoing::{Manner, Outgoing},
+    race::Flaw,
+    racing::behind_the_key,
     serve, through,
 };
 
@@ -40,9 +42,14 @@ pub struct PeerStatus {
     pub last_connected: Option<i64>,
     /// Why the last dial failed, if it did and there is no connection.
     pub last_error: Option<String>,
+    /// Whether the peer did not let us in the last time, or another machine was in its place.
+    pub refused: bool,
+    /// In what time it is dialled next, if it is not connected and has an address.
+    pub next_dial: Option<Duration>,
 }
 
 pub(crate) fn status(inner: &Inner) -> Vec<PeerStatus> {
+    let now = Instant::now();
     let contacts = inner.contacts();
     let peers = inner.roster.peers().into_iter();
     peers
@@ -50,17 +57,27 @@ pub(crate) fn status(inner: &Inner) -> Vec<PeerStatus> {
             let contact = contacts.get(&peer.id);
             let connected = contact.and_then(|contact| contact.live.as_ref());
             let connected = connected.map(|live| plain(live.connection.remote_address()));
-            let dialler = contact.and_then(|contact| contact.dialler.as_ref());
-            let last_error = dialler.and_then(|dialler| dialler.last_error.clone()).filter(|_| connected.is_none());
-            let last_connected = contact.and_then(|contact| contact.last_connected).filter(|_| connected.is_none());
-            PeerStatus { peer, connected, last_connected, last_error }
+            let contact = contact.filter(|_| connected.is_none());
+            let dialler = contact.map(|contact| &contact.dialler);
+            let can_dial = !peer.addresses.is_empty() || !peer.told.is_empty();
+            let due = dialler.filter(|_| can_dial).map(|dialler| dialler.redial.due().unwrap_or(now));
+            PeerStatus {
+                peer,
+                connected,
+                last_connected: contact.and_then(|contact| contact.last_connected),
+                last_error: dialler.and_then(|dialler| dialler.last_error.clone()),
+                refused: dialler.is_some_and(|dialler| dialler.redial.is_refused()),
+                next_dial: due.map(|due| due.saturating_duration_since(now)),
+            }
         })
         .collect()
 }
 
 /// The connection with `peer`, if there is one now.
 pub(crate) fn live(inner: &Inner, peer: PeerId) -> Option<quinn::Connection> {
-    inner.contacts().get(&peer)?.live.as_ref().map(|live| live.connection.clone())
+    let contacts = inner.contacts();
+    let live = contacts.get(&peer)?.live.as_ref()?;
+    live.connection.close_reason().is_none().then(|| live.connection.clone())
 }
 
 /// Whether a connected peer knows packed answers.
@@ -73,15 +90,16 @@ pub(crate) fn disconnect(inner: &Inner, peer: PeerId) {
         if let Some(live) = contact.live.take() {
             live.connection.close(Close::UnknownPeer.code(), b"no longer trusted");
         }
-        if let Some(dialler) = &contact.dialler {
-            dialler.wake();
-        }
+        contact.dialler.wake();
     }
     inner.moved.send_modify(|count| *count += 1);
 }
 
-/// Says hello on a connection that we dialled, and takes it into use.
-pub(crate) async fn say_hello(inner: &Arc<Inner>, connection: quinn::Connection, peer: PeerId) -> io::Result<()> {
+/// Says hello on a connection that we dialled, and hears the answer.
+pub(crate) async fn say_hello(
+    inner: Arc<Inner>,
+    connection: quinn::Connection,
+) -> Result<(quinn::Connection, Hello), Flaw> {
     let exchange = async {
         let (mut send, mut recv) = connection.open_bi().await.map_err(|error| FrameError::Stream(error.into()))?;
         send.write_all(&[StreamKind::Hello as u8]).await.map_err(|error| FrameError::Stream(error.into()))?;
@@ -89,9 +107,10 @@ pub(crate) async fn say_hello(inner: &Arc<Inner>, connection: quinn::Connection,
         let _ = send.finish();
         read_frame::<Hello>(&mut recv, GREETING_BYTES_MAX).await
     };
-    let hello = within(GREETING_LIMIT, exchange).await.map_err(|error| why_closed(&connection, error))?;
-    take_into_use(inner, connection, peer, true, hello);
-    Ok(())
+    match within(GREETING_LIMIT, exchange).await {
+        Ok(hello) => Ok((connection, hello)),
+        Err(error) => Err(behind_the_key(&connection, &error)),
+    }
 }
 
 /// Answers the hello of a peer that dialled us, and takes the connection into use.
@@ -115,41 +134,86 @@ pub(crate) async fn answer_hello(
     let hello = within(GREETING_LIMIT, exchange).await.inspect_err(|_| {
         connection.close(Close::Misbehaved.code(), b"no hello");
     })?;
-    take_into_use(inner, connection, peer, false, hello);
+    take_into_use(inner, connection, peer, false, hello).await;
     Ok(())
 }
 
-fn take_into_use(inner: &Arc<Inner>, connection: quinn::Connection, peer: PeerId, dialled_by_us: bool, hello: Hello) {
+/// Makes this the connection with the peer, on which hello has been said; or closes it, if there is one that stays.
+/// Takes a moment only if that has to be found out.
+pub(crate) async fn take_into_use(
+    inner: &Arc<Inner>,
+    connection: quinn::Connection,
+    peer: PeerId,
+    dialled_by_us: bool,
+    hello: Hello,
+) {
     let packs = hello.packs;
     learn_addresses(inner, peer, hello);
-    let new = Live { connection: connection.clone(), dialled_by_us, since: Instant::now(), packs };
-    {
-        let mut contacts = inner.contacts();
-        let contact = contacts.entry(peer).or_default();
-        let we_are_less = inner.identity.peer() < peer;
-        let old = contact.live.take();
-        let keeps_old = old.as_ref().is_some_and(|old| {
-            old.connection.close_reason().is_none()
-                && !replaces(old.dialled_by_us, dialled_by_us, we_are_less, old.since.elapsed())
-        });
-        if keeps_old {
-            contact.live = old;
-            connection.close(Close::Duplicate.code(), b"there is a connection already");
-            return;
+    let mut dead = None;
+    while let Some(old) = replace(inner, &connection, peer, (dialled_by_us, packs), dead) {
+        if answers(&old, DUPLICATE_LIMIT).await {
+            return connection.close(Close::Duplicate.code(), b"there is a connection already");
         }
-        if let Some(old) = old {
-            old.connection.close(Close::Duplicate.code(), b"there is a newer connection");
-        }
-        contact.live = Some(new);
-        if let Some(dialler) = &mut contact.dialler {
-            dialler.last_error = None;
-        }
+        // It ends by itself within 15 s, and is worth nothing until then.
+        debug!(%peer, "the connection that there was does not answer");
+        dead = Some(old.stable_id());
     }
     inner.moved.send_modify(|count| *count += 1);
     let name = inner.roster.get(peer).map_or_else(|| peer.to_string(), |peer| peer.name);
     info!(peer = name, address = %plain(connection.remote_address()), "connected");
     tokio::spawn(catalog::listen(inner.clone(), connection.clone(), peer));
     tokio::spawn(run(inner.clone(), connection, peer, name));
+}
+
+/// Puts the connection in the place of the one that there was; or returns that one, if it may be the one that stays. The
+/// one known as `dead` does not.
+fn replace(
+    inner: &Inner,
+    connection: &quinn::Connection,
+    peer: PeerId,
+    (dialled_by_us, packs): (bool, bool),
+    dead: Option<usize>,
+) -> Option<quinn::Connection> {
+    let mut contacts = inner.contacts();
+    let contact = contacts.entry(peer).or_default();
+    let we_are_less = inner.identity.peer() < peer;
+    if let Some(old) = &contact.live
+        && old.connection.close_reason().is_none()
+        && dead != Some(old.connection.stable_id())
+        && !replaces(old.dialled_by_us, dialled_by_us, we_are_less, old.since.elapsed())
+    {
+        return Some(old.connection.clone());
+    }
+    let new = Live { connection: connection.clone(), dialled_by_us, since: Instant::now(), packs };
+    if let Some(old) = contact.live.replace(new) {
+        old.connection.close(Close::Duplicate.code(), b"there is a newer connection");
+    }
+    contact.dialler.last_error = None;
+    None
+}
+
+/// Whether anything comes from the other side within `limit`, when it has been given something to acknowledge.
+pub(crate) async fn answers(connection: &quinn::Connection, limit: Duration) -> bool {
+    let came = || connection.stats().udp_rx.datagrams;
+    let before = came();
+    // Both ends of a stream that is opened and let go: on the wire, frames that any QUIC acknowledges.
+    let prod = async {
+        if let Ok((mut send, _)) = connection.open_bi().await {
+            let _ = send.reset(0_u32.into());
+        }
+        pending::<()>().await
+    };
+    let hear = async {
+        while came() == before && connection.close_reason().is_none() {
+            sleep(LOOK_AGAIN).await;
+        }
+    };
+    tokio::select! {
+        () = prod => {}
+        () = hear => {}
+        () = sleep(limit) => {}
+    }
+    came() > before && connection.close_reason().is_none()
 }
 
 /// Which of two connections with a peer stays. Two that were dialled at about the same time from both sides are
@@ -174,7 +238,10 @@ async fn run(inner: Arc<Inner>, connection: quinn::Connection, peer: PeerId, nam
     {
         let mut contacts = inner.contacts();
         if let Some(contact) = contacts.get_mut(&peer) {
-            contact.live.take_if(|live| live.connection.stable_id() == connection.stable_id());
+            let lost = contact.live.take_if(|live| live.connection.stable_id() == connection.stable_id());
+            if let Some(lost) = lost {
+                contact.dialler.redial.handle_lost(Instant::now(), lost.since.elapsed(), fastrand::f64());
+            }
             contact.last_connected = Some(unix_now());
         }
     }
@@ -250,25 +317,16 @@ fn learn_addresses(inner: &Inner, peer: PeerId, hello: Hello) {
     }
 }
 
-/// The reason that the other side gave for closing, if it did; it says more than that a stream failed.
-pub(crate) fn why_closed(connection: &quinn::Connection, error: FrameError) -> io::Error {
-    match connection.close_reason() {
-        Some(quinn::ConnectionError::ApplicationClosed(close)) => io::Error::new(
-            io::ErrorKind::ConnectionRefused,
-            format!("refused: {}", String::from_utf8_lossy(&close.reason)),
-        ),
-        Some(reason) => io::Error::other(reason),
-        None => io::Error::other(error),
-    }
-}
-
 /// An IPv4 address as such, where the system gives it inside an IPv6 one.
-fn plain(address: SocketAddr) -> SocketAddr {
+pub(crate) fn plain(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 const ANSWERS_AT_ONCE: usize = 16;
 const TOGETHER: Duration = Duration::from_secs(5);
+/// How long the connection that there is may take to answer, when another one would replace it.
+const DUPLICATE_LIMIT: Duration = Duration::from_millis(1500);
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 #[cfg(test)]
 mod tests {

@@ -1,32 +1,38 @@
 use std::{
-    io,
+    net::SocketAddr,
+    pin::pin,
     sync::Arc,
     time::{Duration, Instant},
 };
 
 use namespace::PeerId;
 use tokio::{
-    net::lookup_host,
     sync::Notify,
-    time::{sleep, timeout},
+    time::{sleep_until, timeout},
 };
 use tracing::{debug, info};
 
 use crate::{
-    Peer,
-    backoff::Backoff,
-    connection::{live, say_hello},
-    endpoint::Inner,
+    Peer, Peers,
+    backoff::{Redial, Wanted},
+    connection::{self, answers, live, say_hello, take_into_use},
+    endpoint::{Close, Inner},
+    race::{Flaw, Limits},
+    racing,
     tls::ALPN,
 };
 
-/// The task that keeps a peer connected.
+/// The task that keeps a peer connected, and what it goes by.
+#[derive(Default)]
 pub(crate) struct Dialler {
     pub(crate) last_error: Option<String>,
-    /// How often dialling has failed, and when last.
+    pub(crate) redial: Redial,
+    /// How often dialling has failed.
     failures: u64,
-    failed_at: Option<Instant>,
-    /// Wakes the task up to dial at once.
+    /// How often there was reason to begin anew.
+    news: u64,
+    runs: bool,
+    /// Wakes the task up.
     hurry: Arc<Notify>,
 }
 
@@ -36,158 +42,210 @@ impl Dialler {
     }
 }
 
-/// Has `peer` dialled at once, by the task that keeps it connected, which is started if there is none.
+impl Peers {
+    /// Dials a peer now, or sees whether the connection that there is still works. Returns the address it is connected
+    /// at, or what came of each of its addresses. Takes at most 20 s.
+    pub async fn dial(&self, peer: PeerId) -> Result<SocketAddr, String> {
+        let inner = &self.inner;
+        if let Some(connection) = live(inner, peer) {
+            if answers(&connection, PROBE_LIMIT).await {
+                return Ok(connection::plain(connection.remote_address()));
+            }
+            let mut moved = inner.moved.subscribe();
+            connection.close(Close::Done.code(), b"no answer");
+            // What its end says of the next dial must not come behind what the user says of it.
+            let is_there = || inner.contacts().get(&peer).is_some_and(|contact| contact.live.is_some());
+            while is_there() && moved.changed().await.is_ok() {}
+        }
+        let Some(known) = inner.roster.get(peer) else { return Err("it is not on the roster".to_owned()) };
+        if known.addresses.is_empty() && known.told.is_empty() {
+            return Err(NO_ADDRESS.to_owned());
+        }
+        let before = failures(inner, peer);
+        urge(inner, peer);
+        let connection = wait_for(inner, peer, before, DIAL.all + Duration::from_secs(3)).await?;
+        Ok(connection::plain(connection.remote_address()))
+    }
+}
+
+/// Has a task look after `peer`, and look whether there is something to do.
 pub(crate) fn start(inner: &Arc<Inner>, peer: PeerId) {
     if *inner.closing.borrow() || inner.roster.get(peer).is_none() {
         return;
     }
     let mut contacts = inner.contacts();
-    let contact = contacts.entry(peer).or_default();
-    match &contact.dialler {
-        Some(dialler) => dialler.wake(),
-        None => {
-            let hurry = Arc::new(Notify::new());
-            contact.dialler = Some(Dialler { last_error: None, failures: 0, failed_at: None, hurry: hurry.clone() });
-            tokio::spawn(keep_connected(inner.clone(), peer, hurry));
-        }
+    let dialler = &mut contacts.entry(peer).or_default().dialler;
+    if dialler.runs {
+        dialler.wake();
+    } else {
+        dialler.runs = true;
+        tokio::spawn(keep_connected(inner.clone(), peer, dialler.hurry.clone()));
+    }
+}
+
+/// Has `peer` dialled at once, unless it is connected. A dial that is under way begins anew.
+pub(crate) fn urge(inner: &Arc<Inner>, peer: PeerId) {
+    {
+        let mut contacts = inner.contacts();
+        let dialler = &mut contacts.entry(peer).or_default().dialler;
+        dialler.redial.urge();
+        dialler.news += 1;
+    }
+    start(inner, peer);
+}
+
+/// The network is another one: all that are not connected are dialled, and all that are, tried.
+pub(crate) fn start_anew(inner: &Arc<Inner>) {
+    for peer in inner.roster.peers() {
+        let Some(connection) = live(inner, peer.id) else {
+            urge(inner, peer.id);
+            continue;
+        };
+        let name = peer.name;
+        tokio::spawn(async move {
+            if !answers(&connection, CHANGED_LIMIT).await {
+                info!(peer = name, "no answer since the network changed");
+                connection.close(Close::Done.code(), b"no answer");
+            }
+        });
     }
 }
 
 /// The connection with `peer`. If there is none, it is dialled, and waited for until that fails or `limit` is over;
-/// where it has failed a moment ago, it is not tried again for this.
+/// where it has failed a moment ago, it is not waited for.
 pub(crate) async fn reach(inner: &Arc<Inner>, peer: PeerId, limit: Duration) -> Result<quinn::Connection, String> {
-    let failures = |inner: &Inner| {
-        let contacts = inner.contacts();
-        contacts.get(&peer).and_then(|contact| contact.dialler.as_ref()).map_or(0, |dialler| dialler.failures)
-    };
-    let failed_just_now = || {
-        let contacts = inner.contacts();
-        let failed_at = contacts.get(&peer).and_then(|contact| contact.dialler.as_ref()).and_then(|d| d.failed_at);
-        failed_at.is_some_and(|at| at.elapsed() < FRESH)
-    };
-    let mut before = failures(inner);
-    let mut moved = inner.moved.subscribe();
-    if live(inner, peer).is_none() {
-        if failed_just_now() {
-            before = 0;
-        } else {
-            start(inner, peer);
-        }
+    if let Some(connection) = live(inner, peer) {
+        return Ok(connection);
     }
+    let Some(known) = inner.roster.get(peer) else { return Err("it is not on the roster".to_owned()) };
+    let can_dial = !known.addresses.is_empty() || !known.told.is_empty();
+    let (before, wanted) = {
+        let mut contacts = inner.contacts();
+        let dialler = &mut contacts.entry(peer).or_default().dialler;
+        (dialler.failures, dialler.redial.handle_wanted(Instant::now(), can_dial))
+    };
+    start(inner, peer);
+    match wanted {
+        Wanted::Soon => wait_for(inner, peer, before, limit).await,
+        Wanted::NotNow => Err(why_not(inner, peer)),
+    }
+}
+
+/// Waits until `peer` is connected, for as long as no dial fails beyond the `before` that have failed.
+async fn wait_for(inner: &Arc<Inner>, peer: PeerId, before: u64, limit: Duration) -> Result<quinn::Connection, String> {
+    let mut moved = inner.moved.subscribe();
     let wait = async {
         loop {
             if let Some(connection) = live(inner, peer) {
                 return Some(connection);
             }
-            if failures(inner) > before || moved.changed().await.is_err() {
+            if failures(inner, peer) > before || moved.changed().await.is_err() {
                 return None;
             }
         }
     };
-    let connection = timeout(limit, wait).await.ok().flatten();
-    connection.ok_or_else(|| {
-        let contacts = inner.contacts();
-        let dialler = contacts.get(&peer).and_then(|contact| contact.dialler.as_ref());
-        let why = dialler.and_then(|dialler| dialler.last_error.clone());
-        why.unwrap_or_else(|| "not connected, and no address to dial it at answers".into())
+    timeout(limit, wait).await.ok().flatten().ok_or_else(|| why_not(inner, peer))
+}
+
+fn failures(inner: &Inner, peer: PeerId) -> u64 {
+    inner.contacts().get(&peer).map_or(0, |contact| contact.dialler.failures)
+}
+
+/// Why there is no connection with `peer`.
+fn why_not(inner: &Inner, peer: PeerId) -> String {
+    let last = inner.contacts().get(&peer).and_then(|contact| contact.dialler.last_error.clone());
+    last.unwrap_or_else(|| match inner.roster.get(peer) {
+        Some(peer) if peer.addresses.is_empty() && peer.told.is_empty() => NO_ADDRESS.to_owned(),
+        _ => "it is not connected".to_owned(),
     })
 }
 
 /// Dials `peer` whenever it is not connected, until it is taken off the roster or we shut down.
 async fn keep_connected(inner: Arc<Inner>, peer: PeerId, hurry: Arc<Notify>) {
-    let mut backoff = Backoff::default();
     let mut closing = inner.closing.subscribe();
-    let mut connected_at: Option<Instant> = None;
     loop {
         let Some(target) = inner.roster.get(peer).filter(|_| !*closing.borrow()) else {
-            if let Some(contact) = inner.contacts().get_mut(&peer) {
-                contact.dialler = None;
-            }
-            return;
+            let mut contacts = inner.contacts();
+            contacts.entry(peer).or_default().dialler = Dialler { hurry, ..Dialler::default() };
+            // It may have been put on it again since this task looked.
+            drop(contacts);
+            return if inner.roster.get(peer).is_some() {
+                start(&inner, peer)
+            };
         };
-        let wait = if live(&inner, peer).is_some() {
-            connected_at.get_or_insert_with(Instant::now);
-            None
-        } else {
-            let lasted = connected_at.take().map(|at| at.elapsed());
-            if lasted.is_some_and(|lasted| lasted >= STEADY) {
-                backoff.reset();
-            }
-            if target.addresses.is_empty() && target.told.is_empty() {
-                None
-            } else if lasted.is_some_and(|lasted| lasted < STEADY) {
-                // It let go of us at once: dialling at once again would go round and round.
-                Some(backoff.after_failure(fastrand::f64()))
-            } else {
-                match dial(&inner, &target).await {
-                    Ok(()) => continue,
-                    // The peer dialled us meanwhile, and one connection is enough.
-                    Err(_) if live(&inner, peer).is_some() => continue,
-                    Err(error) => {
-                        let wait = backoff.after_failure(fastrand::f64());
-                        failed(&inner, &target, &error, wait);
-                        Some(wait)
+        let (due, news) = {
+            let contacts = inner.contacts();
+            let contact = contacts.get(&peer);
+            let is_idle = contact.is_some_and(|contact| contact.live.is_some())
+                || (target.addresses.is_empty() && target.told.is_empty());
+            let dialler = contact.map(|contact| &contact.dialler);
+            let due = dialler.and_then(|dialler| dialler.redial.due()).unwrap_or_else(Instant::now);
+            ((!is_idle).then_some(due), dialler.map_or(0, |dialler| dialler.news))
+        };
+        match due {
+            Some(due) if due <= Instant::now() => {
+                let mut dialling = pin!(dial(&inner, &target));
+                let outcome = loop {
+                    tokio::select! {
+                        outcome = &mut dialling => break Some(outcome),
+                        () = hurry.notified() => {
+                            let has_news = inner.contacts().get(&peer).is_some_and(|c| c.dialler.news != news);
+                            if has_news || inner.roster.get(peer).is_none() {
+                                break None;
+                            }
+                        }
+                        _ = closing.changed() => break None,
                     }
+                };
+                if let Some(Err(flaw)) = outcome {
+                    failed(&inner, &target, &flaw);
                 }
             }
-        };
-        tokio::select! {
-            () = hurry.notified() => {}
-            _ = closing.changed() => {}
-            () = sleep(wait.unwrap_or(IDLE)) => {}
+            due => tokio::select! {
+                () = hurry.notified() => {}
+                _ = closing.changed() => {}
+                () = sleep_until(due.unwrap_or_else(|| Instant::now() + IDLE).into()) => {}
+            },
         }
     }
 }
 
-/// Tries the peer's addresses in turn.
-async fn dial(inner: &Arc<Inner>, peer: &Peer) -> io::Result<()> {
-    let mut last = io::Error::new(io::ErrorKind::AddrNotAvailable, "no address to dial");
-    for address in peer.addresses.iter().chain(&peer.told) {
-        let named = |error: io::Error| io::Error::new(error.kind(), format!("{address}: {error}"));
-        let resolved = match timeout(DIAL_LIMIT, lookup_host(address)).await {
-            Ok(Ok(resolved)) => resolved,
-            Ok(Err(error)) => {
-                last = named(error);
-                continue;
-            }
-            Err(_) => {
-                last = named(io::ErrorKind::TimedOut.into());
-                continue;
-            }
-        };
-        for socket in resolved {
-            let attempt = async { say_hello(inner, inner.connect(peer.id, socket, ALPN).await?, peer.id).await };
-            match timeout(DIAL_LIMIT, attempt).await {
-                Ok(Ok(())) => return Ok(()),
-                Ok(Err(error)) => last = named(error),
-                Err(_) => last = named(io::Error::new(io::ErrorKind::TimedOut, "no answer")),
-            }
-        }
-    }
-    Err(last)
+/// Races for a connection between all addresses of the peer, and takes it into use.
+async fn dial(inner: &Arc<Inner>, peer: &Peer) -> Result<(), Flaw> {
+    let names = peer.addresses.iter().chain(&peer.told).cloned().collect();
+    let greet = |connection| say_hello(inner.clone(), connection);
+    let (connection, hello) = racing::first(inner, peer.id, ALPN, names, DIAL, greet).await?;
+    take_into_use(inner, connection, peer.id, true, hello).await;
+    Ok(())
 }
 
-fn failed(inner: &Inner, peer: &Peer, error: &io::Error, wait: Duration) {
-    let mut contacts = inner.contacts();
-    if let Some(dialler) = contacts.get_mut(&peer.id).and_then(|contact| contact.dialler.as_mut()) {
-        let text = error.to_string();
-        if dialler.last_error.as_ref() == Some(&text) {
-            debug!(peer = peer.name, %error, wait_s = wait.as_secs(), "cannot be reached");
+fn failed(inner: &Inner, peer: &Peer, flaw: &Flaw) {
+    {
+        let mut contacts = inner.contacts();
+        let Some(contact) = contacts.get_mut(&peer.id).filter(|contact| contact.live.is_none()) else {
+            // It dialled us meanwhile, and one connection is enough.
+            return;
+        };
+        let (dialler, now) = (&mut contact.dialler, Instant::now());
+        dialler.redial.handle_failed(now, flaw.kind, fastrand::f64());
+        let wait_s = dialler.redial.due().map_or(0, |due| due.saturating_duration_since(now).as_secs());
+        if dialler.last_error.as_ref() == Some(&flaw.why) {
+            debug!(peer = peer.name, error = flaw.why, wait_s, "cannot be reached");
         } else {
-            info!(peer = peer.name, %error, wait_s = wait.as_secs(), "cannot be reached");
+            info!(peer = peer.name, error = flaw.why, wait_s, "cannot be reached");
         }
-        dialler.last_error = Some(text);
+        dialler.last_error = Some(flaw.why.clone());
         dialler.failures += 1;
-        dialler.failed_at = Some(Instant::now());
     }
-    drop(contacts);
     inner.moved.send_modify(|count| *count += 1);
 }
 
-const DIAL_LIMIT: Duration = Duration::from_secs(5);
-/// For how long a failed dial speaks for the next one.
-const FRESH: Duration = Duration::from_secs(5);
-/// A connection that lasted less has failed.
-const STEADY: Duration = Duration::from_secs(5);
+const NO_ADDRESS: &str = "no address of it is known: it must dial this machine";
+const DIAL: Limits =
+    Limits { resolve: Duration::from_secs(5), attempt: Duration::from_secs(5), all: Duration::from_secs(15) };
+/// How long a connection is given to show that it works when a user asks.
+const PROBE_LIMIT: Duration = Duration::from_secs(2);
+/// The same when the network has changed.
+const CHANGED_LIMIT: Duration = Duration::from_secs(3);
 /// How long to rest when there is nothing to do; whatever changes that wakes us up.
 const IDLE: Duration = Duration::from_secs(3600);

@@ -1,27 +1,38 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     io,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    net::{Ipv6Addr, SocketAddr, UdpSocket},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
     time::{Duration, Instant, SystemTime},
 };
 
 use blobstore::Store;
 use namespace::{Mark, Namespace, PeerId};
-use quinn::{EndpointConfig, MtuDiscoveryConfig, ServerConfig, TokioRuntime, TransportConfig, VarInt};
+use quinn::{
+    ConnectionId, ConnectionIdGenerator, EndpointConfig, MtuDiscoveryConfig, ServerConfig, TokioRuntime,
+    TransportConfig, VarInt,
+};
+use ring::{
+    hmac,
+    rand::{SecureRandom, SystemRandom},
+};
 use tokio::sync::{Semaphore, watch};
-use tracing::{debug, warn};
+use tracing::{debug, error, warn};
 use tree::BlobId;
 
 use crate::{
     Identity, Roster,
     connection::{self, Live, PeerStatus},
     dial::{self, Dialler},
-    hello::{Hello, is_address, is_name},
+    hello::{Hello, is_address, is_listen_address, is_name},
     hints::Hints,
     iroh_wire, join,
+    listen::{self, Bound, SOCKETS_MAX},
+    network,
     pace::Limits,
     packing::Compress,
+    race::{Flaw, FlawKind},
+    racing::plain_io,
     serve,
     through::Turns,
     tls::{self, ALPN, JOIN_ALPN},
@@ -42,8 +53,8 @@ pub struct Options {
     pub identity: Identity,
     /// What this machine calls itself: 1 to 64 bytes.
     pub name: String,
-    /// Where to listen; `None` makes a deaf peer.
-    pub listen: Option<SocketAddr>,
+    /// Where to listen, each `HOST:PORT`, at most 16; none makes a deaf peer.
+    pub listen: Vec<String>,
     /// Addresses to tell others besides those listened on.
     pub advertise: Vec<String>,
     /// If strangers may read blobs in iroh-blobs' protocol: which.
@@ -64,14 +75,15 @@ pub(crate) type PublicBlobs = Arc<dyn Fn(BlobId) -> bool + Send + Sync>;
 /// Why [`Peers`] could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The address cannot be listened on.
-    #[error("listen on {address}")]
-    Listen {
-        /// Where.
-        address: SocketAddr,
-        /// Why.
-        source: io::Error,
-    },
+    /// Nowhere can be listened: each place, and why.
+    #[error("listen on {}", .0.join("; "))]
+    Listen(Vec<String>),
+    /// There is no socket to dial from.
+    #[error("open a UDP socket: {0}")]
+    Socket(String),
+    /// Not an address to listen on, or too many of them.
+    #[error("{0:?} is not an address to listen on: HOST:PORT, IPv6 in brackets, at most 16 of them")]
+    ListenAddress(String),
     /// Not a name that a machine can have.
     #[error("{0:?} cannot be the name of a machine: 1 to 64 bytes without '/', ':' or control characters")]
     Name(String),
@@ -94,8 +106,12 @@ pub(crate) struct Inner {
     /// Limits on what is sent, and on what is received.
     pub(crate) up: Limits,
     pub(crate) down: Limits,
-    addresses: Vec<String>,
-    listener: Option<quinn::Endpoint>,
+    advertise: Vec<String>,
+    /// Where others can dial this machine, as things are now.
+    addresses: RwLock<Vec<String>>,
+    listeners: Vec<quinn::Endpoint>,
+    /// What cannot be listened on, and why.
+    problems: Vec<String>,
     dialling: quinn::Endpoint,
     transport: Arc<TransportConfig>,
     peers: Mutex<HashMap<PeerId, Contact>>,
@@ -109,8 +125,12 @@ pub(crate) struct Inner {
     pub(crate) hints: Hints,
     /// The blobs that are being brought into the cache, or taken from it.
     pub(crate) bringing: Mutex<HashMap<BlobId, Arc<tokio::sync::Mutex<()>>>>,
+    /// Permits for handshakes, at all listeners together.
+    handshakes: Arc<Semaphore>,
     /// Permits for connections of strangers.
     strangers: Arc<Semaphore>,
+    /// Permits for names that are being looked up.
+    pub(crate) lookups: Arc<Semaphore>,
 }
 
 /// How things stand with one peer.
@@ -119,19 +139,23 @@ pub(crate) struct Contact {
     pub(crate) live: Option<Live>,
     /// When the last connection ended, in seconds since 1970.
     pub(crate) last_connected: Option<i64>,
-    pub(crate) dialler: Option<Dialler>,
+    pub(crate) dialler: Dialler,
     /// Permits for what is fetched on its behalf.
     pub(crate) turns: Turns,
 }
 
 impl Peers {
-    /// Starts listening and dialling. Needs a tokio runtime.
+    /// Starts listening and dialling. Needs a tokio runtime, and blocks while it looks names up.
     pub fn start(options: Options) -> Result<Self, StartError> {
         if !is_name(&options.name) {
             return Err(StartError::Name(options.name));
         }
         if let Some(address) = options.advertise.iter().find(|address| !is_address(address)) {
             return Err(StartError::Address(address.clone()));
+        }
+        let not_an_address = options.listen.iter().find(|address| !is_listen_address(address));
+        if let Some(address) = not_an_address.or(options.listen.get(SOCKETS_MAX)) {
+            return Err(StartError::ListenAddress(address.clone()));
         }
         let transport = Arc::new(transport());
         let admits = {
@@ -150,25 +174,27 @@ impl Peers {
         };
         let mut alpns = vec![ALPN, JOIN_ALPN];
         alpns.extend(options.public.is_some().then_some(iroh_wire::ALPN));
-        let listener = match options.listen {
-            Some(address) => {
-                let tls = tls::server_config(&options.identity, &alpns, admits).map_err(StartError::Tls)?;
-                let mut config = ServerConfig::with_crypto(Arc::new(tls));
-                config.transport_config(transport.clone());
-                config.max_incoming(INCOMING_MAX);
-                Some(endpoint(address, Some(config)).map_err(|source| StartError::Listen { address, source })?)
+        let Bound { sockets, mut problems } = listen::bind_all(&options.listen);
+        let mut listeners = Vec::new();
+        for socket in &sockets {
+            let tls = tls::server_config(&options.identity, &alpns, admits.clone()).map_err(StartError::Tls)?;
+            let mut config = ServerConfig::with_crypto(Arc::new(tls));
+            config.transport_config(transport.clone());
+            config.max_incoming(INCOMING_MAX / sockets.len());
+            match socket.try_clone().and_then(|socket| endpoint(socket, &options.identity, Some(config))) {
+                Ok(listener) => listeners.push(listener),
+                Err(error) => problems.push(plain_io(&error.to_string())),
             }
-            None => None,
-        };
-        let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
-        let any4 = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
-        let dialling = endpoint(any, None).or_else(|_| endpoint(any4, None));
-        let dialling = dialling.map_err(|source| StartError::Listen { address: any4, source })?;
-        let mut addresses = options.advertise;
-        if let Some(Ok(address)) = listener.as_ref().map(quinn::Endpoint::local_addr) {
-            addresses.extend(reachable_at(address));
         }
-        addresses.truncate(16);
+        if listeners.is_empty() && !options.listen.is_empty() {
+            return Err(StartError::Listen(problems));
+        }
+        for problem in &problems {
+            warn!("cannot listen on {problem}");
+        }
+        let dialling = listen::bind((Ipv6Addr::UNSPECIFIED, 0).into())
+            .and_then(|socket| endpoint(socket, &options.identity, None));
+        let dialling = dialling.map_err(|error| StartError::Socket(plain_io(&error.to_string())))?;
         let inner = Arc::new(Inner {
             identity: options.identity,
             name: options.name,
@@ -179,8 +205,10 @@ impl Peers {
             compress: options.compress,
             up: Limits::none(),
             down: Limits::none(),
-            addresses,
-            listener,
+            advertise: options.advertise,
+            addresses: RwLock::default(),
+            listeners,
+            problems,
             dialling,
             transport,
             peers: Mutex::default(),
@@ -190,11 +218,15 @@ impl Peers {
             closing: watch::Sender::new(false),
             hints: Hints::default(),
             bringing: Mutex::default(),
+            handshakes: Arc::new(Semaphore::new(HANDSHAKES_MAX)),
             strangers: Arc::new(Semaphore::new(STRANGERS_MAX)),
+            lookups: Arc::new(Semaphore::new(LOOKUPS_MAX)),
         });
-        if let Some(listener) = inner.listener.clone() {
-            tokio::spawn(accept(inner.clone(), listener));
+        inner.find_addresses();
+        for listener in &inner.listeners {
+            tokio::spawn(accept(inner.clone(), listener.clone()));
         }
+        tokio::spawn(network::watch(inner.clone()));
         for peer in inner.roster.peers() {
             dial::start(&inner, peer.id);
         }
@@ -211,14 +243,24 @@ impl Peers {
         &self.inner.roster
     }
 
-    /// Where this machine can be dialled, each `HOST:PORT`; none if it is deaf.
-    pub fn addresses(&self) -> &[String] {
-        &self.inner.addresses
+    /// Where this machine can be dialled now, each `HOST:PORT`; none if it is deaf.
+    pub fn addresses(&self) -> Vec<String> {
+        self.inner.addresses()
     }
 
-    /// The address listened on, with the port that the system chose if none was asked for.
+    /// The first of the addresses listened on.
     pub fn listens_on(&self) -> Option<SocketAddr> {
-        self.inner.listener.as_ref().and_then(|listener| listener.local_addr().ok())
+        self.listeners().first().copied()
+    }
+
+    /// The addresses listened on, with the ports that the system chose where none was asked for.
+    pub fn listeners(&self) -> Vec<SocketAddr> {
+        self.inner.listeners.iter().filter_map(|listener| listener.local_addr().ok()).collect()
+    }
+
+    /// What was to be listened on and is not, each with the reason.
+    pub fn not_listening(&self) -> &[String] {
+        &self.inner.problems
     }
 
     /// How things stand with each trusted peer, by id.
@@ -238,7 +280,7 @@ impl Peers {
 
     /// Dials a peer that was added to the roster, or whose addresses changed, at once.
     pub fn dial_now(&self, peer: PeerId) {
-        dial::start(&self.inner, peer);
+        dial::urge(&self.inner, peer);
     }
 
     /// Ends the connection with a peer that was taken off the roster.
@@ -249,11 +291,14 @@ impl Peers {
     /// Ends all connections, telling the others so. Takes at most 2 s.
     pub async fn shutdown(&self) {
         self.inner.closing.send_replace(true);
-        let endpoints = || self.inner.listener.iter().chain([&self.inner.dialling]);
+        let endpoints = || self.inner.listeners.iter().chain([&self.inner.dialling]);
         endpoints().for_each(|endpoint| endpoint.close(Close::Leaving.code(), b"leaving"));
-        for endpoint in endpoints() {
-            let _ = tokio::time::timeout(Duration::from_secs(1), endpoint.wait_idle()).await;
-        }
+        let idle = async {
+            for endpoint in endpoints() {
+                endpoint.wait_idle().await;
+            }
+        };
+        let _ = tokio::time::timeout(SHUTDOWN_LIMIT, idle).await;
     }
 }
 
@@ -278,27 +323,50 @@ impl Inner {
     }
 
     pub(crate) fn hello(&self) -> Hello {
-        Hello { name: self.name.clone(), addresses: self.addresses.clone(), packs: true }
+        Hello { name: self.name.clone(), addresses: self.addresses(), packs: true }
+    }
+
+    fn addresses(&self) -> Vec<String> {
+        self.addresses.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Looks where others can dial this machine now: at most 16 addresses.
+    pub(crate) fn find_addresses(&self) {
+        let mut addresses = self.advertise.clone();
+        for listener in self.listeners.iter().filter_map(|listener| listener.local_addr().ok()) {
+            for address in reachable_at(listener) {
+                if !addresses.contains(&address) {
+                    addresses.push(address);
+                }
+            }
+        }
+        // Of several listeners, too, those on loopback come last.
+        let is_loopback =
+            |address: &String| address.parse::<SocketAddr>().is_ok_and(|address| address.ip().is_loopback());
+        addresses.sort_by_key(is_loopback);
+        addresses.truncate(16);
+        *self.addresses.write().unwrap_or_else(PoisonError::into_inner) = addresses;
+    }
+
+    /// The addresses at which this machine meets itself.
+    pub(crate) fn own_addresses(&self) -> Vec<SocketAddr> {
+        let bound = self.listeners.iter().filter_map(|listener| listener.local_addr().ok());
+        bound.flat_map(|bound| reachable_at(bound)).filter_map(|address| address.parse().ok()).collect()
     }
 
     /// Dials `address`, where `peer` and nobody else must be met.
-    pub(crate) async fn connect(
-        &self,
-        peer: PeerId,
-        address: SocketAddr,
-        alpn: &[u8],
-    ) -> io::Result<quinn::Connection> {
-        let tls = tls::client_config(&self.identity, peer, alpn).map_err(io::Error::other)?;
+    pub(crate) fn connecting(&self, peer: PeerId, address: SocketAddr, alpn: &[u8]) -> Result<quinn::Connecting, Flaw> {
+        let network = |why: String| Flaw::new(FlawKind::Network, why);
+        let tls = tls::client_config(&self.identity, peer, alpn).map_err(|error| network(error.to_string()))?;
         let mut config = quinn::ClientConfig::new(Arc::new(tls));
         config.transport_config(self.transport.clone());
-        let connecting = self.dialling.connect_with(config, address, SERVER_NAME).map_err(io::Error::other)?;
-        connecting.await.map_err(io::Error::other)
+        self.dialling.connect_with(config, address, SERVER_NAME).map_err(|error| network(error.to_string()))
     }
 }
 
 /// Takes connections in until the endpoint closes. Handshakes run beside this loop.
 async fn accept(inner: Arc<Inner>, listener: quinn::Endpoint) {
-    let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    let handshakes = &inner.handshakes;
     while let Some(incoming) = listener.accept().await {
         let from = incoming.remote_address();
         if handshakes.available_permits() < HANDSHAKES_MAX / 2 && incoming.may_retry() {
@@ -318,6 +386,9 @@ async fn accept(inner: Arc<Inner>, listener: quinn::Endpoint) {
             }
             drop(permit);
         });
+    }
+    if !*inner.closing.borrow() {
+        error!(address = ?listener.local_addr().ok(), "nobody is listened to there any more");
     }
 }
 
@@ -369,9 +440,30 @@ impl Close {
     }
 }
 
-fn endpoint(address: SocketAddr, server: Option<ServerConfig>) -> io::Result<quinn::Endpoint> {
-    let socket = UdpSocket::bind(address)?;
-    let mut config = EndpointConfig::default();
+/// Connection ids that say nothing: of any, it may be that this machine had it before it was started again. (Those that
+/// quinn makes by itself are known again only by the program that made them.)
+struct RandomIds;
+
+impl ConnectionIdGenerator for RandomIds {
+    fn generate_cid(&mut self) -> ConnectionId {
+        let mut id = fastrand::u64(..).to_le_bytes();
+        let _ = SystemRandom::new().fill(&mut id);
+        ConnectionId::new(&id)
+    }
+
+    fn cid_len(&self) -> usize {
+        8
+    }
+
+    fn cid_lifetime(&self) -> Option<Duration> {
+        None
+    }
+}
+
+fn endpoint(socket: UdpSocket, identity: &Identity, server: Option<ServerConfig>) -> io::Result<quinn::Endpoint> {
+    // The same after a restart: so whoever goes on with a connection from before is told that it is gone.
+    let mut config = EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, identity.reset_key())));
+    config.cid_generator(|| Box::new(RandomIds));
     config.max_udp_payload_size(UDP_PAYLOAD_BYTES_MAX).map_err(io::Error::other)?;
     quinn::Endpoint::new(config, server, socket, Arc::new(TokioRuntime))
 }
@@ -419,6 +511,8 @@ const TOLD_EVERY: Duration = Duration::from_secs(1);
 const HANDSHAKES_MAX: usize = 64;
 const STRANGERS_MAX: usize = 16;
 const INCOMING_MAX: usize = 256;
+const LOOKUPS_MAX: usize = 32;
+const SHUTDOWN_LIMIT: Duration = Duration::from_secs(2);
 const STREAMS_MAX: u32 = 256;
 const STREAM_WINDOW_BYTES: u32 = 8 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 32 << 20;

@@ -31,11 +31,16 @@ pub(crate) fn are_addresses(addresses: &[String]) -> bool {
 
 /// Whether `address` looks like `HOST:PORT`, an IPv6 host in brackets.
 pub(crate) fn is_address(address: &str) -> bool {
+    is_listen_address(address) && !address.rsplit_once(':').is_some_and(|(_, port)| port.parse() == Ok(0_u16))
+}
+
+/// The same, where the port may be 0: one that the system chooses.
+pub(crate) fn is_listen_address(address: &str) -> bool {
     address.len() <= 255
         && !address.chars().any(|c| c.is_control() || c.is_whitespace())
         && address.rsplit_once(':').is_some_and(|(host, port)| {
             let bare = !host.contains(':') || (host.starts_with('[') && host.ends_with(']'));
-            !host.is_empty() && bare && port.parse::<u16>().is_ok_and(|port| port != 0)
+            !host.is_empty() && bare && port.parse::<u16>().is_ok()
         })
 }
 
@@ -51,5 +56,6 @@ mod tests {
         for bad in ["", "localhost", ":7700", "::1:7700", "host:0", "host:65536", "host:x", "ho st:1", "host:1\n"] {
             assert!(!is_address(bad), "{bad}");
         }
+        assert!(is_listen_address("[::]:0") && !is_listen_address("[::]") && !is_address("host:00"));
     }
 }

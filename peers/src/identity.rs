@@ -8,6 +8,7 @@ use std::{
 
 use namespace::PeerId;
 use ring::{
+    hmac,
     rand::SystemRandom,
     signature::{Ed25519KeyPair, KeyPair},
 };
@@ -22,6 +23,7 @@ use rustls::{
 pub struct Identity {
     peer: PeerId,
     key: Arc<CertifiedKey>,
+    reset_key: [u8; 32],
 }
 
 /// Why there is no key.
@@ -90,7 +92,9 @@ impl Identity {
         let peer = PeerId::from_bytes(pair.public_key().as_ref().try_into().ok()?);
         let signer = any_eddsa_type(&PrivatePkcs8KeyDer::from(pkcs8.to_owned())).ok()?;
         let public = CertificateDer::from(signer.public_key()?.to_vec());
-        Some(Self { peer, key: Arc::new(CertifiedKey::new(vec![public], signer)) })
+        let reset_key =
+            hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, pkcs8), RESET_CONTEXT).as_ref().try_into().ok()?;
+        Some(Self { peer, key: Arc::new(CertifiedKey::new(vec![public], signer)), reset_key })
     }
 
     /// The public key.
@@ -98,11 +102,18 @@ impl Identity {
         self.peer
     }
 
+    /// A secret that is the same whenever the machine starts: with it, it tells others that their connections are gone.
+    pub(crate) fn reset_key(&self) -> &[u8; 32] {
+        &self.reset_key
+    }
+
     /// The pair as rustls takes it; the "certificate" is the bare public key (RFC 7250).
     pub(crate) fn certified_key(&self) -> Arc<CertifiedKey> {
         self.key.clone()
     }
 }
+
+const RESET_CONTEXT: &[u8] = b"blobd 1 stateless reset";
 
 #[cfg(test)]
 mod tests {
@@ -114,8 +125,10 @@ mod tests {
     fn a_key_is_made_once_and_kept_private() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("key");
-        let first = Identity::load_or_create(&path).unwrap().peer();
-        assert_eq!(Identity::load_or_create(&path).unwrap().peer(), first);
+        let first = Identity::load_or_create(&path).unwrap();
+        let second = Identity::load_or_create(&path).unwrap();
+        assert_eq!((second.peer(), second.reset_key()), (first.peer(), first.reset_key()));
+        assert_ne!(Identity::ephemeral().unwrap().reset_key(), first.reset_key());
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         fs::write(&path, b"nonsense").unwrap();
         assert!(matches!(Identity::load_or_create(&path), Err(IdentityError::NoKey { .. })));

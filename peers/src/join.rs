@@ -1,17 +1,17 @@
 use std::{io, sync::Arc, time::Duration};
 
 use namespace::PeerId;
+use quinn::ConnectionError;
 use serde::{Deserialize, Serialize};
-use tokio::{net::lookup_host, time::timeout};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use crate::{
-    Peer, Peers, RosterError, Ticket,
-    connection::why_closed,
-    dial,
-    endpoint::{Close, GREETING_LIMIT, Inner, unix_now},
+    Peer, Peers, RosterError, Ticket, dial,
+    endpoint::{Close, Inner, unix_now},
     frame::{FrameError, GREETING_BYTES_MAX, read_frame, write_frame},
     hello::Hello,
+    race::{Flaw, FlawKind, Limits},
+    racing::{self, behind_the_key},
     tls::JOIN_ALPN,
 };
 
@@ -28,13 +28,11 @@ pub enum JoinError {
     #[error("the ticket has no address: the machine that made it does not listen")]
     NoAddress,
     /// The inviting peer could not be reached at any of its addresses.
-    #[error("reach {peer} at {}", .addresses.join(", "))]
+    #[error("reach {peer}")]
     Unreachable {
         /// What it calls itself.
         peer: String,
-        /// Where it was looked for.
-        addresses: Vec<String>,
-        /// Why the last of these failed.
+        /// What came of each address.
         source: io::Error,
     },
     /// The inviting peer said no.
@@ -81,42 +79,40 @@ impl Peers {
         if ticket.expires <= unix_now() {
             return Err(JoinError::Expired);
         }
-        let mut last = None;
-        for address in &ticket.addresses {
-            let attempt = async {
-                let mut sockets = lookup_host(address).await?;
-                let socket = sockets.next().ok_or(io::ErrorKind::AddrNotAvailable)?;
-                hand_in(inner, ticket, socket).await
-            };
-            let answer = timeout(GREETING_LIMIT, attempt).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()));
-            match answer {
-                Ok(Answer::Accepted(hello)) => {
-                    let told = if hello.is_valid() { hello.addresses } else { ticket.addresses.clone() };
-                    let peer = inner.trust(ticket.peer, &ticket.name, told)?;
-                    dial::start(inner, peer.id);
-                    return Ok(peer);
-                }
-                Ok(Answer::Refused(reason)) => {
-                    let reason = reason.chars().filter(|c| !c.is_control()).take(200).collect();
-                    return Err(JoinError::Refused { peer: ticket.name.clone(), reason });
-                }
-                Err(error) => last = Some(error),
-            }
+        if ticket.addresses.is_empty() {
+            return Err(JoinError::NoAddress);
         }
-        let source = last.ok_or(JoinError::NoAddress)?;
-        Err(JoinError::Unreachable { peer: ticket.name.clone(), addresses: ticket.addresses.clone(), source })
+        let hand_in = |connection| hand_in(inner.clone(), ticket.secret, connection);
+        match racing::first(inner, ticket.peer, JOIN_ALPN, ticket.addresses.clone(), JOIN, hand_in).await {
+            Ok(Answer::Accepted(hello)) => {
+                let told = if hello.is_valid() { hello.addresses } else { ticket.addresses.clone() };
+                let peer = inner.trust(ticket.peer, &ticket.name, told)?;
+                dial::urge(inner, peer.id);
+                Ok(peer)
+            }
+            Ok(Answer::Refused(reason)) => {
+                let reason = reason.chars().filter(|c| !c.is_control()).take(200).collect();
+                Err(JoinError::Refused { peer: ticket.name.clone(), reason })
+            }
+            Err(flaw) => Err(JoinError::Unreachable { peer: ticket.name.clone(), source: io::Error::other(flaw.why) }),
+        }
     }
 }
 
-async fn hand_in(inner: &Inner, ticket: &Ticket, address: std::net::SocketAddr) -> io::Result<Answer> {
-    let connection = inner.connect(ticket.peer, address, JOIN_ALPN).await?;
+async fn hand_in(inner: Arc<Inner>, secret: [u8; 16], connection: quinn::Connection) -> Result<Answer, Flaw> {
     let exchange = async {
         let (mut send, mut recv) = connection.open_bi().await.map_err(|error| FrameError::Stream(error.into()))?;
-        write_frame(&mut send, &Request { secret: ticket.secret, hello: inner.hello() }).await?;
+        write_frame(&mut send, &Request { secret, hello: inner.hello() }).await?;
         let _ = send.finish();
         read_frame(&mut recv, GREETING_BYTES_MAX).await
     };
-    let answer = exchange.await.map_err(|error| why_closed(&connection, error));
+    let answer = exchange.await.map_err(|error| match behind_the_key(&connection, &error) {
+        // Whoever has tickets out lets everybody hand one in.
+        Flaw { kind: FlawKind::Refused, .. } => {
+            Flaw::new(FlawKind::Refused, "refused: no ticket of it is good any more; ask for a new one")
+        }
+        flaw => flaw,
+    });
     connection.close(Close::Done.code(), b"");
     answer
 }
@@ -137,9 +133,18 @@ pub(crate) async fn serve(inner: &Arc<Inner>, connection: &quinn::Connection, pe
         Ok::<_, FrameError>(())
     };
     if let Err(error) = exchange.await {
+        if was_let_go(connection) {
+            return debug!(%peer, from = %connection.remote_address(), "it hands its ticket in elsewhere");
+        }
         warn!(%peer, from = %connection.remote_address(), %error, "refused: no ticket came");
         connection.close(Close::Misbehaved.code(), b"no ticket came");
     }
+}
+
+/// Whether the other side closed the connection without a word, as it does with all but one that it dialled.
+fn was_let_go(connection: &quinn::Connection) -> bool {
+    matches!(connection.close_reason(), Some(ConnectionError::ApplicationClosed(close))
+        if close.error_code == Close::Done.code())
 }
 
 fn admit(inner: &Arc<Inner>, peer: PeerId, request: &Request) -> Result<(), String> {
@@ -159,7 +164,7 @@ fn admit(inner: &Arc<Inner>, peer: PeerId, request: &Request) -> Result<(), Stri
         Ok(joined) => info!(peer = joined.name, id = %peer, "joined"),
         Err(error) => return refused(&error.to_string()),
     }
-    dial::start(inner, peer);
+    dial::urge(inner, peer);
     Ok(())
 }
 
@@ -173,3 +178,6 @@ impl Inner {
         Ok(peer)
     }
 }
+
+const JOIN: Limits =
+    Limits { resolve: Duration::from_secs(5), attempt: Duration::from_secs(10), all: Duration::from_secs(20) };

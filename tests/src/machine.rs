@@ -18,7 +18,7 @@ use rustix::{
 };
 use serde_json::Value;
 
-use crate::wait_for;
+use crate::{Network, wait_for};
 
 /// A temporary directory for all that a test makes.
 pub struct Scratch {
@@ -34,6 +34,10 @@ pub struct Machine {
     ready: Value,
     /// Whether the daemon obeys the modes of files, also as root.
     obeys_modes: bool,
+    /// Where the daemon is told to listen; not at all if its configuration says that.
+    listen: Option<String>,
+    /// A process in whose network the daemon runs.
+    network: Option<u32>,
 }
 
 /// How a command ended, and what it said.
@@ -121,19 +125,37 @@ impl Machine {
         Self::new(home.to_owned(), scratch, name, WATCH).start(dirs)
     }
 
+    /// The same, where the configuration says where to listen.
+    pub fn up_where_configured(scratch: &Scratch, name: &str, config: &str) -> Self {
+        let mut machine = Self::new(scratch.dir(&format!("{name}.home")), scratch, name, config);
+        machine.listen = None;
+        machine.start::<&Path>(&[])
+    }
+
+    /// The same in another network than the machine's own, listening at all addresses there.
+    pub fn up_in(network: &Network, scratch: &Scratch, name: &str) -> Self {
+        let mut machine = Self::new(scratch.dir(&format!("{name}.home")), scratch, name, "");
+        machine.listen = Some("[::]:0".to_owned());
+        machine.network = Some(network.pid());
+        machine.start::<&Path>(&[])
+    }
+
     fn new(home: PathBuf, scratch: &Scratch, name: &str, config: &str) -> Self {
         if !config.is_empty() {
             fs::write(home.join("config.toml"), config).expect("write the configuration");
         }
         let (name, log) = (name.to_owned(), scratch.path(&format!("{name}.log")));
-        Self { name, home, log, daemon: RefCell::default(), ready: Value::Null, obeys_modes: false }
+        let listen = Some("127.0.0.1:0".to_owned());
+        let daemon = RefCell::default();
+        Self { name, home, log, daemon, ready: Value::Null, obeys_modes: false, listen, network: None }
     }
 
     fn start<P: AsRef<Path>>(self, dirs: &[P]) -> Self {
         let mut machine = self;
         let name = machine.name.clone();
         let mut command = machine.daemon_command(blob());
-        command.args(["up", "--json", "--listen", "127.0.0.1:0", "--name", &name]);
+        command.args(["up", "--json", "--name", &name]);
+        command.args(machine.listen.iter().flat_map(|listen| ["--listen", listen]));
         command.args(dirs.iter().map(|dir| dir.as_ref()));
         command.stdout(Stdio::piped());
         let mut child = machine.spawn(command);
@@ -165,7 +187,10 @@ impl Machine {
 
     fn daemon_command(&self, program: PathBuf) -> Command {
         let log = File::options().create(true).append(true).open(&self.log).expect("open the log");
-        let mut command = Command::new(program);
+        let mut command = match self.network {
+            Some(pid) => Network::command_in(pid, program),
+            None => Command::new(program),
+        };
         command.arg("--home").arg(&self.home).env_remove("BLOBD_HOME").stdin(Stdio::null()).stderr(log);
         command.env("BLOBD_LOG", "info,cli::node::watch=debug");
         command

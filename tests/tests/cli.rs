@@ -156,7 +156,8 @@ fn mistakes_in_the_configuration() {
         ("listen = 5", "invalid type"),
         ("[serve]\niroh = \"yes\"", "invalid type"),
         ("listen = ", "TOML parse error at line 1"),
-        ("listen = \"nonsense\"", "error: find the address \"nonsense\""),
+        ("listen = \"nonsense\"", "error: \"nonsense\" is not an address to listen on"),
+        ("listen = [\"[::1]:0\", 5]", "invalid type"),
     ] {
         fs::write(a.home().join("config.toml"), config).unwrap();
         let mut command = Command::new(blobd());

@@ -7,7 +7,7 @@ use super::{arenas::encoded, daemon, full_path, print, text};
 use crate::{
     args::{Common, PeerCommand},
     config::{Config, parse_duration},
-    control::{AddPeer, Invite, Join},
+    control::{AddPeer, Dial, Invite, Join},
     failure::{Code, Failure},
     home::Home,
 };
@@ -69,6 +69,19 @@ pub(crate) async fn peer(home: &Home, common: &Common, command: PeerCommand) -> 
             }
             Ok(Code::Ok)
         }
+        PeerCommand::Dial { names } => {
+            let peers = client.value(Method::POST, "/v1/dial", &Dial { names }).await?;
+            let peers: Vec<&Value> = peers.as_array().into_iter().flatten().collect();
+            for &peer in &peers {
+                print(common, "peer", peer.clone(), peer_line)?;
+            }
+            let connected = peers.iter().filter(|peer| peer["connected"].is_string()).count();
+            Ok(match connected {
+                all if all == peers.len() => Code::Ok,
+                0 => Code::Unreachable,
+                _ => Code::Some,
+            })
+        }
         PeerCommand::Rm { name } => {
             client.value(Method::DELETE, &format!("/v1/peers/{}", encoded(&name)), &()).await?;
             print(common, "removed", json!({ "name": name }), |_| String::new())
@@ -87,10 +100,13 @@ pub(crate) async fn status(home: &Home, common: &Common, skipped: bool) -> Resul
     }
     let status = daemon(home)?.value(Method::GET, "/v1/status", &()).await?;
     print(common, "status", status, |status| {
-        let mut lines = vec![
-            format!("this machine  {}  {}", text(status, "name"), text(status, "peer")),
-            format!("listens on    {}", status["listens_on"].as_str().unwrap_or("nothing")),
-        ];
+        let mut lines = vec![format!("this machine  {}  {}", text(status, "name"), text(status, "peer"))];
+        let texts = |field: &str| status[field].as_array().into_iter().flatten().filter_map(Value::as_str);
+        lines.extend(texts("listeners").map(|address| format!("listens on    {address}")));
+        if texts("listeners").next().is_none() {
+            lines.push("listens on    nothing".to_owned());
+        }
+        lines.extend(texts("not_listening").map(|problem| format!("not on        {problem}")));
         for arena in status["arenas"].as_array().into_iter().flatten() {
             lines.push(format!("arena         {}", arena_line(arena)));
         }
@@ -145,6 +161,17 @@ fn peer_line(peer: &Value) -> String {
     };
     if let Some(error) = peer["last_error"].as_str() {
         state += &format!(": {error}");
+        let next = match peer["next_dial_s"].as_u64() {
+            None => String::new(),
+            Some(0) => "now".to_owned(),
+            Some(seconds) if seconds < 120 => format!("in {seconds} s"),
+            Some(seconds) => format!("in {} min", seconds / 60),
+        };
+        // Somebody else has to do something first, so it is not tried often.
+        let until = if peer["refused"] == true { ", or with: blob peer dial" } else { "" };
+        if !next.is_empty() {
+            state += &format!("; dialled again {next}{until}");
+        }
     }
     format!("{}  {}  {state}", text(peer, "name"), text(peer, "id"))
 }

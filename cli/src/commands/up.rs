@@ -63,9 +63,9 @@ async fn set_up(daemon: &Daemon, common: &Common, dirs: &[PathBuf]) -> Result<()
         }
     }
     let peers = node.peers();
-    let ticket = match peers.addresses() {
-        [] => None,
-        _ => Some(peers.invite(TICKET_LIFETIME)?.to_string()),
+    let ticket = match peers.addresses().is_empty() {
+        true => None,
+        false => Some(peers.invite(TICKET_LIFETIME)?.to_string()),
     };
     let arenas = held(daemon)?;
     let mut out = io::stdout().lock();
@@ -74,15 +74,19 @@ async fn set_up(daemon: &Daemon, common: &Common, dirs: &[PathBuf]) -> Result<()
             arenas.iter().map(|(name, dir)| json!({ "name": name, "dir": dir.to_string_lossy() })).collect();
         let ready = json!({
             "type": "ready", "peer": peers.me().to_string(), "name": node.name(),
-            "listens_on": peers.listens_on(), "arenas": arenas, "ticket": ticket,
+            "listens_on": peers.listens_on(), "listeners": peers.listeners(), "not_listening": peers.not_listening(),
+            "arenas": arenas, "ticket": ticket,
         });
         writeln!(out, "{ready}")?;
         return Ok(());
     }
     writeln!(out, "this machine  {}  {}", node.name(), peers.me())?;
-    match peers.listens_on() {
-        Some(address) => writeln!(out, "listens on    {address}")?,
-        None => writeln!(out, "listens on    nothing; it dials others")?,
+    match peers.listeners().as_slice() {
+        [] => writeln!(out, "listens on    nothing; it dials others")?,
+        listeners => listeners.iter().try_for_each(|address| writeln!(out, "listens on    {address}"))?,
+    }
+    for problem in peers.not_listening() {
+        writeln!(out, "not on        {problem}")?;
     }
     for (name, dir) in arenas {
         writeln!(out, "arena         {name}  {}", dir.display())?;

@@ -13,7 +13,6 @@ mod watch;
 
 use std::{
     collections::HashMap,
-    net::{SocketAddr, ToSocketAddrs},
     path::PathBuf,
     sync::{Arc, Mutex, OnceLock, PoisonError, RwLock},
     time::Duration,
@@ -21,7 +20,7 @@ use std::{
 
 use blobstore::{CacheUsage, RealDisk, RootId, Store};
 use namespace::{Arena, ArenaName, Namespace, News, Origin, PeerId, Teller};
-use peers::{Gate, Identity, Options, Peers, Roster};
+use peers::{Gate, Identity, Options, Peers, Roster, StartError};
 use redb::Database;
 use tokio::{sync::Semaphore, task::spawn_blocking};
 use tracing::{info, warn};
@@ -84,8 +83,8 @@ type Roots = Arc<RwLock<HashMap<ArenaName, (RootId, bool)>>>;
 pub struct NodeOptions {
     /// What the machine calls itself.
     pub name: Option<String>,
-    /// Where to listen.
-    pub listen: Option<String>,
+    /// Where to listen, each `HOST:PORT`, or "none"; empty if that is not said.
+    pub listen: Vec<String>,
     /// Whether not to listen at all: a node that lives for one command.
     pub deaf: bool,
 }
@@ -144,27 +143,36 @@ impl Node {
             };
             Arc::new(is_public) as _
         });
-        let start = |listen| {
-            Peers::start(Options {
+        let start = |listen: &[String]| {
+            let peers = Peers::start(Options {
                 identity: identity.clone(),
                 name: name.clone(),
-                listen,
+                listen: listen.to_vec(),
                 advertise: config.advertise.clone(),
                 public: public.clone(),
                 compress: config.transfer.compress,
                 roster: roster.clone(),
                 store: store.clone(),
                 namespace: namespace.clone(),
+            });
+            peers.map_err(|error| match error {
+                StartError::ListenAddress(_) => Failure::from(error)
+                    .code(Code::Usage)
+                    .hint("such as --listen [::]:7700, or \"none\" alone to dial others only"),
+                error => Failure::from(error),
             })
         };
-        let listen = options.listen.as_ref().or(config.listen.as_ref());
-        let peers = match listen.map(String::as_str) {
-            _ if options.deaf => start(None)?,
-            Some("none") => start(None)?,
-            Some(address) => start(Some(resolve(address)?))?,
-            None => start(Some(DEFAULT_LISTEN)).or_else(|error| {
-                warn!(%error, "listening on another port");
-                start(Some(SocketAddr::new(DEFAULT_LISTEN.ip(), 0)))
+        let listen = match &config.listen {
+            _ if !options.listen.is_empty() => Some(&options.listen),
+            listen => listen.as_ref().map(|listen| &listen.0),
+        };
+        let peers = match listen.map(Vec::as_slice) {
+            _ if options.deaf => start(&[])?,
+            Some([one]) if one == "none" => start(&[])?,
+            Some(listen) => start(listen)?,
+            None => start(&[DEFAULT_LISTEN.to_owned()]).or_else(|failure| {
+                warn!(%failure, "listening on another port");
+                start(&[ANY_PORT.to_owned()])
             })?,
         };
         info!(peer = %identity.peer(), name, "started");
@@ -347,16 +355,10 @@ fn add_root(store: &Store, roots: &Roots, arena: &Arena) -> Result<(), Failure> 
     Ok(())
 }
 
-fn resolve(address: &str) -> Result<SocketAddr, Failure> {
-    let usage = |failure: Failure| failure.code(Code::Usage).hint("an address is HOST:PORT, such as [::]:7700");
-    let resolved = address.to_socket_addrs().while_doing(format!("find the address {address:?}")).map_err(usage)?;
-    let none = || usage(Failure::new(Code::Usage, format!("{address:?} has no address")));
-    resolved.into_iter().next().ok_or_else(none)
-}
-
 /// How many paths wait to be looked at again.
 const HINTS_MAX: usize = 65_536;
-const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED), 7700);
+const DEFAULT_LISTEN: &str = "[::]:7700";
+const ANY_PORT: &str = "[::]:0";
 /// In how many places a blob may be for it to be found public.
 /// What redb keeps of the database in memory: up to a half of it pages that are not written yet, and the rest, or all of
 /// it while nobody writes, pages that were read. By itself it would take a gigabyte, which a scan of millions of files

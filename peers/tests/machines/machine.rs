@@ -11,7 +11,7 @@ use namespace::{
     Applied, Arena, ArenaName, Batch, Change, Content, Mark, Namespace, Origin, Part, PeerId, RelPath, Statement,
     Version,
 };
-use peers::{Compress, Identity, Options, Peer, Peers, Roster};
+use peers::{Compress, Identity, Options, Peer, Peers, Roster, StartError};
 use tempfile::TempDir;
 use tree::{BlobId, ByteRange, Fingerprint, Geometry, Grain, RangeSet, UnixTime};
 
@@ -32,6 +32,11 @@ impl Machine {
 
     /// One whose cache may take so many bytes.
     pub(crate) fn with_cache(name: &str, cache_limit: u64) -> Self {
+        Self::with(Identity::ephemeral().unwrap(), name, &["127.0.0.1:0"], cache_limit).unwrap()
+    }
+
+    /// One with this key that listens there.
+    pub(crate) fn with(identity: Identity, name: &str, listen: &[&str], cache_limit: u64) -> Result<Self, StartError> {
         let dir = tempfile::tempdir().unwrap();
         let db = Arc::new(redb::Database::create(dir.path().join("db")).unwrap());
         let settings = Settings {
@@ -41,14 +46,13 @@ impl Machine {
             cache_limit,
             cache_keep_free: 0,
         };
-        let identity = Identity::ephemeral().unwrap();
         let store = Store::open(Arc::new(RealDisk), db.clone(), settings).unwrap();
         let origin = Origin { me: identity.peer(), now: 1_700_000_000, random: fastrand::u64(..), history_limit: 1000 };
         let namespace = Namespace::open(db.clone(), origin).unwrap();
         let options = Options {
             identity: identity.clone(),
             name: name.to_owned(),
-            listen: Some(SocketAddr::from(([127, 0, 0, 1], 0))),
+            listen: listen.iter().map(|address| address.to_string()).collect(),
             advertise: Vec::new(),
             public: None,
             compress: Compress::Auto,
@@ -56,8 +60,8 @@ impl Machine {
             store: store.clone(),
             namespace: namespace.clone(),
         };
-        let peers = Peers::start(options).unwrap();
-        Self { name: name.to_owned(), identity, store, namespace, peers, dir }
+        let peers = Peers::start(options)?;
+        Ok(Self { name: name.to_owned(), identity, store, namespace, peers, dir })
     }
 
     pub(crate) fn id(&self) -> PeerId {

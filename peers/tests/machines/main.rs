@@ -1,6 +1,8 @@
 //! Several machines in one process, on loopback.
 
+mod connect;
 mod machine;
+mod net;
 mod raw;
 mod several;
 mod through;
