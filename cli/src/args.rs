@@ -12,7 +12,7 @@ use tracing_subscriber::EnvFilter;
 use crate::{
     commands,
     event::Event,
-    failure::{Code, Failure},
+    failure::{Code, Failure, WhileDoing},
     home::Home,
     node::HistoryScope,
 };
@@ -288,7 +288,7 @@ fn run(common: Common, level: &str, body: impl AsyncFnOnce(&Home, &Common) -> Re
         .init();
     let work = || {
         let home = Home::new(common.home.as_deref())?;
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().while_doing("start threads")?;
         let outcome = runtime.block_on(body(&home, &common));
         // What still blocks on a disk must not keep the process.
         runtime.shutdown_timeout(Duration::from_secs(2));

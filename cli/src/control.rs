@@ -12,7 +12,7 @@ use axum::{
 };
 use futures_util::stream;
 use namespace::Arena;
-use peers::Peer;
+use peers::{Peer, RosterError};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tree::{BlobId, ByteRange, UnixTime};
@@ -185,7 +185,7 @@ async fn scan(State(node): State<Node>, Path(name): Path<String>) -> Result<Resp
 
 async fn invite(State(node): State<Node>, body: Body_<Invite>) -> Answer {
     let Invite { lifetime_s } = understood(body)?;
-    let ticket = node.peers().invite(Duration::from_secs(lifetime_s))?;
+    let ticket = node.peers().invite(Duration::from_secs(lifetime_s)).while_doing("make a ticket")?;
     if ticket.addresses.is_empty() {
         return Err(Failure::new(Code::Error, "this machine does not listen, so nobody can join it")
             .hint("make the ticket on the other machine, or listen: blob up --listen HOST:PORT"));
@@ -194,7 +194,7 @@ async fn invite(State(node): State<Node>, body: Body_<Invite>) -> Answer {
 }
 
 async fn join(State(node): State<Node>, body: Body_<Join>) -> Answer {
-    let ticket = understood(body)?.ticket.parse().map_err(usage)?;
+    let ticket = understood(body)?.ticket.parse().map_err(usage).while_doing("join")?;
     let peer = node.peers().join(&ticket).await.while_doing("join")?;
     let complete = node.peers().wait_for_catalog(peer.id, CATALOG_LIMIT).await;
     let id = peer.id.to_string();
@@ -207,11 +207,16 @@ async fn peers(State(node): State<Node>) -> Answer {
 
 async fn add_peer(State(node): State<Node>, body: Body_<AddPeer>) -> Answer {
     let AddPeer { name, id, addresses } = understood(body)?;
-    let id = id.parse().map_err(usage)?;
+    let what = match &addresses[..] {
+        [] => format!("add the peer {name}"),
+        addresses => format!("add the peer {name} at {}", addresses.join(", ")),
+    };
+    let id = id.parse().map_err(usage).while_doing(&*what)?;
     if id == node.peers().me() {
-        return Err(Failure::new(Code::Usage, "that is this machine's own id"));
+        return Err(Failure::new(Code::Usage, "that is this machine's own id").while_doing(what));
     }
-    node.peers().roster().set(Peer { id, name, addresses, told: Vec::new() }).map_err(usage)?;
+    let set = node.peers().roster().set(Peer { id, name, addresses, told: Vec::new() });
+    set.map_err(roster_failure).while_doing(what)?;
     node.peers().dial_now(id);
     Ok(Json(json!({})))
 }
@@ -338,6 +343,16 @@ fn understood<T>(body: Body_<T>) -> Result<T, Failure> {
 
 fn usage(error: impl std::error::Error + 'static) -> Failure {
     Failure::from(error).code(Code::Usage)
+}
+
+/// Most are mistakes of whoever asked.
+fn roster_failure(error: RosterError) -> Failure {
+    let code = match error {
+        RosterError::Database { .. } | RosterError::NoRandomness => Code::Error,
+        RosterError::Full => Code::Limit,
+        _ => Code::Usage,
+    };
+    Failure::from(error).code(code)
 }
 
 fn path_of(path: &JsonPath) -> Result<PathBuf, Failure> {

@@ -97,6 +97,12 @@ impl Failure {
         Self { hint: Some(hint.into()), ..self }
     }
 
+    /// What failed and why, in one line.
+    pub fn reason(&self) -> String {
+        let texts: Vec<_> = std::iter::once(&self.error).chain(&self.causes).map(String::as_str).collect();
+        texts.join(": ")
+    }
+
     /// The same failure as the cause of what was being done.
     pub fn while_doing(mut self, what: impl Into<String>) -> Self {
         self.causes.insert(0, std::mem::replace(&mut self.error, what.into()));
@@ -118,34 +124,35 @@ impl<T, E: Into<Failure>> WhileDoing<T> for Result<T, E> {
 
 impl<E: Error + 'static> From<E> for Failure {
     fn from(error: E) -> Self {
-        let mut causes: Vec<String> = Vec::new();
-        let mut next = error.source();
-        while let Some(cause) = next {
-            // Some libraries repeat a cause in the message of what it causes.
-            let text = cause.to_string();
-            if causes.last().is_none_or(|last| !last.ends_with(&text)) {
-                causes.push(text);
-            }
-            next = cause.source();
-        }
+        let mut causes = tree::causes(&error);
+        let what = causes.remove(0);
         let io = (&error as &(dyn Error + 'static)).downcast_ref::<io::Error>();
         let silent = io.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe);
-        Self { code: Code::Error, error: error.to_string(), causes, hint: None, silent }
+        Self { code: Code::Error, error: what, causes, hint: None, silent }
     }
 }
 
 impl fmt::Display for Failure {
-    /// One line for each cause, and one for the hint.
+    /// One line for each cause, and one for the hint, as a terminal shows them: control characters are escaped.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "error: {}", self.error)?;
+        write!(f, "error: {}", shown(&self.error))?;
         for cause in &self.causes {
-            write!(f, "\n  because: {cause}")?;
+            write!(f, "\n  because: {}", shown(cause))?;
         }
         match &self.hint {
-            Some(hint) => write!(f, "\nhint: {hint}"),
+            Some(hint) => write!(f, "\nhint: {}", shown(hint)),
             None => Ok(()),
         }
     }
+}
+
+/// Some texts have lines, such as what is wrong in a configuration file.
+fn shown(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() && c != '\n' { shown.extend(c.escape_default()) } else { shown.push(c) }
+    }
+    shown
 }
 
 impl IntoResponse for Failure {
@@ -158,5 +165,18 @@ impl IntoResponse for Failure {
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         };
         (status, Json(self)).into_response()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_cause_has_its_line_and_nothing_reaches_the_terminal_raw() {
+        let failure = Failure::from(io::Error::from_raw_os_error(13)).while_doing("open \u{1b}[31mx").hint("a\nb");
+        assert_eq!(failure.to_string(), "error: open \\u{1b}[31mx\n  because: Permission denied\nhint: a\nb");
+        assert_eq!(failure.reason(), "open \u{1b}[31mx: Permission denied");
+        assert!(Failure::from(io::Error::from(io::ErrorKind::BrokenPipe)).while_doing("write").silent);
     }
 }

@@ -143,7 +143,7 @@ async fn keep_connected(inner: Arc<Inner>, peer: PeerId, hurry: Arc<Notify>) {
 async fn dial(inner: &Arc<Inner>, peer: &Peer) -> io::Result<()> {
     let mut last = io::Error::new(io::ErrorKind::AddrNotAvailable, "no address to dial");
     for address in peer.addresses.iter().chain(&peer.told) {
-        let named = |error: io::Error| io::Error::new(error.kind(), format!("{address}: {error}"));
+        let named = |error: io::Error| io::Error::new(error.kind(), format!("{address}: {}", tree::reason(&error)));
         let resolved = match timeout(DIAL_LIMIT, lookup_host(address)).await {
             Ok(Ok(resolved)) => resolved,
             Ok(Err(error)) => {

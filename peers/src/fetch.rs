@@ -172,7 +172,7 @@ impl Peers {
             Err(TransferError::Sink(source)) => return Err(FetchError::Sink { blob, source }),
             Err(error) => error,
         };
-        progress.tried.push(format!("{label}: {error}"));
+        progress.tried.push(format!("{label}: {}", tree::reason(&error)));
         progress.failed.insert(peer);
         let was_heard = matches!(error, TransferError::PeerSentWrongBytes(_));
         if was_heard {

@@ -17,7 +17,7 @@ use crate::{
     failure::{Code, Failure, WhileDoing},
     home::Home,
     node::NodeOptions,
-    output::show,
+    output::{WRITING, show},
     target::JsonPath,
 };
 
@@ -76,21 +76,22 @@ async fn set_up(daemon: &Daemon, common: &Common, dirs: &[PathBuf]) -> Result<()
             "type": "ready", "peer": peers.me().to_string(), "name": node.name(),
             "listens_on": peers.listens_on(), "arenas": arenas, "ticket": ticket,
         });
-        writeln!(out, "{ready}")?;
+        writeln!(out, "{ready}").while_doing(WRITING)?;
         return Ok(());
     }
-    writeln!(out, "this machine  {}  {}", node.name(), peers.me())?;
+    writeln!(out, "this machine  {}  {}", node.name(), peers.me()).while_doing(WRITING)?;
     match peers.listens_on() {
-        Some(address) => writeln!(out, "listens on    {address}")?,
+        Some(address) => writeln!(out, "listens on    {address}").while_doing(WRITING)?,
         None => writeln!(out, "listens on    nothing; it dials others")?,
     }
     for (name, dir) in arenas {
-        writeln!(out, "arena         {name}  {}", dir.display())?;
+        writeln!(out, "arena         {name}  {}", dir.display()).while_doing(WRITING)?;
     }
     if let Some(ticket) = ticket {
-        writeln!(out, "\nOn another machine, within the hour:\n\n    blob up\n    blob join {ticket}\n")?;
+        writeln!(out, "\nOn another machine, within the hour:\n\n    blob up\n    blob join {ticket}\n")
+            .while_doing(WRITING)?;
     }
-    writeln!(out, "Ready. Ctrl-C stops the daemon.")?;
+    writeln!(out, "Ready. Ctrl-C stops the daemon.").while_doing(WRITING)?;
     Ok(())
 }
 

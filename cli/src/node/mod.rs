@@ -19,8 +19,8 @@ use std::{
     time::Duration,
 };
 
-use blobstore::{CacheUsage, RealDisk, RootId, Store};
-use namespace::{Arena, ArenaName, Namespace, News, Origin, PeerId, Teller};
+use blobstore::{CacheUsage, RealDisk, RootId, Store, StoreError};
+use namespace::{Arena, ArenaName, Namespace, NamespaceError, News, Origin, PeerId, Teller};
 use peers::{Gate, Identity, Options, Peers, Roster};
 use redb::Database;
 use tokio::{sync::Semaphore, task::spawn_blocking};
@@ -107,6 +107,7 @@ impl Node {
             }
         })?;
         let db = Arc::new(db);
+        let opening = || format!("open {:?}", home.database());
         let identity = Identity::load_or_create(&home.key())?;
         let settings = config.store_settings(home)?;
         let scrub_settings = ScrubSettings {
@@ -115,15 +116,23 @@ impl Node {
             repair: config.scrub.repair,
         };
         let watch_settings = config.watch_settings()?;
-        let store = Store::open(Arc::new(RealDisk), db.clone(), settings)?;
+        let store = Store::open(Arc::new(RealDisk), db.clone(), settings).map_err(|error| match error {
+            StoreError::Format { found, known } => strange_format(error, found > known),
+            error => error.into(),
+        });
+        let store = store.while_doing(opening())?;
         let origin = Origin {
             me: identity.peer(),
             now: now() / 1000,
             random: fastrand::u64(..),
             history_limit: config.history.limit,
         };
-        let namespace = Namespace::open(db.clone(), origin)?;
-        let roster = Roster::open(db)?;
+        let namespace = Namespace::open(db.clone(), origin).map_err(|error| match error {
+            NamespaceError::Format { found, known } => strange_format(error, found > known),
+            error => error.into(),
+        });
+        let namespace = namespace.while_doing(opening())?;
+        let roster = Roster::open(db).while_doing(opening())?;
         let roots = Roots::default();
         for arena in namespace.arenas()? {
             add_root(&store, &roots, &arena)?;
@@ -346,6 +355,14 @@ fn add_root(store: &Store, roots: &Roots, arena: &Arena) -> Result<(), Failure> 
     Ok(())
 }
 
+/// A database that another version of this program made.
+fn strange_format(error: impl std::error::Error + 'static, is_newer: bool) -> Failure {
+    Failure::from(error).hint(match is_newer {
+        true => "a newer blobd made it: run that one, or another home with --home DIR",
+        false => "an older blobd made it, which this one cannot read: make a new home with --home DIR",
+    })
+}
+
 fn resolve(address: &str) -> Result<SocketAddr, Failure> {
     let usage = |failure: Failure| failure.code(Code::Usage).hint("an address is HOST:PORT, such as [::]:7700");
     let resolved = address.to_socket_addrs().while_doing(format!("find the address {address:?}")).map_err(usage)?;
@@ -356,9 +373,9 @@ fn resolve(address: &str) -> Result<SocketAddr, Failure> {
 /// How many paths wait to be looked at again.
 const HINTS_MAX: usize = 65_536;
 const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V6(std::net::Ipv6Addr::UNSPECIFIED), 7700);
-/// In how many places a blob may be for it to be found public.
 /// What redb keeps of the database in memory: up to a half of it pages that are not written yet, and the rest, or all of
 /// it while nobody writes, pages that were read. By itself it would take a gigabyte, which a scan of millions of files
 /// fills. With this the upper pages of every table stay in memory, and a scan is no slower.
 const DATABASE_CACHE_BYTES: usize = 64 << 20;
+/// In how many places a blob may be for it to be found public.
 const HOLDERS_ASKED: usize = 64;

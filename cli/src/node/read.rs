@@ -83,13 +83,17 @@ impl Node {
     }
 }
 
-/// A failed fetch: unreachable, unless it was this machine that failed.
+/// A failed fetch: unreachable, unless it was this machine that failed. Each peer that was asked is a cause.
 pub(super) fn fetch_failure(error: FetchError) -> Failure {
     let code = match error {
+        FetchError::AllFailed { blob, tried, .. } => {
+            let failure = Failure::new(Code::Unreachable, format!("fetch blob {blob}: no peer gave all of it"));
+            return Failure { causes: tried, ..failure };
+        }
         FetchError::Sink { source: StoreError::CacheFull { .. }, .. } => {
             return Failure::from(error).code(Code::Limit).hint("see [cache] in config.toml, and blob status");
         }
-        FetchError::NoPeerHasIt { .. } | FetchError::AllFailed { .. } => Code::Unreachable,
+        FetchError::NoPeerHasIt { .. } => Code::Unreachable,
         FetchError::Sink { .. } => Code::Error,
     };
     Failure::from(error).code(code)

@@ -98,14 +98,14 @@ impl Node {
         } else {
             match self.mend_data(file, damaged.blob).await {
                 Ok(mended) => mended,
-                Err(failure) => return unrepaired(data, one_line(&failure)),
+                Err(failure) => return unrepaired(data, failure.reason()),
             }
         };
         if !outboard.is_empty() && mended.left.is_empty() {
             let (store, file) = (self.inner.store.clone(), file.clone());
             if let Err(failure) = blocking(move || Ok(store.rebuild_outboard(&file)?)).await {
                 mended.left = outboard;
-                mended.reason = Some(one_line(&failure));
+                mended.reason = Some(failure.reason());
             }
         }
         Ok(mended)
@@ -146,7 +146,7 @@ impl Node {
             let mending = mending.into_inner().unwrap_or_else(PoisonError::into_inner);
             let left = mending.damaged();
             let (_, ranges) = mending.finish()?;
-            let mut why: Vec<_> = failure.as_ref().map(one_line).into_iter().collect();
+            let mut why: Vec<_> = failure.as_ref().map(Failure::reason).into_iter().collect();
             if !left.is_empty() {
                 why.insert(0, format!("no copy here has bytes {}", in_words(&left)));
                 why.push(node.who_had(blob)?);
@@ -211,10 +211,6 @@ fn in_words(ranges: &RangeSet) -> String {
         words.push(format!("and {more} more ranges"));
     }
     words.join(", ")
-}
-
-fn one_line(failure: &Failure) -> String {
-    std::iter::once(&failure.error).chain(&failure.causes).map(String::as_str).collect::<Vec<_>>().join(": ")
 }
 
 /// The event names all of them beside.
