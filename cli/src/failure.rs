@@ -18,6 +18,9 @@ pub struct Failure {
     pub causes: Vec<String>,
     /// What may help.
     pub hint: Option<String>,
+    /// So many of the last causes stand side by side, such as what each peer said, and not one behind the other.
+    #[serde(skip)]
+    pub abreast: usize,
     /// Whether nobody needs to be told: whoever reads our output has had enough of it.
     #[serde(skip)]
     pub silent: bool,
@@ -84,7 +87,7 @@ impl TryFrom<u8> for Code {
 impl Failure {
     /// A failure without a further cause.
     pub fn new(code: Code, error: impl Into<String>) -> Self {
-        Self { code, error: error.into(), causes: Vec::new(), hint: None, silent: false }
+        Self { code, error: error.into(), causes: Vec::new(), hint: None, abreast: 0, silent: false }
     }
 
     /// The same failure with another exit code.
@@ -99,8 +102,10 @@ impl Failure {
 
     /// What failed and why, in one line.
     pub fn reason(&self) -> String {
-        let texts: Vec<_> = std::iter::once(&self.error).chain(&self.causes).map(String::as_str).collect();
-        texts.join(": ")
+        let (behind, abreast) = self.causes.split_at(self.causes.len().saturating_sub(self.abreast));
+        let abreast = Some(abreast.join("; ")).filter(|abreast| !abreast.is_empty());
+        let texts = std::iter::once(&self.error).chain(behind).chain(&abreast).map(String::as_str);
+        texts.collect::<Vec<_>>().join(": ")
     }
 
     /// The same failure as the cause of what was being done.
@@ -128,7 +133,7 @@ impl<E: Error + 'static> From<E> for Failure {
         let what = causes.remove(0);
         let io = (&error as &(dyn Error + 'static)).downcast_ref::<io::Error>();
         let silent = io.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe);
-        Self { code: Code::Error, error: what, causes, hint: None, silent }
+        Self { code: Code::Error, error: what, causes, hint: None, abreast: 0, silent }
     }
 }
 
@@ -177,6 +182,9 @@ mod tests {
         let failure = Failure::from(io::Error::from_raw_os_error(13)).while_doing("open \u{1b}[31mx").hint("a\nb");
         assert_eq!(failure.to_string(), "error: open \\u{1b}[31mx\n  because: Permission denied\nhint: a\nb");
         assert_eq!(failure.reason(), "open \u{1b}[31mx: Permission denied");
+        let all = ["b: x", "c: y"].map(str::to_owned);
+        let failure = Failure { causes: all.to_vec(), abreast: 2, ..Failure::new(Code::Unreachable, "fetch") };
+        assert_eq!(failure.while_doing("get").reason(), "get: fetch: b: x; c: y");
         assert!(Failure::from(io::Error::from(io::ErrorKind::BrokenPipe)).while_doing("write").silent);
     }
 }

@@ -83,12 +83,14 @@ impl Node {
     }
 }
 
-/// A failed fetch: unreachable, unless it was this machine that failed. Each peer that was asked is a cause.
+/// A failed fetch: unreachable, unless it was this machine that failed. Each peer that was asked is a cause,
+/// by name.
 pub(super) fn fetch_failure(error: FetchError) -> Failure {
     let code = match error {
-        FetchError::AllFailed { blob, tried, .. } => {
+        FetchError::AllFailed { blob, mut tried, .. } => {
+            tried.sort();
             let failure = Failure::new(Code::Unreachable, format!("fetch blob {blob}: no peer gave all of it"));
-            return Failure { causes: tried, ..failure };
+            return Failure { abreast: tried.len(), causes: tried, ..failure };
         }
         FetchError::Sink { source: StoreError::CacheFull { .. }, .. } => {
             return Failure::from(error).code(Code::Limit).hint("see [cache] in config.toml, and blob status");
