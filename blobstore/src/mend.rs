@@ -98,7 +98,9 @@ impl Store {
                     self.end_mending(&file, None)?;
                 }
                 // Perhaps a disk that is not mounted yet: the next start tries again.
-                Err(error) => warn!(?path, %error, "interrupted mending: the file cannot be read"),
+                Err(error) => {
+                    warn!(?path, reason = tree::reason(&error), "interrupted mending: the file cannot be read")
+                }
             }
         }
         Ok(())

@@ -1,12 +1,19 @@
 //! The control API: HTTP and JSON on the daemon's Unix socket. Format: spec/cli.md, "Control API".
 
-use std::{convert::Infallible, ffi::OsString, os::unix::ffi::OsStringExt, path::PathBuf, time::Duration};
+use std::{
+    convert::Infallible,
+    ffi::OsString,
+    os::unix::ffi::OsStringExt,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use axum::{
     Json, Router,
     body::{Body, Bytes},
-    extract::{Path, State, rejection::JsonRejection},
+    extract::{Path, Request, State, rejection::JsonRejection},
     http::header::CONTENT_TYPE,
+    middleware::{self, Next},
     response::Response,
     routing::{delete, get, post},
 };
@@ -15,6 +22,7 @@ use namespace::Arena;
 use peers::{Peer, RosterError};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use tracing::debug;
 use tree::{BlobId, ByteRange, UnixTime};
 
 use crate::{
@@ -46,6 +54,7 @@ pub(crate) fn router(node: Node) -> Router {
         .route("/v1/verify", post(verify))
         .route("/v1/repair", post(repair))
         .fallback(async || Failure::new(Code::NotFound, "no such call"))
+        .layer(middleware::from_fn(logged))
         .with_state(node)
 }
 
@@ -293,6 +302,15 @@ async fn verify(State(node): State<Node>, body: Body_<Scope>) -> Result<Response
 async fn repair(State(node): State<Node>, body: Body_<Targets>) -> Result<Response, Failure> {
     let targets = understood(body)?.targets;
     Ok(report(async move |reporter| node.repair(targets, &reporter).await))
+}
+
+/// Takes note of each call. A report may have only begun then.
+async fn logged(request: Request, next: Next) -> Response {
+    let (method, path, began) = (request.method().clone(), request.uri().path().to_owned(), Instant::now());
+    let response = next.run(request).await;
+    let (status, duration_ms) = (response.status().as_u16(), began.elapsed().as_millis() as u64);
+    debug!(%method, call = path, status, duration_ms, "answered");
+    response
 }
 
 /// Answers with what `work` reports, line by line; the last line is `{"type":"exit","code":N}`. The work runs on

@@ -7,7 +7,7 @@ use std::{
 
 use namespace::PeerId;
 use tokio::sync::Semaphore;
-use tracing::{debug, info, warn};
+use tracing::{Instrument, debug, error_span, info, warn};
 
 use crate::{
     Peer, catalog, dial,
@@ -137,7 +137,7 @@ fn take_into_use(inner: &Arc<Inner>, connection: quinn::Connection, peer: PeerId
     }
     inner.moved.send_modify(|count| *count += 1);
     let name = inner.roster.get(peer).map_or_else(|| peer.to_string(), |peer| peer.name);
-    info!(peer = name, address = %plain(connection.remote_address()), "connected");
+    info!(peer = name, id = %peer, address = %plain(connection.remote_address()), "connected");
     tokio::spawn(catalog::listen(inner.clone(), connection.clone(), peer));
     tokio::spawn(run(inner.clone(), connection, peer, name));
 }
@@ -155,7 +155,9 @@ async fn run(inner: Arc<Inner>, connection: quinn::Connection, peer: PeerId, nam
     let error = loop {
         match connection.accept_bi().await {
             Ok((send, recv)) => {
-                drop(tokio::spawn(stream(inner.clone(), peer, name.clone(), answers.clone(), send, recv)))
+                let served = stream(inner.clone(), peer, name.clone(), answers.clone(), send, recv);
+                // Whatever is told of it, tells of whom.
+                tokio::spawn(served.instrument(error_span!("stream", peer = name)));
             }
             Err(error) => break error,
         }
@@ -168,7 +170,7 @@ async fn run(inner: Arc<Inner>, connection: quinn::Connection, peer: PeerId, nam
         }
     }
     inner.moved.send_modify(|count| *count += 1);
-    info!(peer = name, %error, "disconnected");
+    info!(peer = name, id = %peer, reason = tree::reason(&error), "disconnected");
     dial::start(&inner, peer);
 }
 
@@ -180,6 +182,7 @@ async fn stream(
     send: quinn::SendStream,
     mut recv: quinn::RecvStream,
 ) {
+    let began = Instant::now();
     let mut kind = [0];
     let first = within(GREETING_LIMIT, async { recv.read_exact(&mut kind).await.map_err(|_| FrameError::Ended) }).await;
     let served = match (first, StreamKind::from_byte(kind[0])) {
@@ -201,8 +204,12 @@ async fn stream(
         (Ok(()), _) => return warn!(peer = name, kind = kind[0], "refused: a stream of an unknown kind"),
         (Err(error), _) => Err(error),
     };
-    if let Err(error) = served {
-        debug!(peer = name, kind = kind[0], %error, "a stream ended");
+    let duration_ms = began.elapsed().as_millis() as u64;
+    match served {
+        Ok(()) => debug!(peer = name, kind = kind[0], duration_ms, "a stream ended"),
+        Err(error) => {
+            debug!(peer = name, kind = kind[0], duration_ms, reason = tree::reason(&error), "a stream failed")
+        }
     }
 }
 
@@ -212,7 +219,7 @@ fn learn_addresses(inner: &Inner, peer: PeerId, hello: Hello) {
         return debug!(%peer, "a hello out of bounds");
     }
     if let Err(error) = inner.roster.learn(peer, hello.addresses) {
-        warn!(%peer, %error, "its new addresses are not remembered");
+        warn!(%peer, reason = tree::reason(&error), "its new addresses are not remembered");
     }
 }
 
@@ -229,7 +236,7 @@ pub(crate) fn why_closed(connection: &quinn::Connection, error: FrameError) -> i
 }
 
 /// An IPv4 address as such, where the system gives it inside an IPv6 one.
-fn plain(address: SocketAddr) -> SocketAddr {
+pub(crate) fn plain(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 

@@ -170,11 +170,11 @@ async fn dial(inner: &Arc<Inner>, peer: &Peer) -> io::Result<()> {
 fn failed(inner: &Inner, peer: &Peer, error: &io::Error, wait: Duration) {
     let mut contacts = inner.contacts();
     if let Some(dialler) = contacts.get_mut(&peer.id).and_then(|contact| contact.dialler.as_mut()) {
-        let text = error.to_string();
+        let text = tree::reason(error);
         if dialler.last_error.as_ref() == Some(&text) {
-            debug!(peer = peer.name, %error, wait_s = wait.as_secs(), "cannot be reached");
+            debug!(peer = peer.name, reason = text, wait_ms = wait.as_millis() as u64, "cannot be reached");
         } else {
-            info!(peer = peer.name, %error, wait_s = wait.as_secs(), "cannot be reached");
+            info!(peer = peer.name, reason = text, wait_ms = wait.as_millis() as u64, "cannot be reached");
         }
         dialler.last_error = Some(text);
         dialler.failures += 1;

@@ -176,9 +176,9 @@ impl Peers {
         progress.failed.insert(peer);
         let was_heard = matches!(error, TransferError::PeerSentWrongBytes(_));
         if was_heard {
-            warn!(peer = label, %blob, %error, "the next peer is asked");
+            warn!(peer = label, %blob, reason = tree::reason(&error), "the next peer is asked");
         } else {
-            debug!(peer = label, %blob, %error, "the next peer is asked");
+            debug!(peer = label, %blob, reason = tree::reason(&error), "the next peer is asked");
         }
         Ok(was_heard)
     }
@@ -220,12 +220,12 @@ impl Peers {
                 Step::Have(asked) => match have(&connection, blob, &asked).await {
                     Ok(have) if have.size == size => asking.handle_have(&asked, &have.ranges, have.upto),
                     Ok(have) => {
-                        debug!(%peer, %blob, size = have.size, "it has another size of it");
+                        debug!(%peer, %blob, was_bytes = size, is_bytes = have.size, "it has another size of it");
                         break;
                     }
                     // What came before is good; that it cannot say what else it has is no worse than if it had nothing.
                     Err(error) => {
-                        debug!(%peer, %blob, %error, "it does not say what it has");
+                        debug!(%peer, %blob, reason = tree::reason(&error), "it does not say what it has");
                         break;
                     }
                 },

@@ -7,7 +7,7 @@ use tracing::{info, warn};
 
 use crate::{
     Peer, Peers, RosterError, Ticket,
-    connection::why_closed,
+    connection::{plain, why_closed},
     dial,
     endpoint::{Close, GREETING_LIMIT, Inner, unix_now},
     frame::{FrameError, GREETING_BYTES_MAX, read_frame, write_frame},
@@ -93,6 +93,7 @@ impl Peers {
                 Ok(Answer::Accepted(hello)) => {
                     let told = if hello.is_valid() { hello.addresses } else { ticket.addresses.clone() };
                     let peer = inner.trust(ticket.peer, &ticket.name, told)?;
+                    info!(peer = peer.name, id = %peer.id, "joined");
                     dial::start(inner, peer.id);
                     return Ok(peer);
                 }
@@ -137,7 +138,7 @@ pub(crate) async fn serve(inner: &Arc<Inner>, connection: &quinn::Connection, pe
         Ok::<_, FrameError>(())
     };
     if let Err(error) = exchange.await {
-        warn!(%peer, from = %connection.remote_address(), %error, "refused: no ticket came");
+        warn!(%peer, address = %plain(connection.remote_address()), reason = tree::reason(&error), "refused: no ticket came");
         connection.close(Close::Misbehaved.code(), b"no ticket came");
     }
 }
@@ -153,11 +154,11 @@ fn admit(inner: &Arc<Inner>, peer: PeerId, request: &Request) -> Result<(), Stri
     match inner.roster.redeem(&request.secret, peer, unix_now()) {
         Ok(true) => {}
         Ok(false) => return refused("it was used before, has expired, or was never made"),
-        Err(error) => return refused(&error.to_string()),
+        Err(error) => return refused(&tree::reason(&error)),
     }
     match inner.trust(peer, &request.hello.name, request.hello.addresses.clone()) {
         Ok(joined) => info!(peer = joined.name, id = %peer, "joined"),
-        Err(error) => return refused(&error.to_string()),
+        Err(error) => return refused(&tree::reason(&error)),
     }
     dial::start(inner, peer);
     Ok(())

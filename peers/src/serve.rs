@@ -7,7 +7,7 @@ use tokio::{
     task::spawn_blocking,
     time::timeout,
 };
-use tracing::{debug, warn};
+use tracing::{Instrument, debug, error_span, warn};
 use tree::{BlobId, Query, Verified};
 
 use crate::{
@@ -24,13 +24,14 @@ pub(crate) async fn serve_strangers(inner: Arc<Inner>, connection: quinn::Connec
     while let Ok((send, recv)) = connection.accept_bi().await {
         let Ok(permit) = at_once.clone().acquire_owned().await else { return };
         let inner = inner.clone();
-        tokio::spawn(async move {
+        let answered = async move {
             let may_read = |blob| inner.public.as_ref().is_some_and(|public| public(blob));
             if let Err(error) = serve_get(&inner, send, recv, &may_read).await {
-                debug!(%from, %error, "a stranger's request ended");
+                debug!(address = %from, reason = tree::reason(&error), "a stranger's request ended");
             }
             drop(permit);
-        });
+        };
+        tokio::spawn(answered.instrument(error_span!("stream", address = %from)));
     }
 }
 
@@ -95,7 +96,7 @@ pub(crate) async fn send_part(
     match reading.await {
         Ok(Ok(left)) => Ok(left),
         Ok(Err(error)) => {
-            warn!(%blob, %error, "cannot be read");
+            warn!(%blob, reason = tree::reason(&error), "cannot be read");
             Err(FrameError::Ended)
         }
         Err(panic) => std::panic::resume_unwind(panic.into_panic()),
@@ -120,7 +121,7 @@ pub(crate) async fn serve_have(
     });
     match have.await {
         Ok(Ok(have)) => write_frame(&mut send, &have).await?,
-        Ok(Err(error)) => warn!(%blob, %error, "cannot be looked up"),
+        Ok(Err(error)) => warn!(%blob, reason = tree::reason(&error), "cannot be looked up"),
         Err(panic) => std::panic::resume_unwind(panic.into_panic()),
     }
     let _ = send.finish();

@@ -38,6 +38,15 @@ impl Said {
         said
     }
 
+    /// Takes over the fields of what is around it that it has not itself.
+    pub(crate) fn add_missing(&mut self, around: &Self) {
+        for (name, value) in &around.fields {
+            if self.fields.iter().all(|(known, _)| known != name) {
+                self.fields.push((name, value.clone()));
+            }
+        }
+    }
+
     /// The message alone.
     pub(crate) fn message(&self) -> &str {
         &self.message

@@ -16,11 +16,17 @@ use std::{
 
 use clap::ValueEnum;
 use jiff::Timestamp;
-use tracing::{Event, Level, Metadata, Subscriber, callsite::Identifier, error, level_filters::LevelFilter};
+use tracing::{
+    Event, Level, Metadata, Subscriber,
+    callsite::Identifier,
+    error,
+    level_filters::LevelFilter,
+    span::{Attributes, Id},
+};
 use tracing_subscriber::{
     Layer,
     layer::{Context, SubscriberExt},
-    registry,
+    registry::{self, LookupSpan},
 };
 
 use crate::failure::{Code, Failure, WhileDoing};
@@ -63,7 +69,8 @@ pub(crate) fn open(format: Format, default: LevelFilter) -> Result<Log, Failure>
         None => MOST,
     };
     let log = Log { style: style(format), start: Instant::now(), limiter: Arc::new(Mutex::new(Limiter::new(most))) };
-    tracing::subscriber::set_global_default(registry().with(filter).with(log.clone())).while_doing("open the log")?;
+    tracing::subscriber::set_global_default(registry::Registry::default().with(filter).with(log.clone()))
+        .while_doing("open the log")?;
     tell_panics();
     let telling = log.clone();
     let told = thread::Builder::new().name("log".into()).spawn(move || {
@@ -107,10 +114,23 @@ impl Log {
     }
 }
 
-impl<S: Subscriber> Layer<S> for Log {
-    fn on_event(&self, event: &Event<'_>, _: Context<'_, S>) {
+impl<S: Subscriber + for<'a> LookupSpan<'a>> Layer<S> for Log {
+    fn on_new_span(&self, attributes: &Attributes<'_>, id: &Id, context: Context<'_, S>) {
+        let mut said = Said::default();
+        attributes.record(&mut said);
+        if let Some(span) = context.span(id) {
+            span.extensions_mut().insert(said);
+        }
+    }
+
+    fn on_event(&self, event: &Event<'_>, context: Context<'_, S>) {
         let metadata = event.metadata();
-        let said = Said::of(event);
+        let mut said = Said::of(event);
+        for span in context.event_scope(event).into_iter().flatten() {
+            if let Some(around) = span.extensions().get() {
+                said.add_missing(around);
+            }
+        }
         if *metadata.level() <= Level::INFO {
             let (kind, message) = (metadata.callsite(), said.message().to_owned());
             let (due, is_told) =

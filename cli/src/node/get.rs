@@ -16,6 +16,7 @@ use futures_util::{StreamExt, stream};
 use namespace::{Content, EntryKind, RelPath};
 use serde_json::json;
 use tokio::sync::mpsc;
+use tracing::info;
 use tree::{BlobId, ByteRange, UnixTime};
 
 use super::{
@@ -116,6 +117,8 @@ impl Node {
             Totals { unreachable: true, files: 0, .. } => Code::Unreachable,
             _ => Code::Some,
         };
+        let Totals { files, bytes, failed_files: failed, .. } = totals;
+        info!(path = ?to, files, bytes, failed, duration_ms = started.elapsed().as_millis() as u64, "brought");
         reporter.send(end).await?;
         Ok(code)
     }

@@ -21,7 +21,7 @@ use std::{
 
 use blobstore::{CacheUsage, RealDisk, RootId, Store, StoreError};
 use namespace::{Arena, ArenaName, Namespace, NamespaceError, News, Origin, PeerId, Teller};
-use peers::{Gate, Identity, Options, Peers, Roster};
+use peers::{Gate, Identity, Options, Peers, Roster, StartError};
 use redb::Database;
 use tokio::{sync::Semaphore, task::spawn_blocking};
 use tracing::{info, warn};
@@ -109,13 +109,14 @@ impl Node {
         let db = Arc::new(db);
         let opening = || format!("open {:?}", home.database());
         let identity = Identity::load_or_create(&home.key())?;
-        let settings = config.store_settings(home)?;
+        let config_named = || format!("understand {:?}", home.config);
+        let settings = config.store_settings(home).while_doing(config_named())?;
         let scrub_settings = ScrubSettings {
-            period: config.scrub_period()?,
+            period: config.scrub_period().while_doing(config_named())?,
             rate: config.scrub.rate.as_u64(),
             repair: config.scrub.repair,
         };
-        let watch_settings = config.watch_settings()?;
+        let watch_settings = config.watch_settings().while_doing(config_named())?;
         let store = Store::open(Arc::new(RealDisk), db.clone(), settings).map_err(|error| match error {
             StoreError::Format { found, known } => strange_format(error, found > known),
             error => error.into(),
@@ -167,15 +168,20 @@ impl Node {
         };
         let listen = options.listen.as_ref().or(config.listen.as_ref());
         let peers = match listen.map(String::as_str) {
-            _ if options.deaf => start(None)?,
-            Some("none") => start(None)?,
-            Some(address) => start(Some(resolve(address)?))?,
-            None => start(Some(DEFAULT_LISTEN)).or_else(|error| {
-                warn!(%error, "listening on another port");
-                start(Some(SocketAddr::new(DEFAULT_LISTEN.ip(), 0)))
-            })?,
+            _ if options.deaf => start(None),
+            Some("none") => start(None),
+            Some(address) => start(Some(resolve(address)?)),
+            None => start(Some(DEFAULT_LISTEN)).or_else(|error| match error {
+                StartError::Listen { .. } => {
+                    warn!(address = %DEFAULT_LISTEN, reason = tree::reason(&error), "listening on another port");
+                    start(Some(SocketAddr::new(DEFAULT_LISTEN.ip(), 0)))
+                }
+                error => Err(error),
+            }),
         };
-        info!(peer = %identity.peer(), name, "started");
+        let peers = peers.map_err(start_failure)?;
+        let address = peers.listens_on().map(tracing::field::display);
+        info!(id = %identity.peer(), name, address, "started");
         let (hints, hinted) = namespace::news(HINTS_MAX);
         let inner = Inner {
             home: home.clone(),
@@ -206,7 +212,7 @@ impl Node {
         self.inner.peers.shutdown().await;
         let store = self.inner.store.clone();
         if let Err(failure) = blocking(move || Ok(store.note_uses()?)).await {
-            warn!(%failure, "the next start will not know when the cache was used");
+            warn!(reason = failure.reason(), "the next start will not know when the cache was used");
         }
         info!("stopped");
     }
@@ -361,6 +367,21 @@ fn strange_format(error: impl std::error::Error + 'static, is_newer: bool) -> Fa
         true => "a newer blobd made it: run that one, or another home with --home DIR",
         false => "an older blobd made it, which this one cannot read: make a new home with --home DIR",
     })
+}
+
+/// Why the network could not be begun with, as far as the user can help it.
+fn start_failure(error: StartError) -> Failure {
+    match error {
+        StartError::Listen { .. } => {
+            Failure::from(error).hint("another address: --listen HOST:PORT, or none to dial others only")
+        }
+        StartError::Name(_) => Failure::from(error).code(Code::Usage).hint("see name in config.toml, and --name"),
+        StartError::Address(_) => Failure::from(error)
+            .code(Code::Usage)
+            .while_doing("tell others where this machine is")
+            .hint("see advertise in config.toml"),
+        error => error.into(),
+    }
 }
 
 fn resolve(address: &str) -> Result<SocketAddr, Failure> {

@@ -6,13 +6,14 @@ use std::{
 use blobstore::{Fetch, FetchError, Fetched, FileRef, Mending, Sink, Verdict, Want};
 use peers::PeerStatus;
 use serde_json::json;
+use tracing::{info, warn};
 use tree::{BlobId, ByteRange, RangeSet, UnixTime, Verified};
 
 use super::{
     Node, blocking,
     list::rfc3339,
     read::{READ_BYTES_MAX, fetch_failure},
-    verify::{Damaged, Scope},
+    verify::{self, Damaged, Scope},
 };
 use crate::{
     event::{Event, Reporter, summary},
@@ -36,6 +37,7 @@ impl Node {
         let _turn = self.turn().await;
         let started = Instant::now();
         let (node, report) = (self.clone(), reporter.clone());
+        let what = verify::in_words("repair", &targets);
         let damaged = blocking(move || {
             let mut all = Vec::new();
             let scope = Scope { targets, ..Scope::default() };
@@ -45,7 +47,7 @@ impl Node {
             })?;
             Ok((all, totals.unreadable_files))
         });
-        let (damaged, unreadable_files) = damaged.await.while_doing("look for damage")?;
+        let (damaged, unreadable_files) = damaged.await.while_doing(what)?;
         let (mut repaired_files, mut unrepaired_files, mut bytes_received) = (0u64, 0u64, 0u64);
         for damaged in damaged {
             let mended = self.mend(&damaged).await?;
@@ -80,7 +82,18 @@ impl Node {
         })
     }
 
+    /// Mends one file, as far as that can be done now.
     pub(super) async fn mend(&self, damaged: &Damaged) -> Result<Mended, Failure> {
+        let mended = self.try_to_mend(damaged).await?;
+        let (name, blob, bytes) = (&damaged.name, damaged.blob, mended.ranges.total_bytes());
+        match &mended.reason {
+            None => info!(arena = name.arena, path = name.path, %blob, bytes, "mended"),
+            Some(reason) => warn!(arena = name.arena, path = name.path, %blob, bytes, reason, "cannot be mended now"),
+        }
+        Ok(mended)
+    }
+
+    async fn try_to_mend(&self, damaged: &Damaged) -> Result<Mended, Failure> {
         let unrepaired = |left, reason: String| Ok(Mended { left, reason: Some(reason), ..Mended::default() });
         let Some((_, file)) = &damaged.place else {
             // The cache has forgotten what was damaged, which mends it: it is fetched anew when it is wanted.

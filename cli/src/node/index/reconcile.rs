@@ -266,16 +266,19 @@ impl<'a> Reconcile<'a> {
 
     fn skip(&mut self, error: WalkError) -> Result<(), Failure> {
         self.totals.unreadable += 1;
-        warn!(arena = %self.arena.name, %error, "not indexed");
         match error {
             WalkError::Unreadable { path, source } => {
-                self.skipped(&path, tree::reason(&source))?;
+                let reason = tree::reason(&source);
+                warn!(arena = %self.arena.name, %path, reason, "not indexed");
+                self.skipped(&path, reason)?;
                 self.unreadable.push(path);
                 Ok(())
             }
             WalkError::Name { path } => {
                 let below = path.strip_prefix(&self.dir).unwrap_or(&path);
-                self.skipped_bytes(below.as_os_str().as_encoded_bytes(), "its path is too long".into())
+                let reason = "its path is too long";
+                warn!(arena = %self.arena.name, path = %below.display(), reason, "not indexed");
+                self.skipped_bytes(below.as_os_str().as_encoded_bytes(), reason.into())
             }
             WalkError::Root { source, .. } => Err(self.offline(tree::reason(&source))),
         }
