@@ -29,7 +29,7 @@ impl World {
         for (path, bytes) in [("docs/file", "hello"), ("docs/secret", "hidden"), ("docs/rotten", "sound")] {
             fs::write(scratch.path(path), bytes).unwrap();
         }
-        fs::set_permissions(docs.join("secret"), fs::Permissions::from_mode(0)).unwrap();
+        fs::set_permissions(docs.join("secret"), fs::Permissions::from_mode(0o000)).unwrap();
         for path in ["far/small", "copy/small", "far/other"] {
             fs::write(scratch.path(path), path.split_once('/').unwrap().1).unwrap();
         }
