@@ -110,7 +110,9 @@ impl Store {
             let Some(row) = self.file(&file)?.filter(|row| row.blob == blob) else { continue };
             match self.open_in_place(&file, &row) {
                 Ok(data) => sources.push(self.in_place_source(file, row, data)?),
-                Err(error) => debug!(path = ?self.absolute(&file), reason = tree::reason(&error), "passed over"),
+                Err(error) => {
+                    debug!(path = %self.absolute(&file).display(), reason = tree::reason(&error), "passed over")
+                }
             }
         }
         // Asked before the row, so that no eviction in between is missed.
@@ -203,7 +205,7 @@ impl Store {
                 if row.fingerprint.drift(&now) == Drift::Edited {
                     return Ok(());
                 }
-                warn!(path = ?self.absolute(file), blob = %source.blob, reason = tree::reason(error), "damage found");
+                warn!(path = %self.absolute(file).display(), blob = %source.blob, reason = tree::reason(error), "damage found");
                 match error {
                     // The bytes may be sound; verify tells, and makes the outboard anew.
                     ProveError::Outboard { .. } => Ok(()),

@@ -197,7 +197,7 @@ impl Store {
 
     /// Says anew that `file` has `blob`, where the row for that, or one of its directory, was lost.
     pub(crate) fn restore_holder(&self, file: &FileRef, blob: BlobId) -> Result<(), StoreError> {
-        warn!(path = ?self.absolute(file), %blob, "its row among the holders was lost, and is made anew");
+        warn!(path = %self.absolute(file).display(), %blob, "its row among the holders was lost, and is made anew");
         self.write("restore a holder", |txn| {
             let row = txn.open_table(FILES)?.get((file.root.0, &file.path[..]))?.map(|row| decode_or_none(row.value()));
             if row.flatten().is_none_or(|row: FileRow| row.blob != blob) {

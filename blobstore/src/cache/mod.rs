@@ -362,9 +362,9 @@ impl Store {
         });
         match punched {
             Err(error) if error.kind() == io::ErrorKind::Unsupported => {
-                info!(path = ?data, "its file system knows no holes; it is freed when all of it is evicted");
+                info!(path = %data.display(), "its file system knows no holes; it is freed when all of it is evicted");
             }
-            Err(error) => warn!(path = ?data, reason = tree::reason(&error), "cannot be freed"),
+            Err(error) => warn!(path = %data.display(), reason = tree::reason(&error), "cannot be freed"),
             Ok(()) => {}
         }
         Ok(())

@@ -141,7 +141,11 @@ mod tests {
         }
         assert_eq!(limiter.due(s(60)), [LeftOut { note: "a", count: 1 }]);
         assert_eq!(limiter.due(s(89)), []);
-        assert_eq!(limiter.rest(), [LeftOut { note: "b", count: 2 }]);
+        assert_eq!(limiter.due(s(90)), [LeftOut { note: "b", count: 2 }]);
+        for at in [100, 101] {
+            limiter.admits("a", s(at), || "a");
+        }
+        assert_eq!(limiter.rest(), [LeftOut { note: "a", count: 1 }]);
         assert_eq!(limiter.due(s(1000)), []);
     }
 

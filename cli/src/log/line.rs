@@ -240,10 +240,42 @@ mod tests {
         assert_eq!((&json["message"], &json["target"]), (&"odd\n<3>line".into(), &"peers::connection".into()));
     }
 
+    /// Takes one event.
+    struct Taken(std::sync::mpsc::Sender<Said>);
+
+    impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Taken {
+        fn on_event(&self, event: &tracing::Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
+            let _ = self.0.send(Said::of(event));
+        }
+    }
+
     #[test]
-    fn values_are_bounded() {
+    fn values_of_events() {
+        use tracing_subscriber::layer::SubscriberExt;
+        let (sender, taken) = std::sync::mpsc::channel();
+        let subscriber = tracing_subscriber::registry::Registry::default().with(Taken(sender));
         let long = "ä".repeat(VALUE_CHARS_MAX);
-        assert_eq!(bounded(long.clone()), long);
-        assert_eq!(bounded(format!("{long}b")), format!("{long}…"));
+        let error = std::io::Error::from_raw_os_error(2);
+        tracing::subscriber::with_default(subscriber, || {
+            let (nothing, path) = (None::<&str>, std::path::Path::new("/a b"));
+            tracing::info!(bytes = 5u64, ?path, %error, nothing, is = true, long, longer = format!("{long}b"), "said");
+            tracing::info!(reason = &error as &dyn Error, below = -1, "said");
+        });
+        let first = taken.recv().unwrap();
+        assert_eq!(first.message(), "said");
+        let expected: Vec<(_, Value)> = vec![
+            ("bytes", 5.into()),
+            ("path", "\"/a b\"".into()),
+            ("error", "No such file or directory (os error 2)".into()),
+            ("is", true.into()),
+            ("long", long.clone().into()),
+            ("longer", format!("{long}…").into()),
+        ];
+        assert_eq!(first.fields, expected);
+        let second = taken.recv().unwrap();
+        assert_eq!(second.text(), r#"said reason="No such file or directory" below=-1"#);
+        let mut around = Said::new("", vec![("below", 2.into()), ("peer", "nas".into())]);
+        around.add_missing(&second);
+        assert_eq!(around.text(), r#" below=2 peer=nas reason="No such file or directory""#);
     }
 }

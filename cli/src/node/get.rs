@@ -118,7 +118,7 @@ impl Node {
             _ => Code::Some,
         };
         let Totals { files, bytes, failed_files: failed, .. } = totals;
-        info!(path = ?to, files, bytes, failed, duration_ms = started.elapsed().as_millis() as u64, "brought");
+        info!(path = %to.display(), files, bytes, failed, duration_ms = started.elapsed().as_millis() as u64, "brought");
         reporter.send(end).await?;
         Ok(code)
     }
