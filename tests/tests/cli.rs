@@ -30,7 +30,7 @@ fn errors_without_a_daemon() {
     for args in ["status", "ls", "cat docs/file", "get docs {dir}/x", "arena ls", "peer ls", "invite", "join ticket"] {
         check(&scratch, &cold, args, 10, none);
     }
-    check(&scratch, &cold, "verify", 0, "files: 0, in 0.0 s");
+    assert!(cold.ok(["verify"]).stderr.starts_with("files: 0, in "));
     fs::remove_dir_all(cold.home()).unwrap();
     let homeless = "error: there is no home at \"{dir}/a.home/state\"\nhint: make one with: blob up DIR";
     check(&scratch, &cold, "verify", 7, homeless);
