@@ -14,6 +14,14 @@ pub enum StoreError {
         #[source]
         source: Box<redb::Error>,
     },
+    /// Another version of this program made the database.
+    #[error("the store has format {found}, and this program knows {known}")]
+    Format {
+        /// The format that it has.
+        found: u32,
+        /// The one that is known here.
+        known: u32,
+    },
     /// A file, the store's or a user's, failed.
     #[error("{action} {path:?}")]
     File {

@@ -90,15 +90,17 @@ impl Store {
             let path = self.absolute(&file);
             match self.restore_after_crash(&file, &row, before) {
                 Ok(Some(now)) => {
-                    info!(?path, "interrupted mending: mtime restored, damage as before");
+                    info!(path = %path.display(), "interrupted mending: mtime restored, damage as before");
                     self.end_mending(&file, Some((now, &RangeSet::new())))?;
                 }
                 Ok(None) => {
-                    warn!(?path, "interrupted mending: the file was changed since, and is left alone");
+                    warn!(path = %path.display(), "interrupted mending: the file was changed since, and is left alone");
                     self.end_mending(&file, None)?;
                 }
                 // Perhaps a disk that is not mounted yet: the next start tries again.
-                Err(error) => warn!(?path, %error, "interrupted mending: the file cannot be read"),
+                Err(error) => {
+                    warn!(path = %path.display(), reason = tree::reason(&error), "interrupted mending: the file cannot be read")
+                }
             }
         }
         Ok(())

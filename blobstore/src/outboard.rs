@@ -117,7 +117,7 @@ impl Store {
             match self.inner.disk.open(&self.outboard_file(blob, grain), Access::Read) {
                 Ok(file) => return Ok(Outboard { pairs: Pairs::File(file), grain }),
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => warn!(%blob, %error, "its outboard cannot be opened"),
+                Err(error) => warn!(%blob, reason = tree::reason(&error), "its outboard cannot be opened"),
             }
         }
         warn!(%blob, "its outboard is lost");

@@ -148,7 +148,7 @@ pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, redb::Error
 
 /// The same, where a row that does not decode counts as none: one bad row must not take the others along.
 pub(crate) fn decode_or_none<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
-    decode(bytes).inspect_err(|error| warn!(%error, "passed over")).ok()
+    decode(bytes).inspect_err(|error| warn!(reason = tree::reason(error), "a row of the database is passed over")).ok()
 }
 
 #[cfg(test)]

@@ -110,7 +110,9 @@ impl Store {
             let Some(row) = self.file(&file)?.filter(|row| row.blob == blob) else { continue };
             match self.open_in_place(&file, &row) {
                 Ok(data) => sources.push(self.in_place_source(file, row, data)?),
-                Err(error) => debug!(path = ?self.absolute(&file), %error, "passed over"),
+                Err(error) => {
+                    debug!(path = %self.absolute(&file).display(), reason = tree::reason(&error), "passed over")
+                }
             }
         }
         // Asked before the row, so that no eviction in between is missed.
@@ -125,7 +127,7 @@ impl Store {
                     data: Data::Cached(data, evictions),
                     outboard: Outboard { pairs, grain: Grain::GROUP },
                 }),
-                Err(error) => warn!(%blob, %error, "a cached blob cannot be opened"),
+                Err(error) => warn!(%blob, reason = tree::reason(&error), "a cached blob cannot be opened"),
             }
         }
         Ok(sources)
@@ -203,7 +205,7 @@ impl Store {
                 if row.fingerprint.drift(&now) == Drift::Edited {
                     return Ok(());
                 }
-                warn!(path = ?self.absolute(file), blob = %source.blob, %error, "damage found");
+                warn!(path = %self.absolute(file).display(), blob = %source.blob, reason = tree::reason(error), "damage found");
                 match error {
                     // The bytes may be sound; verify tells, and makes the outboard anew.
                     ProveError::Outboard { .. } => Ok(()),
@@ -217,7 +219,7 @@ impl Store {
                 {
                     return Ok(());
                 }
-                warn!(blob = %source.blob, %error, "damage found in the cache");
+                warn!(blob = %source.blob, reason = tree::reason(error), "damage found in the cache");
                 self.forget_cached(source.blob, &RangeSet::from(Geometry::new(source.size).round_out(range)))
             }
         }

@@ -89,7 +89,7 @@ impl Store {
             let mut meta = txn.open_table(META)?;
             let format = meta.get("format")?.map_or(FORMAT, |format| format.value());
             if format != FORMAT {
-                return Err(redb::Error::Corrupted(format!("store format {format}, this program knows {FORMAT}")));
+                return Ok(Err(format));
             }
             meta.insert("format", FORMAT)?;
             for table in [FILES, MENDING] {
@@ -108,8 +108,9 @@ impl Store {
                 let (root, dir) = row?;
                 roots.insert(root.value(), PathBuf::from(std::ffi::OsStr::from_bytes(dir.value())));
             }
-            Ok(roots)
+            Ok(Ok(roots))
         })?;
+        let roots = roots.map_err(|found| StoreError::Format { found, known: FORMAT })?;
         *store.inner.roots.write().unwrap_or_else(PoisonError::into_inner) = roots;
         store.remove_orphan_outboards()?;
         store.remove_orphans_of_cache()?;
@@ -196,7 +197,7 @@ impl Store {
 
     /// Says anew that `file` has `blob`, where the row for that, or one of its directory, was lost.
     pub(crate) fn restore_holder(&self, file: &FileRef, blob: BlobId) -> Result<(), StoreError> {
-        warn!(path = ?self.absolute(file), %blob, "its row among the holders was lost, and is made anew");
+        warn!(path = %self.absolute(file).display(), %blob, "its row among the holders was lost, and is made anew");
         self.write("restore a holder", |txn| {
             let row = txn.open_table(FILES)?.get((file.root.0, &file.path[..]))?.map(|row| decode_or_none(row.value()));
             if row.flatten().is_none_or(|row: FileRow| row.blob != blob) {

@@ -1,19 +1,20 @@
 use std::{
     ffi::OsString,
-    io::{self, IsTerminal, Write},
+    io::{self, Write},
     path::PathBuf,
     process::ExitCode,
     time::Duration,
 };
 
 use clap::{Args, Parser, Subcommand};
-use tracing_subscriber::EnvFilter;
+use tracing::{error, level_filters::LevelFilter};
 
 use crate::{
     commands,
     event::Event,
-    failure::{Code, Failure},
+    failure::{Code, Failure, WhileDoing},
     home::Home,
+    log,
     node::HistoryScope,
 };
 
@@ -45,6 +46,16 @@ pub(crate) struct Common {
     /// Print JSON Lines.
     #[arg(long, global = true)]
     pub(crate) json: bool,
+    /// How to write the log.
+    #[arg(
+        long,
+        global = true,
+        value_name = "FORMAT",
+        env = "BLOBD_LOG_FORMAT",
+        default_value = "auto",
+        hide_default_value = true
+    )]
+    log_format: log::Format,
 }
 
 #[derive(Debug, Args)]
@@ -247,7 +258,7 @@ pub fn main_blob() -> ExitCode {
         Ok(blob) => blob,
         Err(error) => return usage_exit(&error),
     };
-    let level = if matches!(command, Command::Up { .. }) { "info" } else { "warn" };
+    let level = if matches!(command, Command::Up { .. }) { LevelFilter::INFO } else { LevelFilter::WARN };
     run(common, level, async |home, common| match command {
         Command::Up { dirs, daemon } => commands::up(home, common, &dirs, daemon).await,
         Command::Init => commands::init(home, common),
@@ -282,36 +293,52 @@ pub fn main_blobd() -> ExitCode {
         Ok(blobd) => blobd,
         Err(error) => return usage_exit(&error),
     };
-    run(common, "info", async |home, _| commands::serve(home, daemon).await)
+    run(common, LevelFilter::INFO, async |home, _| commands::serve(home, daemon).await)
 }
 
-fn run(common: Common, level: &str, body: impl AsyncFnOnce(&Home, &Common) -> Result<Code, Failure>) -> ExitCode {
-    let filter = EnvFilter::try_from_env("BLOBD_LOG").unwrap_or_else(|_| EnvFilter::new(level));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
-        .with_target(false)
-        .init();
+/// Runs a command, or a daemon if the log is at level info.
+fn run(
+    common: Common,
+    level: LevelFilter,
+    body: impl AsyncFnOnce(&Home, &Common) -> Result<Code, Failure>,
+) -> ExitCode {
+    let log = match log::open(common.log_format, level) {
+        Ok(log) => log,
+        Err(failure) => {
+            report(&failure, &common);
+            return ExitCode::from(u8::from(failure.code));
+        }
+    };
     let work = || {
         let home = Home::new(common.home.as_deref())?;
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().while_doing("start threads")?;
         let outcome = runtime.block_on(body(&home, &common));
         // What still blocks on a disk must not keep the process.
         runtime.shutdown_timeout(Duration::from_secs(2));
         outcome
     };
     let code = work().unwrap_or_else(|failure| {
-        if common.json && !failure.silent {
-            let line = serde_json::to_string(&Event::Error(failure.clone())).unwrap_or_default();
-            let _ = writeln!(io::stdout(), "{line}");
-        }
-        if !failure.silent {
-            let _ = writeln!(io::stderr(), "{failure}");
+        if level == LevelFilter::INFO && log.is_for_programs() {
+            error!(reason = failure.reason(), hint = failure.hint, "ended by an error");
+        } else {
+            report(&failure, &common);
         }
         failure.code
     });
+    log.close();
     ExitCode::from(u8::from(code))
+}
+
+/// Tells why a command failed.
+fn report(failure: &Failure, common: &Common) {
+    if failure.silent {
+        return;
+    }
+    if common.json {
+        let line = serde_json::to_string(&Event::Error(failure.clone())).unwrap_or_default();
+        let _ = writeln!(io::stdout(), "{line}");
+    }
+    let _ = writeln!(io::stderr(), "{failure}");
 }
 
 fn usage_exit(error: &clap::Error) -> ExitCode {
@@ -346,4 +373,4 @@ Examples:
 Exit codes: 0 ok, 1 error, 2 usage, 3 some items failed, 4 damage found, 5 damage left unrepaired,
 6 no reachable peer has it, 7 not found, 8 a limit was hit, 10 no daemon, 130 interrupted.
 Places: --home DIR, else $XDG_CONFIG_HOME/blobd, $XDG_STATE_HOME/blobd, $XDG_CACHE_HOME/blobd, $XDG_RUNTIME_DIR.
-Log level: BLOBD_LOG=debug";
+Log: BLOBD_LOG=debug, or info,peers=debug; BLOBD_LOG_FORMAT=human, json, systemd or auto.";

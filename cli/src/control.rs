@@ -1,24 +1,30 @@
 //! The control API: HTTP and JSON on the daemon's Unix socket. Format: spec/cli.md, "Control API".
 
 use std::{
-    collections::BTreeMap, convert::Infallible, ffi::OsString, os::unix::ffi::OsStringExt, path::PathBuf,
-    time::Duration,
+    collections::BTreeMap,
+    convert::Infallible,
+    ffi::OsString,
+    os::unix::ffi::OsStringExt,
+    path::PathBuf,
+    time::{Duration, Instant},
 };
 
 use axum::{
     Json, Router,
     body::{Body, Bytes},
-    extract::{Path, State, rejection::JsonRejection},
+    extract::{Path, Request, State, rejection::JsonRejection},
     http::header::CONTENT_TYPE,
+    middleware::{self, Next},
     response::Response,
     routing::{delete, get, post},
 };
 use futures_util::stream;
 use namespace::Arena;
-use peers::{Peer, PeerStatus};
+use peers::{Peer, PeerStatus, RosterError};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
+use tracing::debug;
 use tree::{BlobId, ByteRange, UnixTime};
 
 use crate::{
@@ -51,6 +57,7 @@ pub(crate) fn router(node: Node) -> Router {
         .route("/v1/verify", post(verify))
         .route("/v1/repair", post(repair))
         .fallback(async || Failure::new(Code::NotFound, "no such call"))
+        .layer(middleware::from_fn(logged))
         .with_state(node)
 }
 
@@ -200,7 +207,7 @@ async fn scan(State(node): State<Node>, Path(name): Path<String>) -> Result<Resp
 
 async fn invite(State(node): State<Node>, body: Body_<Invite>) -> Answer {
     let Invite { lifetime_s } = understood(body)?;
-    let ticket = node.peers().invite(Duration::from_secs(lifetime_s))?;
+    let ticket = node.peers().invite(Duration::from_secs(lifetime_s)).while_doing("make a ticket")?;
     if ticket.addresses.is_empty() {
         return Err(Failure::new(Code::Error, "this machine does not listen, so nobody can join it")
             .hint("make the ticket on the other machine, or listen: blob up --listen HOST:PORT"));
@@ -209,7 +216,7 @@ async fn invite(State(node): State<Node>, body: Body_<Invite>) -> Answer {
 }
 
 async fn join(State(node): State<Node>, body: Body_<Join>) -> Answer {
-    let ticket = understood(body)?.ticket.parse().map_err(usage)?;
+    let ticket = understood(body)?.ticket.parse().map_err(usage).while_doing("join")?;
     let peer = node.peers().join(&ticket).await.while_doing("join")?;
     let complete = node.peers().wait_for_catalog(peer.id, CATALOG_LIMIT).await;
     let id = peer.id.to_string();
@@ -222,11 +229,16 @@ async fn peers(State(node): State<Node>) -> Answer {
 
 async fn add_peer(State(node): State<Node>, body: Body_<AddPeer>) -> Answer {
     let AddPeer { name, id, addresses } = understood(body)?;
-    let id = id.parse().map_err(usage)?;
+    let what = match &addresses[..] {
+        [] => format!("add the peer {name}"),
+        addresses => format!("add the peer {name} at {}", addresses.join(", ")),
+    };
+    let id = id.parse().map_err(usage).while_doing(&*what)?;
     if id == node.peers().me() {
-        return Err(Failure::new(Code::Usage, "that is this machine's own id"));
+        return Err(Failure::new(Code::Usage, "that is this machine's own id").while_doing(what));
     }
-    node.peers().roster().set(Peer { id, name, addresses, told: Vec::new() }).map_err(usage)?;
+    let set = node.peers().roster().set(Peer { id, name, addresses, told: Vec::new() });
+    set.map_err(roster_failure).while_doing(what)?;
     node.peers().dial_now(id);
     Ok(Json(json!({})))
 }
@@ -335,6 +347,15 @@ async fn repair(State(node): State<Node>, body: Body_<Targets>) -> Result<Respon
     Ok(report(async move |reporter| node.repair(targets, &reporter).await))
 }
 
+/// Takes note of each call. A report may have only begun then.
+async fn logged(request: Request, next: Next) -> Response {
+    let (method, path, began) = (request.method().clone(), request.uri().path().to_owned(), Instant::now());
+    let response = next.run(request).await;
+    let (status, duration_ms) = (response.status().as_u16(), began.elapsed().as_millis() as u64);
+    debug!(%method, call = path, status, duration_ms, "answered");
+    response
+}
+
 /// Answers with what `work` reports, line by line; the last line is `{"type":"exit","code":N}`. The work runs on
 /// its own: if the reader goes away, it stops where it is safe, not where it is.
 fn report<W>(work: impl FnOnce(Reporter) -> W + Send + 'static) -> Response
@@ -383,6 +404,16 @@ fn understood<T>(body: Body_<T>) -> Result<T, Failure> {
 
 fn usage(error: impl std::error::Error + 'static) -> Failure {
     Failure::from(error).code(Code::Usage)
+}
+
+/// Most are mistakes of whoever asked.
+fn roster_failure(error: RosterError) -> Failure {
+    let code = match error {
+        RosterError::Database { .. } | RosterError::NoRandomness => Code::Error,
+        RosterError::Full => Code::Limit,
+        _ => Code::Usage,
+    };
+    Failure::from(error).code(code)
 }
 
 fn path_of(path: &JsonPath) -> Result<PathBuf, Failure> {

@@ -37,7 +37,7 @@ impl Daemon {
                 let _ = stopped.wait_for(|&stop| stop).await;
             };
             if let Err(error) = axum::serve(listener, router).with_graceful_shutdown(until).await {
-                error!(%error, "the control socket failed");
+                error!(reason = tree::reason(&error), "the control socket failed");
             }
         });
         let (scrubbing, stopped) = (node.clone(), stop.subscribe());
@@ -62,8 +62,8 @@ pub(crate) async fn interrupted() -> Result<(), Failure> {
     let mut terminate = signal(SignalKind::terminate()).while_doing("listen for signals")?;
     let mut interrupt = signal(SignalKind::interrupt()).while_doing("listen for signals")?;
     tokio::select! {
-        _ = terminate.recv() => info!("SIGTERM"),
-        _ = interrupt.recv() => info!("SIGINT"),
+        _ = terminate.recv() => info!(signal = "SIGTERM", "stopping"),
+        _ = interrupt.recv() => info!(signal = "SIGINT", "stopping"),
     }
     Ok(())
 }

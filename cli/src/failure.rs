@@ -18,6 +18,9 @@ pub struct Failure {
     pub causes: Vec<String>,
     /// What may help.
     pub hint: Option<String>,
+    /// So many of the last causes stand side by side, such as what each peer said, and not one behind the other.
+    #[serde(skip)]
+    pub abreast: usize,
     /// Whether nobody needs to be told: whoever reads our output has had enough of it.
     #[serde(skip)]
     pub silent: bool,
@@ -84,7 +87,7 @@ impl TryFrom<u8> for Code {
 impl Failure {
     /// A failure without a further cause.
     pub fn new(code: Code, error: impl Into<String>) -> Self {
-        Self { code, error: error.into(), causes: Vec::new(), hint: None, silent: false }
+        Self { code, error: error.into(), causes: Vec::new(), hint: None, abreast: 0, silent: false }
     }
 
     /// The same failure with another exit code.
@@ -95,6 +98,14 @@ impl Failure {
     /// The same failure with advice.
     pub fn hint(self, hint: impl Into<String>) -> Self {
         Self { hint: Some(hint.into()), ..self }
+    }
+
+    /// What failed and why, in one line.
+    pub fn reason(&self) -> String {
+        let (behind, abreast) = self.causes.split_at(self.causes.len().saturating_sub(self.abreast));
+        let abreast = Some(abreast.join("; ")).filter(|abreast| !abreast.is_empty());
+        let texts = std::iter::once(&self.error).chain(behind).chain(&abreast).map(String::as_str);
+        texts.collect::<Vec<_>>().join(": ")
     }
 
     /// The same failure as the cause of what was being done.
@@ -118,34 +129,35 @@ impl<T, E: Into<Failure>> WhileDoing<T> for Result<T, E> {
 
 impl<E: Error + 'static> From<E> for Failure {
     fn from(error: E) -> Self {
-        let mut causes: Vec<String> = Vec::new();
-        let mut next = error.source();
-        while let Some(cause) = next {
-            // Some libraries repeat a cause in the message of what it causes.
-            let text = cause.to_string();
-            if causes.last().is_none_or(|last| !last.ends_with(&text)) {
-                causes.push(text);
-            }
-            next = cause.source();
-        }
+        let mut causes = tree::causes(&error);
+        let what = causes.remove(0);
         let io = (&error as &(dyn Error + 'static)).downcast_ref::<io::Error>();
         let silent = io.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe);
-        Self { code: Code::Error, error: error.to_string(), causes, hint: None, silent }
+        Self { code: Code::Error, error: what, causes, hint: None, abreast: 0, silent }
     }
 }
 
 impl fmt::Display for Failure {
-    /// One line for each cause, and one for the hint.
+    /// One line for each cause, and one for the hint, as a terminal shows them: control characters are escaped.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "error: {}", self.error)?;
+        write!(f, "error: {}", shown(&self.error))?;
         for cause in &self.causes {
-            write!(f, "\n  because: {cause}")?;
+            write!(f, "\n  because: {}", shown(cause))?;
         }
         match &self.hint {
-            Some(hint) => write!(f, "\nhint: {hint}"),
+            Some(hint) => write!(f, "\nhint: {}", shown(hint)),
             None => Ok(()),
         }
     }
+}
+
+/// Some texts have lines, such as what is wrong in a configuration file.
+fn shown(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() && c != '\n' { shown.extend(c.escape_default()) } else { shown.push(c) }
+    }
+    shown
 }
 
 impl IntoResponse for Failure {
@@ -158,5 +170,21 @@ impl IntoResponse for Failure {
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         };
         (status, Json(self)).into_response()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_cause_has_its_line_and_nothing_reaches_the_terminal_raw() {
+        let failure = Failure::from(io::Error::from_raw_os_error(13)).while_doing("open \u{1b}[31mx").hint("a\nb");
+        assert_eq!(failure.to_string(), "error: open \\u{1b}[31mx\n  because: Permission denied\nhint: a\nb");
+        assert_eq!(failure.reason(), "open \u{1b}[31mx: Permission denied");
+        let all = ["b: x", "c: y"].map(str::to_owned);
+        let failure = Failure { causes: all.to_vec(), abreast: 2, ..Failure::new(Code::Unreachable, "fetch") };
+        assert_eq!(failure.while_doing("get").reason(), "get: fetch: b: x; c: y");
+        assert!(Failure::from(io::Error::from(io::ErrorKind::BrokenPipe)).while_doing("write").silent);
     }
 }

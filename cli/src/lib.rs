@@ -16,6 +16,7 @@ mod event;
 mod failure;
 mod fsverity;
 mod home;
+mod log;
 mod node;
 mod output;
 mod target;

@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::{
     client::Events,
     event::{Copied, Entry, Event},
-    failure::{Code, Failure},
+    failure::{Code, Failure, WhileDoing},
 };
 
 /// How a report is shown.
@@ -35,7 +35,7 @@ pub(crate) async fn show(mut events: Events, style: Style) -> Result<Code, Failu
             event = events.next() => event?,
             _ = tokio::signal::ctrl_c() => {
                 bar.clear();
-                out.flush()?;
+                out.flush().while_doing(WRITING)?;
                 return Err(Failure::new(Code::Interrupted, "interrupted"));
             }
         };
@@ -43,17 +43,17 @@ pub(crate) async fn show(mut events: Events, style: Style) -> Result<Code, Failu
             None => return Err(Failure::new(Code::Error, "the report broke off; did the daemon stop?")),
             Some(Event::Exit { code }) => {
                 bar.clear();
-                out.flush()?;
+                out.flush().while_doing(WRITING)?;
                 return Ok(code);
             }
             Some(Event::Progress { action, done, total, files }) => bar.update(&action, done, total, files),
             Some(Event::Error(failure)) => {
                 bar.clear();
-                out.flush()?;
+                out.flush().while_doing(WRITING)?;
                 return Err(failure);
             }
-            Some(event) if style.json => out.line(&serde_json::to_string(&event)?)?,
-            Some(event) => bar.suspend(|| human(&mut out, &event, style))?,
+            Some(event) if style.json => out.line(&serde_json::to_string(&event)?).while_doing(WRITING)?,
+            Some(event) => bar.suspend(|| human(&mut out, &event, style)).while_doing(WRITING)?,
         }
     }
 }
@@ -214,6 +214,9 @@ impl Bar {
         self.0.finish_and_clear();
     }
 }
+
+/// What is being done, for errors.
+pub(crate) const WRITING: &str = "write to standard output";
 
 #[cfg(test)]
 mod tests {

@@ -100,6 +100,14 @@ pub enum NamespaceError {
         #[source]
         source: Box<redb::Error>,
     },
+    /// Another version of this program made the database.
+    #[error("the namespace has format {found}, and this program knows {known}")]
+    Format {
+        /// The format that it has.
+        found: u64,
+        /// The one that is known here.
+        known: u64,
+    },
 }
 
 impl Namespace {
@@ -110,7 +118,7 @@ impl Namespace {
             let mut meta = txn.open_table(META)?;
             let format = meta.get("format")?.map_or(FORMAT, |format| format.value());
             if format != FORMAT {
-                return Err(redb::Error::Corrupted(format!("namespace format {format}, this program knows {FORMAT}")));
+                return Ok(Err(format));
             }
             meta.insert("format", FORMAT)?;
             txn.open_table(ARENAS)?;
@@ -131,8 +139,9 @@ impl Namespace {
                     known.insert(PeerId::from_bytes(*peer.value()), name.value().to_owned());
                 }
             }
-            Ok(known)
+            Ok(Ok(known))
         })?;
+        let names = names.map_err(|found| NamespaceError::Format { found, known: FORMAT })?;
         *namespace.names.write().unwrap_or_else(PoisonError::into_inner) = names;
         Ok(namespace)
     }

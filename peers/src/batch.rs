@@ -52,7 +52,7 @@ impl Peers {
         for (peer, (answers, outcome), numbers) in join_all(exchanges).await {
             let name = self.name(peer);
             if let Err(error) = outcome {
-                debug!(peer = name, error, "the rest of a batch is asked for one by one");
+                debug!(peer = name, reason = error, "the rest of a batch is asked for one by one");
             }
             for (number, answer) in numbers.into_iter().zip(answers) {
                 match answer {
@@ -61,7 +61,7 @@ impl Peers {
                     }
                     Ok(None) => {}
                     Err(error) => {
-                        warn!(peer = name, blob = %blobs[number].0, %error, "it sent wrong bytes; it is asked for alone");
+                        warn!(peer = name, blob = %blobs[number].0, reason = tree::reason(&error), "it sent wrong bytes; it is asked for alone");
                     }
                 }
             }
@@ -197,7 +197,7 @@ pub(crate) async fn serve_batch(
     to.fill(move |filler| {
         let mut pieces = blobs.iter().take(BLOBS_MAX).flat_map(|&(blob, size)| {
             let encoded = read_one(&store, blob, size).unwrap_or_else(|error| {
-                warn!(%blob, %error, "cannot be read");
+                warn!(%blob, reason = tree::reason(&error), "cannot be read");
                 None
             });
             let has = Bytes::from_static(if encoded.is_some() { &[1] } else { &[0] });

@@ -59,15 +59,15 @@ pub(crate) async fn listen(inner: Arc<Inner>, connection: quinn::Connection, pee
         let retry = match hear(&inner, &connection, peer).await {
             Ok(()) => AGAIN,
             Err(HearError::Apply(ApplyError::Namespace(error))) => {
-                error!(%peer, %error, "its catalog cannot be kept");
+                error!(%peer, reason = tree::reason(&error), "its catalog cannot be kept");
                 RETRY
             }
             Err(HearError::Apply(error)) => {
-                warn!(%peer, %error, "disconnected");
+                warn!(%peer, reason = tree::reason(&error), "disconnected: its catalog breaks the rules");
                 return connection.close(Close::Misbehaved.code(), b"invalid catalog");
             }
             Err(HearError::Frame(error)) => {
-                debug!(%peer, %error, "its catalog stream ended");
+                debug!(%peer, reason = tree::reason(&error), "its catalog stream ended");
                 RETRY
             }
         };
@@ -122,7 +122,7 @@ async fn hear(inner: &Arc<Inner>, connection: &quinn::Connection, peer: PeerId) 
             }
         };
         let (origin, mark) = (batch.origin, batch.mark);
-        debug!(%peer, %origin, rows = batch.statements.len(), ?mark, "heard");
+        debug!(%peer, %origin, rows = batch.statements.len(), seq = mark.seq, "heard");
         let is_trusted = origin != peer && inner.roster.get(origin).is_some();
         let applied = blocking(namespace, move |namespace| {
             if batch.is_farewell() && is_trusted {
@@ -239,7 +239,7 @@ pub(crate) async fn tell(
             },
             Err(HearError::Frame(error)) => return Err(error),
             Err(HearError::Apply(error)) => {
-                error!(%error, "our catalog cannot be read");
+                error!(reason = tree::reason(&error), "our catalog cannot be read");
                 return Ok(());
             }
         }

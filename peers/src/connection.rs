@@ -7,7 +7,7 @@ use std::{
 
 use namespace::PeerId;
 use tokio::{sync::Semaphore, time::sleep};
-use tracing::{debug, info, warn};
+use tracing::{Instrument, debug, error_span, info, warn};
 
 use crate::{
     Peer, batch, catalog, dial,
@@ -160,7 +160,7 @@ pub(crate) async fn take_into_use(
     }
     inner.moved.send_modify(|count| *count += 1);
     let name = inner.roster.get(peer).map_or_else(|| peer.to_string(), |peer| peer.name);
-    info!(peer = name, address = %plain(connection.remote_address()), "connected");
+    info!(peer = name, id = %peer, address = %plain(connection.remote_address()), "connected");
     tokio::spawn(catalog::listen(inner.clone(), connection.clone(), peer));
     tokio::spawn(run(inner.clone(), connection, peer, name));
 }
@@ -230,7 +230,9 @@ async fn run(inner: Arc<Inner>, connection: quinn::Connection, peer: PeerId, nam
         match connection.accept_bi().await {
             Ok((send, recv)) => {
                 let stream = Stream { connection: connection.clone(), peer, name: name.clone(), send, recv };
-                drop(tokio::spawn(stream.serve(inner.clone(), answers.clone())))
+                let served = stream.serve(inner.clone(), answers.clone());
+                // Whatever is told of it, tells of whom.
+                tokio::spawn(served.instrument(error_span!("stream", peer = name)));
             }
             Err(error) => break error,
         }
@@ -246,7 +248,7 @@ async fn run(inner: Arc<Inner>, connection: quinn::Connection, peer: PeerId, nam
         }
     }
     inner.moved.send_modify(|count| *count += 1);
-    info!(peer = name, %error, "disconnected");
+    info!(peer = name, id = %peer, reason = tree::reason(&error), "disconnected");
     dial::start(&inner, peer);
 }
 
@@ -264,6 +266,7 @@ impl Stream {
     /// slowly must not take them all.
     async fn serve(self, inner: Arc<Inner>, answers: Arc<Semaphore>) {
         let Self { connection, peer, name, send, mut recv } = self;
+        let began = Instant::now();
         let mut kind = [0];
         let served = async {
             read(&mut recv, &mut kind).await?;
@@ -294,10 +297,12 @@ impl Stream {
                 }
             }
         };
-        match served.await {
-            Ok(()) => {}
-            Err(FrameError::UnknownKind) => warn!(peer = name, kind = kind[0], "refused: a stream of an unknown kind"),
-            Err(error) => debug!(peer = name, kind = kind[0], %error, "a stream ended"),
+        let served = served.await;
+        let (kind, duration_ms) = (kind[0], began.elapsed().as_millis() as u64);
+        match served {
+            Ok(()) => debug!(peer = name, kind, duration_ms, "a stream ended"),
+            Err(FrameError::UnknownKind) => warn!(peer = name, kind, "refused: a stream of an unknown kind"),
+            Err(error) => debug!(peer = name, kind, duration_ms, reason = tree::reason(&error), "a stream failed"),
         }
     }
 }
@@ -313,7 +318,7 @@ fn learn_addresses(inner: &Inner, peer: PeerId, hello: Hello) {
         return debug!(%peer, "a hello out of bounds");
     }
     if let Err(error) = inner.roster.learn(peer, hello.addresses) {
-        warn!(%peer, %error, "its new addresses are not remembered");
+        warn!(%peer, reason = tree::reason(&error), "its new addresses are not remembered");
     }
 }
 

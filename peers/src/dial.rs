@@ -228,11 +228,11 @@ fn failed(inner: &Inner, peer: &Peer, flaw: &Flaw) {
         };
         let (dialler, now) = (&mut contact.dialler, Instant::now());
         dialler.redial.handle_failed(now, flaw.kind, fastrand::f64());
-        let wait_s = dialler.redial.due().map_or(0, |due| due.saturating_duration_since(now).as_secs());
+        let wait_ms = dialler.redial.due().map_or(0, |due| due.saturating_duration_since(now).as_millis() as u64);
         if dialler.last_error.as_ref() == Some(&flaw.why) {
-            debug!(peer = peer.name, error = flaw.why, wait_s, "cannot be reached");
+            debug!(peer = peer.name, reason = flaw.why, wait_ms, "cannot be reached");
         } else {
-            info!(peer = peer.name, error = flaw.why, wait_s, "cannot be reached");
+            info!(peer = peer.name, reason = flaw.why, wait_ms, "cannot be reached");
         }
         dialler.last_error = Some(flaw.why.clone());
         dialler.failures += 1;

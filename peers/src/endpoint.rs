@@ -3,7 +3,7 @@ use std::{
     io,
     net::{Ipv6Addr, SocketAddr, UdpSocket},
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, SystemTime},
 };
 
 use blobstore::Store;
@@ -22,7 +22,7 @@ use tree::BlobId;
 
 use crate::{
     Identity, Roster,
-    connection::{self, Live, PeerStatus},
+    connection::{self, Live, PeerStatus, plain},
     dial::{self, Dialler},
     hello::{Hello, is_address, is_listen_address, is_name},
     hints::Hints,
@@ -160,13 +160,9 @@ impl Peers {
         let transport = Arc::new(transport());
         let admits = {
             let (roster, open) = (options.roster.clone(), options.public.is_some());
-            let last_told = Mutex::new(None::<Instant>);
             Arc::new(move |peer| {
                 let admitted = open || roster.get(peer).is_some() || roster.has_invites(unix_now());
-                let mut last_told = last_told.lock().unwrap_or_else(PoisonError::into_inner);
-                // A flood of strangers must not become one of the log.
-                if !admitted && last_told.is_none_or(|at| at.elapsed() > TOLD_EVERY) {
-                    *last_told = Some(Instant::now());
+                if !admitted {
                     warn!(%peer, "refused: an unknown peer");
                 }
                 admitted
@@ -368,7 +364,7 @@ impl Inner {
 async fn accept(inner: Arc<Inner>, listener: quinn::Endpoint) {
     let handshakes = &inner.handshakes;
     while let Some(incoming) = listener.accept().await {
-        let from = incoming.remote_address();
+        let from = plain(incoming.remote_address());
         if handshakes.available_permits() < HANDSHAKES_MAX / 2 && incoming.may_retry() {
             // Under load, whoever connects must first show that packets reach it at the address it claims.
             let _ = incoming.retry();
@@ -382,7 +378,7 @@ async fn accept(inner: Arc<Inner>, listener: quinn::Endpoint) {
         tokio::spawn(async move {
             let greeted = tokio::time::timeout(GREETING_LIMIT, greet(&inner, incoming)).await;
             if greeted.is_err() {
-                debug!(%from, "refused: it took too long to say who it is");
+                debug!(address = %from, "refused: it took too long to say who it is");
             }
             drop(permit);
         });
@@ -394,13 +390,15 @@ async fn accept(inner: Arc<Inner>, listener: quinn::Endpoint) {
 
 /// Finishes a handshake and hands the connection to whom it is for.
 async fn greet(inner: &Arc<Inner>, incoming: quinn::Incoming) {
-    let from = incoming.remote_address();
+    let from = plain(incoming.remote_address());
     let connection = match incoming.accept() {
         Ok(connecting) => match connecting.await {
             Ok(connection) => connection,
-            Err(error) => return debug!(%from, %error, "refused: the handshake failed"),
+            Err(error) => {
+                return debug!(address = %from, reason = tree::reason(&error), "refused: the handshake failed");
+            }
         },
-        Err(error) => return debug!(%from, %error, "refused"),
+        Err(error) => return debug!(address = %from, reason = tree::reason(&error), "refused"),
     };
     let data =
         connection.handshake_data().and_then(|data| data.downcast::<quinn::crypto::rustls::HandshakeData>().ok());
@@ -416,10 +414,10 @@ async fn greet(inner: &Arc<Inner>, incoming: quinn::Incoming) {
             Err(_) => connection.close(Close::Busy.code(), b"too many strangers"),
         }
     } else if inner.roster.get(peer).is_none() {
-        warn!(%peer, %from, "refused: an unknown peer");
+        warn!(%peer, address = %from, "refused: an unknown peer");
         connection.close(Close::UnknownPeer.code(), b"unknown peer");
     } else if let Err(error) = connection::answer_hello(inner, connection, peer).await {
-        debug!(%peer, %from, %error, "refused");
+        debug!(%peer, address = %from, reason = tree::reason(&error), "refused");
     }
 }
 
@@ -507,7 +505,6 @@ pub(crate) fn unix_now() -> i64 {
 /// Sent by nobody and checked by nobody, but TLS wants a name.
 const SERVER_NAME: &str = "blobd.invalid";
 pub(crate) const GREETING_LIMIT: Duration = Duration::from_secs(10);
-const TOLD_EVERY: Duration = Duration::from_secs(1);
 const HANDSHAKES_MAX: usize = 64;
 const STRANGERS_MAX: usize = 16;
 const INCOMING_MAX: usize = 256;

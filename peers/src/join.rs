@@ -6,7 +6,9 @@ use serde::{Deserialize, Serialize};
 use tracing::{debug, info, warn};
 
 use crate::{
-    Peer, Peers, RosterError, Ticket, dial,
+    Peer, Peers, RosterError, Ticket,
+    connection::plain,
+    dial,
     endpoint::{Close, Inner, unix_now},
     frame::{FrameError, GREETING_BYTES_MAX, read_frame, write_frame},
     hello::Hello,
@@ -87,6 +89,7 @@ impl Peers {
             Ok(Answer::Accepted(hello)) => {
                 let told = if hello.is_valid() { hello.addresses } else { ticket.addresses.clone() };
                 let peer = inner.trust(ticket.peer, &ticket.name, told)?;
+                info!(peer = peer.name, id = %peer.id, "joined");
                 dial::urge(inner, peer.id);
                 Ok(peer)
             }
@@ -133,10 +136,11 @@ pub(crate) async fn serve(inner: &Arc<Inner>, connection: &quinn::Connection, pe
         Ok::<_, FrameError>(())
     };
     if let Err(error) = exchange.await {
+        let address = plain(connection.remote_address());
         if was_let_go(connection) {
-            return debug!(%peer, from = %connection.remote_address(), "it hands its ticket in elsewhere");
+            return debug!(%peer, %address, "it hands its ticket in elsewhere");
         }
-        warn!(%peer, from = %connection.remote_address(), %error, "refused: no ticket came");
+        warn!(%peer, %address, reason = tree::reason(&error), "refused: no ticket came");
         connection.close(Close::Misbehaved.code(), b"no ticket came");
     }
 }
@@ -158,11 +162,11 @@ fn admit(inner: &Arc<Inner>, peer: PeerId, request: &Request) -> Result<(), Stri
     match inner.roster.redeem(&request.secret, peer, unix_now()) {
         Ok(true) => {}
         Ok(false) => return refused("it was used before, has expired, or was never made"),
-        Err(error) => return refused(&error.to_string()),
+        Err(error) => return refused(&tree::reason(&error)),
     }
     match inner.trust(peer, &request.hello.name, request.hello.addresses.clone()) {
         Ok(joined) => info!(peer = joined.name, id = %peer, "joined"),
-        Err(error) => return refused(&error.to_string()),
+        Err(error) => return refused(&tree::reason(&error)),
     }
     dial::urge(inner, peer);
     Ok(())

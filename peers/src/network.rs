@@ -63,7 +63,7 @@ impl<T: PartialEq> Changes<T> {
 pub(crate) async fn watch(inner: Arc<Inner>) {
     let socket = match listen() {
         Ok(socket) => socket,
-        Err(error) => return debug!(%error, "changes of the network are not noticed here"),
+        Err(error) => return debug!(reason = tree::reason(&error), "changes of the network are not noticed here"),
     };
     let mut closing = inner.closing.subscribe();
     let mut changes = Changes::new(links());

@@ -50,7 +50,7 @@ impl Peers {
                 let answer = match within(STALL_LIMIT, ask(&connection, &request)).await {
                     Ok(answer) => answer,
                     Err(error) => {
-                        debug!(%peer, %blob, %error, "it does not tell its tree");
+                        debug!(%peer, %blob, reason = tree::reason(&error), "it does not tell its tree");
                         break;
                     }
                 };
@@ -58,7 +58,7 @@ impl Peers {
                 let (pairs, _) = answer.pairs.as_chunks();
                 let taken = request.nodes.iter().zip(pairs).try_for_each(|(&node, pair)| tree.insert(node, *pair));
                 if let Err(error) = taken {
-                    warn!(%peer, %blob, %error, "it sent a wrong tree; the next peer is asked");
+                    warn!(%peer, %blob, reason = tree::reason(&error), "it sent a wrong tree; the next peer is asked");
                     break;
                 }
                 if pairs.len() < request.nodes.len() {
@@ -93,7 +93,7 @@ pub(crate) async fn serve_nodes(
     let pairs = match nodes.await {
         Ok(Ok(pairs)) => pairs.concat(),
         Ok(Err(error)) => {
-            warn!(%error, "cannot be looked up");
+            warn!(blob = %request.blob, reason = tree::reason(&error), "cannot be looked up");
             Vec::new()
         }
         Err(panic) => std::panic::resume_unwind(panic.into_panic()),

@@ -101,7 +101,7 @@ impl Outgoing {
             Ok((made, packer)) => {
                 self.packer = packer;
                 made.map_err(|error| {
-                    warn!(%error, "cannot be read");
+                    warn!(reason = tree::reason(&error), "cannot be read");
                     FrameError::Ended
                 })
             }

@@ -6,7 +6,7 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     task::spawn_blocking,
 };
-use tracing::{debug, warn};
+use tracing::{Instrument, debug, error_span, warn};
 use tree::{BlobId, Query};
 
 use crate::{
@@ -27,15 +27,16 @@ pub(crate) async fn serve_strangers(inner: Arc<Inner>, connection: quinn::Connec
     while let Ok((send, recv)) = connection.accept_bi().await {
         let Ok(permit) = at_once.clone().acquire_owned().await else { return };
         let (inner, connection) = (inner.clone(), connection.clone());
-        tokio::spawn(async move {
+        let answered = async move {
             let may_read = |blob| inner.public.as_ref().is_some_and(|public| public(blob));
             let manner = Manner { class: Class::Background, packed: false };
             let outgoing = Outgoing::new(&inner, &connection, peer, manner, send);
             if let Err(error) = serve_get(&inner, outgoing, recv, &may_read).await {
-                debug!(%from, %error, "a stranger's request ended");
+                debug!(address = %from, reason = tree::reason(&error), "a stranger's request ended");
             }
             drop(permit);
-        });
+        };
+        tokio::spawn(answered.instrument(error_span!("stream", address = %from)));
     }
 }
 
@@ -109,7 +110,7 @@ pub(crate) async fn serve_have(
     });
     match have.await {
         Ok(Ok(have)) => write_frame(&mut send, &have).await?,
-        Ok(Err(error)) => warn!(%blob, %error, "cannot be looked up"),
+        Ok(Err(error)) => warn!(%blob, reason = tree::reason(&error), "cannot be looked up"),
         Err(panic) => std::panic::resume_unwind(panic.into_panic()),
     }
     let _ = send.finish();

@@ -109,7 +109,7 @@ impl<'a> Sharing<'a> {
                     error
                 }
             };
-            self.tried.push(format!("{label}: {error}"));
+            self.tried.push(format!("{label}: {}", tree::reason(&error)));
         }
         Ok(unheard)
     }
@@ -121,8 +121,8 @@ impl<'a> Sharing<'a> {
         if let Err(error) = &answered.outcome {
             let (peer, blob) = (&asked.label, self.blob);
             match error {
-                error if error.is_fault() => warn!(peer, %blob, %error, "another peer is asked"),
-                _ => debug!(peer, %blob, %error, "another peer is asked"),
+                error if error.is_fault() => warn!(peer, %blob, reason = tree::reason(error), "another peer is asked"),
+                _ => debug!(peer, %blob, reason = tree::reason(error), "another peer is asked"),
             }
             table.plan().handle_failure(at);
         }
@@ -181,13 +181,13 @@ impl<'a> Sharing<'a> {
                     match have {
                         Ok(have) if have.size == self.size => table.plan().handle_have(at, &have.ranges, have.upto),
                         Ok(have) => {
-                            debug!(%peer, blob = %self.blob, size = have.size, "it has another size of it");
+                            debug!(%peer, blob = %self.blob, was_bytes = self.size, is_bytes = have.size, "it has another size of it");
                             table.plan().handle_failure(at);
                             return Ok(());
                         }
                         // What came before is good; that it cannot say what else it has is no worse than if it had nothing.
                         Err(error) => {
-                            debug!(%peer, blob = %self.blob, %error, "it does not say what it has");
+                            debug!(%peer, blob = %self.blob, reason = tree::reason(&error), "it does not say what it has");
                             table.plan().handle_failure(at);
                             return Ok(());
                         }

@@ -203,14 +203,14 @@ impl Passing {
             return brought;
         }
         if turn.is_none() {
-            debug!(%blob, asker = %self.asker, "not fetched on its behalf: others are in front");
+            debug!(%blob, peer = %self.asker, "not fetched on its behalf: others are in front");
             brought.is_here = false;
             return brought;
         }
         let began = Instant::now();
         let fetched = self.peers.bring_for(self.behalf(), blob, self.size, missing, |_| {}).await;
         if let Err(error) = &fetched {
-            debug!(%blob, asker = %self.asker, %error, "cannot be fetched on its behalf");
+            debug!(%blob, peer = %self.asker, reason = tree::reason(error), "cannot be fetched on its behalf");
         }
         brought.is_here = fetched.is_ok();
         brought.took = Some(began.elapsed());
@@ -228,7 +228,7 @@ impl Passing {
         match here.await {
             Ok(Ok(here)) => wanted.difference(&here),
             Ok(Err(error)) => {
-                warn!(%blob, %error, "cannot be looked up");
+                warn!(%blob, reason = tree::reason(&error), "cannot be looked up");
                 wanted
             }
             Err(panic) => std::panic::resume_unwind(panic.into_panic()),

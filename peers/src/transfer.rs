@@ -87,7 +87,7 @@ pub(crate) async fn have(
 ) -> Result<Have, TransferError> {
     let mut recv = ask(connection, &[StreamKind::Have as u8], blob, &Query::groups(ranges)).await?;
     let answer = within(STALL_LIMIT, read_frame(&mut recv, HAVE_BYTES_MAX)).await;
-    answer.map_err(|error| TransferError::Connection(error.to_string()))
+    answer.map_err(|error| TransferError::Connection(tree::reason(&error)))
 }
 
 /// One question for bytes to one peer.
@@ -152,10 +152,10 @@ async fn ask(
     query: &Query,
 ) -> Result<quinn::RecvStream, TransferError> {
     let open = async {
-        let (mut send, recv) = connection.open_bi().await.map_err(|error| error.to_string())?;
-        send.write_all(head).await.map_err(|error| error.to_string())?;
-        send.write_all(&encode_request(blob, query)).await.map_err(|error| error.to_string())?;
-        send.finish().map_err(|error| error.to_string())?;
+        let (mut send, recv) = connection.open_bi().await.map_err(|error| tree::reason(&error))?;
+        send.write_all(head).await.map_err(|error| tree::reason(&error))?;
+        send.write_all(&encode_request(blob, query)).await.map_err(|error| tree::reason(&error))?;
+        send.finish().map_err(|error| tree::reason(&error))?;
         Ok(recv)
     };
     timeout(STALL_LIMIT, open)

@@ -192,7 +192,7 @@ impl Machine {
             None => Command::new(program),
         };
         command.arg("--home").arg(&self.home).env_remove("BLOBD_HOME").stdin(Stdio::null()).stderr(log);
-        command.env("BLOBD_LOG", "info,cli::node::watch=debug");
+        command.env("BLOBD_LOG", "info,cli::node::watch=debug").env("BLOBD_LOG_LIMIT", "0");
         command
     }
 
@@ -371,6 +371,12 @@ impl Machine {
         self.restart_at(self.ready["listens_on"].as_str().expect("it listens"));
     }
 
+    /// The same, listening nowhere.
+    #[track_caller]
+    pub fn restart_deaf(&self) {
+        self.restart_at("none");
+    }
+
     #[track_caller]
     fn restart_at(&self, listen: &str) {
         assert!(self.daemon.borrow().is_none(), "a daemon runs already");
@@ -454,6 +460,16 @@ impl Output {
             stdout: read(reading),
             stderr: String::from_utf8_lossy(&read(reading_errors)).into_owned(),
         }
+    }
+
+    /// The same with a command that may read and write only what the modes of files allow.
+    #[track_caller]
+    pub fn obeying_modes(command: Command) -> Self {
+        let run = move || {
+            assert!(!geteuid().is_root() || drop_overrides(), "it cannot be made to obey modes");
+            Self::of(command)
+        };
+        thread::spawn(run).join().expect("it ends in time")
     }
 
     /// Standard output as text.

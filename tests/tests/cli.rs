@@ -26,12 +26,11 @@ fn check(scratch: &Scratch, machine: &Machine, args: &str, code: i32, expected: 
 fn errors_without_a_daemon() {
     let scratch = Scratch::new();
     let cold = Machine::cold(&scratch, "a");
-    let none = "error: no daemon answers at \"{dir}/a.home/blobd.sock\"\n  because: No such file or directory (os error \
-                2)\nhint: start one with: blob up";
+    let none = "error: no daemon answers at \"{dir}/a.home/blobd.sock\"\n  because: No such file or directory\nhint: start one with: blob up";
     for args in ["status", "ls", "cat docs/file", "get docs {dir}/x", "arena ls", "peer ls", "invite", "join ticket"] {
         check(&scratch, &cold, args, 10, none);
     }
-    check(&scratch, &cold, "verify", 0, "files: 0, in 0.0 s");
+    assert!(cold.ok(["verify"]).stderr.starts_with("files: 0, in "));
     fs::remove_dir_all(cold.home()).unwrap();
     let homeless = "error: there is no home at \"{dir}/a.home/state\"\nhint: make one with: blob up DIR";
     check(&scratch, &cold, "verify", 7, homeless);
@@ -39,74 +38,11 @@ fn errors_without_a_daemon() {
     assert!(!cold.home().exists(), "asking makes no home");
 }
 
+/// What each error says: `errors.rs`.
 #[test]
-fn errors_that_a_user_meets() {
+fn errors_for_programs() {
     let scratch = Scratch::new();
-    let root = scratch.dir("docs");
-    fs::write(root.join("file"), "hello").unwrap();
-    let a = Machine::up(&scratch, "a", &[&root]);
-    let see = "\nhint: see what there is with: blob ls -R";
-    let times = "\nhint: name a time such as 10m, 1h or 2d";
-    for (args, code, expected) in [
-        ("cat docs/nothing", 7, format!("error: there is no docs/nothing{see}")),
-        ("cat nowhere/file", 7, format!("error: there is no nowhere/file{see}")),
-        ("stat docs/nothing", 7, format!("error: there is no docs/nothing{see}")),
-        ("ls nowhere", 7, format!("error: list nowhere\n  because: there is no nowhere{see}")),
-        ("ls docs/file/below", 7, format!("error: list docs/file/below\n  because: there is no docs/file/below{see}")),
-        ("get docs/nothing {dir}/x", 7, format!("error: get docs/nothing\n  because: there is no docs/nothing{see}")),
-        ("verify nowhere", 7, "error: verify\n  because: this machine does not hold an arena nowhere".into()),
-        ("verify docs/nothing", 7, "error: verify\n  because: no file is indexed at docs/nothing".into()),
-        ("arena rm nowhere", 7, "error: this machine has no arena nowhere".into()),
-        ("peer rm nobody", 7, "error: no peer is called nobody".into()),
-        (
-            "cat docs/../file",
-            2,
-            "error: \"../file\" cannot be a path in an arena: it has an empty, '.' or '..' component\nhint: name what \
-             you mean as ARENA or ARENA/PATH"
-                .into(),
-        ),
-        ("cat docs/file --range 5", 2, "error: \"5\" is not a range\nhint: a range is A..B, such as 0..1024".into()),
-        ("invite --expires 0s", 2, format!("error: a ticket cannot expire in \"0s\"{times}")),
-        ("invite --expires soon", 2, format!("error: a ticket cannot expire in \"soon\"{times}")),
-        ("stat docs", 2, "error: docs is an arena\nhint: name a path in it: ARENA/PATH".into()),
-        ("peer add x 00", 2, "error: \"00\" is not a peer id (64 hex digits)".into()),
-        (
-            "arena add docs {dir}/a.home",
-            2,
-            "error: add the arena docs\n  because: there is an arena of that name, at \"{dir}/docs\"\nhint: choose \
-             another name, or remove that arena first: blob arena rm NAME"
-                .into(),
-        ),
-        (
-            "arena add other {dir}/docs",
-            2,
-            "error: add the arena other\n  because: \"{dir}/docs\" overlaps with an arena at \"{dir}/docs\"".into(),
-        ),
-        (
-            "arena add other {dir}/nowhere",
-            1,
-            "error: find \"{dir}/nowhere\"\n  because: No such file or directory (os error 2)".into(),
-        ),
-        (
-            "get docs {dir}/no/parent",
-            1,
-            "error: open \"{dir}/no\"\n  because: No such file or directory (os error 2)".into(),
-        ),
-        (
-            "get docs docs {dir}/nowhere",
-            2,
-            "error: \"{dir}/nowhere\" is not a directory, and there are several sources".into(),
-        ),
-        (
-            "up --listen 127.0.0.1:0",
-            1,
-            "error: a daemon runs already at \"{dir}/a.home/blobd.sock\"\nhint: one daemon holds all arenas: add \
-             another with blob arena add NAME DIR"
-                .into(),
-        ),
-    ] {
-        check(&scratch, &a, args, code, &expected);
-    }
+    let a = Machine::up(&scratch, "a", &[scratch.dir("docs")]);
     for usage in ["frobnicate", "cat", "get docs", "arena", "--nonsense", "hash"] {
         let output = a.exits(2, usage.split(' '));
         assert!(output.stderr.contains("Usage: "), "{usage}: {}", output.stderr);

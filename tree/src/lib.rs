@@ -44,6 +44,7 @@
 //! Formats: spec/tree.md.
 
 mod bulk;
+mod causes;
 mod compare;
 mod cv;
 mod damage;
@@ -60,6 +61,7 @@ mod read_at;
 mod verified;
 mod walk;
 
+pub use causes::{causes, reason};
 pub use compare::{CompareError, Comparison};
 pub use damage::{Damage, DamageSearch, find_damage};
 pub use decode::{DecodeError, Decoder};

@@ -335,7 +335,7 @@ impl Store {
             Ok(rows)
         })?;
         for (blob, size, gone, all) in rows {
-            debug!(%blob, ?gone, "evicted");
+            debug!(%blob, bytes = gone.total_bytes(), "evicted");
             self.free(blob, size, &gone, all)?;
             self.ledger().remove(blob, &gone);
             self.look_at(blob, size);
@@ -362,9 +362,9 @@ impl Store {
         });
         match punched {
             Err(error) if error.kind() == io::ErrorKind::Unsupported => {
-                info!(path = ?data, "its file system knows no holes; it is freed when all of it is evicted");
+                info!(path = %data.display(), "its file system knows no holes; it is freed when all of it is evicted");
             }
-            Err(error) => warn!(path = ?data, %error, "cannot be freed"),
+            Err(error) => warn!(path = %data.display(), reason = tree::reason(&error), "cannot be freed"),
             Ok(()) => {}
         }
         Ok(())

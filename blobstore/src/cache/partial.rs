@@ -1,7 +1,7 @@
 use std::{io, path::Path, sync::PoisonError};
 
 use redb::ReadableTable;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 use tree::{BlobId, GROUP_BYTES, Geometry, RangeSet, Verified};
 
 use super::{Lease, is_inline};
@@ -54,7 +54,7 @@ impl Store {
             if other.size > 0 && other.proven.contains(Geometry::new(other.size).last_group()) {
                 return Err(StoreError::ForeignPiece { blob });
             }
-            info!(%blob, was = other.size, now = size, "begun anew: peers disagree on the size");
+            warn!(%blob, was_bytes = other.size, is_bytes = size, "begun anew: peers disagree on the size");
             self.discard_cached(blob)?;
         }
         if row.is_some() && !self.has_cached_bytes(blob, geometry)? {
@@ -125,7 +125,7 @@ impl Partial {
         };
         let outcome = match attempt() {
             Err(error) if is_full(&error) => {
-                info!(%error, "evicting");
+                info!(bytes, reason = tree::reason(&error), "evicting: the disk is full");
                 self.store.evict(bytes)?;
                 attempt()
             }
@@ -217,7 +217,7 @@ impl Sink for Partial {
         let written = std::mem::take(&mut self.written);
         if let Place::Files { data, outboard, named } = &mut self.place {
             if !is_named(&self.store, &**data, &path)? {
-                info!(blob = %self.blob, "its files were taken from the cache meanwhile");
+                debug!(blob = %self.blob, "its files were taken from the cache meanwhile");
                 return Ok(());
             }
             data.sync().map_err(StoreError::file("sync", &path))?;
@@ -246,7 +246,7 @@ impl Drop for Partial {
                 Some(_) => Ok(()),
             });
             if let Err(error) = discarded {
-                warn!(blob = %self.blob, %error, "left behind in the cache until the next start");
+                warn!(blob = %self.blob, reason = tree::reason(&error), "left behind in the cache until the next start");
             }
         }
         self.account();

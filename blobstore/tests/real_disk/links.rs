@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use blobstore::{FileRow, Move, NewFile, Presence, RealDisk, Store, Verdict};
+use blobstore::{FileRow, Move, NewFile, Presence, RealDisk, Store, StoreError, Verdict};
 use redb::{Database, TableDefinition};
 use tree::{BlobId, Drift, Fingerprint, RangeSet};
 
@@ -199,11 +199,10 @@ fn another_format_is_refused() {
         txn.open_table(TableDefinition::<&str, u32>::new("store.meta")).unwrap().insert("format", format).unwrap();
         txn.commit().unwrap();
     };
-    for (format, said) in [(2, "format 2"), (4, "format 4")] {
+    for format in [2, 4] {
         set(format);
         let error = Home::try_open(&dir, 0, Arc::new(RealDisk)).err().expect("another format was opened");
-        let causes = std::iter::successors(std::error::Error::source(&error), |cause| cause.source());
-        assert!(causes.map(ToString::to_string).any(|cause| cause.contains(said)), "{error:?}");
+        assert!(matches!(error, StoreError::Format { found, known: 3 } if found == format), "{error:?}");
     }
     set(3);
     let store = Home::try_open(&dir, 0, Arc::new(RealDisk)).unwrap();

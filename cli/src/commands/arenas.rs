@@ -17,7 +17,10 @@ pub(crate) async fn arena(home: &Home, common: &Common, command: ArenaCommand) -
     match command {
         ArenaCommand::Add { name, dir, public } => {
             let dir = match dir {
-                Some(dir) => Some(dir.canonicalize().while_doing(format!("find {dir:?}"))?),
+                Some(dir) => {
+                    let found = dir.canonicalize().while_doing(format!("find {dir:?}"));
+                    Some(found.while_doing(format!("add the arena {name}"))?)
+                }
                 None => None,
             };
             let dir = dir.map(|dir| JsonPath::from(dir.as_os_str().as_encoded_bytes()));

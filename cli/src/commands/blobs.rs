@@ -22,7 +22,7 @@ use crate::{
     fsverity,
     home::Home,
     node::{READ_BYTES_MAX, Scope},
-    output::{Style, show},
+    output::{Style, WRITING, show},
     target::{JsonPath, Target},
 };
 
@@ -74,10 +74,10 @@ pub(crate) async fn cat(home: &Home, target: &OsStr, range: Option<&str>, peer: 
                 format!("{} bytes came where {} were asked for", bytes.len(), part.len()),
             ));
         }
-        out.write_all(&bytes)?;
+        out.write_all(&bytes).while_doing(WRITING)?;
         start = part.end();
     }
-    out.flush()?;
+    out.flush().while_doing(WRITING)?;
     Ok(Code::Ok)
 }
 
@@ -112,16 +112,16 @@ pub(crate) fn hash(common: &Common, fsverity: bool, files: &[PathBuf]) -> Result
         let lines: Vec<io::Result<Vec<u8>>> = batch.par_iter().map(line).collect();
         for (path, line) in batch.iter().zip(lines) {
             match line {
-                Ok(line) => out.write_all(&line)?,
+                Ok(line) => out.write_all(&line).while_doing(WRITING)?,
                 Err(error) => {
-                    out.flush()?;
+                    out.flush().while_doing(WRITING)?;
                     eprintln!("{}", Failure::from(error).while_doing(format!("hash {path:?}")));
                     code = if files.len() == 1 { Code::Error } else { Code::Some };
                 }
             }
         }
     }
-    out.flush()?;
+    out.flush().while_doing(WRITING)?;
     Ok(code)
 }
 

@@ -19,10 +19,10 @@ use crate::{
     client::Client,
     control,
     event::FileName,
-    failure::{Code, Failure},
+    failure::{Code, Failure, WhileDoing},
     home::Home,
     node::{Node, NodeOptions},
-    output::Style,
+    output::{Style, WRITING},
 };
 
 pub(crate) use arenas::arena;
@@ -70,7 +70,7 @@ fn print(common: &Common, kind: &str, mut value: Value, human: impl FnOnce(&Valu
         human(&value)
     };
     if !text.is_empty() {
-        writeln!(io::stdout(), "{text}")?;
+        writeln!(io::stdout(), "{text}").while_doing(WRITING)?;
     }
     Ok(Code::Ok)
 }

@@ -17,7 +17,7 @@ use crate::{
     failure::{Code, Failure, WhileDoing},
     home::Home,
     node::NodeOptions,
-    output::show,
+    output::{WRITING, show},
     target::JsonPath,
 };
 
@@ -77,24 +77,26 @@ async fn set_up(daemon: &Daemon, common: &Common, dirs: &[PathBuf]) -> Result<()
             "listens_on": peers.listens_on(), "listeners": peers.listeners(), "not_listening": peers.not_listening(),
             "arenas": arenas, "ticket": ticket,
         });
-        writeln!(out, "{ready}")?;
+        writeln!(out, "{ready}").while_doing(WRITING)?;
         return Ok(());
     }
-    writeln!(out, "this machine  {}  {}", node.name(), peers.me())?;
+    writeln!(out, "this machine  {}  {}", node.name(), peers.me()).while_doing(WRITING)?;
     match peers.listeners().as_slice() {
-        [] => writeln!(out, "listens on    nothing; it dials others")?,
-        listeners => listeners.iter().try_for_each(|address| writeln!(out, "listens on    {address}"))?,
+        [] => writeln!(out, "listens on    nothing; it dials others"),
+        listeners => listeners.iter().try_for_each(|address| writeln!(out, "listens on    {address}")),
     }
+    .while_doing(WRITING)?;
     for problem in peers.not_listening() {
-        writeln!(out, "not on        {problem}")?;
+        writeln!(out, "not on        {problem}").while_doing(WRITING)?;
     }
     for (name, dir) in arenas {
-        writeln!(out, "arena         {name}  {}", dir.display())?;
+        writeln!(out, "arena         {name}  {}", dir.display()).while_doing(WRITING)?;
     }
     if let Some(ticket) = ticket {
-        writeln!(out, "\nOn another machine, within the hour:\n\n    blob up\n    blob join {ticket}\n")?;
+        writeln!(out, "\nOn another machine, within the hour:\n\n    blob up\n    blob join {ticket}\n")
+            .while_doing(WRITING)?;
     }
-    writeln!(out, "Ready. Ctrl-C stops the daemon.")?;
+    writeln!(out, "Ready. Ctrl-C stops the daemon.").while_doing(WRITING)?;
     Ok(())
 }
 

@@ -16,6 +16,7 @@ use futures_util::{StreamExt, stream};
 use namespace::{Content, EntryKind, RelPath};
 use serde_json::json;
 use tokio::sync::mpsc;
+use tracing::info;
 use tree::{BlobId, ByteRange, UnixTime};
 
 use super::{
@@ -116,6 +117,8 @@ impl Node {
             Totals { unreachable: true, files: 0, .. } => Code::Unreachable,
             _ => Code::Some,
         };
+        let Totals { files, bytes, failed_files: failed, .. } = totals;
+        info!(path = %to.display(), files, bytes, failed, duration_ms = started.elapsed().as_millis() as u64, "brought");
         reporter.send(end).await?;
         Ok(code)
     }
@@ -165,7 +168,7 @@ impl Getting {
                         if let Err(error) = self.destination.make_dir(&to) {
                             self.totals().failed_files += 1;
                             let file = FileName::new(&target.arena, entry.path.as_bytes());
-                            let reason = format!("create {:?}: {error}", self.absolute(&to));
+                            let reason = format!("create {:?}: {}", self.absolute(&to), tree::reason(&error));
                             self.reporter.send_blocking(Event::Failed { file, reason })?;
                         }
                     }
@@ -221,10 +224,8 @@ impl Getting {
                 let mut totals = self.totals();
                 totals.failed_files += 1;
                 totals.unreachable |= failure.code == Code::Unreachable;
-                let reason = std::iter::once(&failure.error).chain(&failure.causes);
-                let reason = reason.map(String::as_str).collect::<Vec<_>>().join(": ");
                 let path = job.source.path.as_ref().map_or(&[][..], RelPath::as_bytes);
-                Event::Failed { file: FileName::new(&job.source.arena, path), reason }
+                Event::Failed { file: FileName::new(&job.source.arena, path), reason: failure.reason() }
             }
         };
         self.reporter.send(event).await?;
@@ -242,7 +243,8 @@ impl Getting {
             Content::Symlink { target } => {
                 let (getting, to, target) = (self.clone(), job.to.clone(), target.clone());
                 let mtime = job.mtime;
-                blocking(move || Ok(getting.destination.symlink(&to, &target, mtime)?)).await?;
+                blocking(move || getting.destination.symlink(&to, &target, mtime).while_doing(getting.creating(&to)))
+                    .await?;
                 Ok(Arrived::Copied(Fetched::default()))
             }
             Content::File { blob, size, mode } => {
@@ -261,10 +263,11 @@ impl Getting {
 
     /// Whether `content` is at `to` already. Fails if something else is.
     fn is_there(&self, to: &RelPath, content: &Content) -> Result<bool, Failure> {
-        let same = match (self.destination.existing(to)?, content) {
+        let same = match (self.destination.existing(to).while_doing(self.creating(to))?, content) {
             (None, _) => return Ok(false),
             (Some(Existing::File(file, found)), Content::File { blob, size, .. }) => {
-                found == *size && tree::blob_id(&file, found)? == *blob
+                found == *size
+                    && tree::blob_id(&file, found).while_doing(format!("read {:?}", self.absolute(to)))? == *blob
             }
             (Some(Existing::Symlink(found)), Content::Symlink { target }) => found == *target,
             _ => false,
@@ -280,14 +283,17 @@ impl Getting {
         let getting = self.clone();
         blocking(move || {
             let (path, mode, mtime) = to;
-            let staged = getting.destination.stage(&path)?;
-            let mut written = 0;
-            for piece in &pieces {
-                staged.file().write_all(piece)?;
-                written += piece.len() as u64;
-            }
-            complete(written, size)?;
-            Ok(staged.publish(&path, mode, mtime)?)
+            let create = || {
+                let staged = getting.destination.stage(&path)?;
+                let mut written = 0;
+                for piece in &pieces {
+                    staged.file().write_all(piece)?;
+                    written += piece.len() as u64;
+                }
+                complete(written, size)?;
+                staged.publish(&path, mode, mtime)
+            };
+            create().while_doing(getting.creating(&path))
         })
         .await?;
         self.done.fetch_add(size, Ordering::Relaxed);
@@ -319,7 +325,9 @@ impl Getting {
         blocking(move || {
             let (path, mode, mtime) = to;
             match getting.node.inner.store.take_cached(blob)? {
-                Some(cached) => Ok(getting.destination.adopt(&cached, &path, mode, mtime)?),
+                Some(cached) => {
+                    getting.destination.adopt(&cached, &path, mode, mtime).while_doing(getting.creating(&path))
+                }
                 None => Err(Failure::new(Code::Error, format!("blob {blob} is not whole in the cache"))),
             }
         })
@@ -333,24 +341,29 @@ impl Getting {
         size: u64,
         (path, mode, mtime): To,
     ) -> Result<Fetched, Failure> {
-        let staged = Arc::new(self.destination.stage(&path)?);
+        let staged = Arc::new(self.destination.stage(&path).while_doing(self.creating(&path))?);
         let mut written = 0;
         while written < size {
             let range = ByteRange::new(written, size.min(written + READ_BYTES_MAX)).unwrap_or_default();
             let pieces = self.node.read(blob, size, range).await?;
             written += pieces.iter().map(|piece| piece.len() as u64).sum::<u64>();
-            let staged = staged.clone();
+            let (staged, what) = (staged.clone(), self.creating(&path));
             blocking(move || {
                 let mut file = staged.file();
-                Ok(pieces.iter().try_for_each(|piece| file.write_all(piece))?)
+                pieces.iter().try_for_each(|piece| file.write_all(piece)).while_doing(what)
             })
             .await?;
             complete(written, range.end())?;
             self.done.fetch_add(range.len(), Ordering::Relaxed);
         }
         let staged = Arc::into_inner(staged).ok_or_else(|| io::Error::other("the file is still being written"))?;
-        staged.publish(&path, mode, mtime)?;
+        staged.publish(&path, mode, mtime).while_doing(self.creating(&path))?;
         Ok(Fetched::default())
+    }
+
+    /// What is being done, for errors.
+    fn creating(&self, path: &RelPath) -> String {
+        format!("create {:?}", self.absolute(path))
     }
 
     fn absolute(&self, path: &RelPath) -> PathBuf {

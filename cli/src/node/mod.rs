@@ -18,8 +18,8 @@ use std::{
     time::Duration,
 };
 
-use blobstore::{CacheUsage, RealDisk, RootId, Store};
-use namespace::{Arena, ArenaName, Namespace, News, Origin, PeerId, Teller};
+use blobstore::{CacheUsage, RealDisk, RootId, Store, StoreError};
+use namespace::{Arena, ArenaName, Namespace, NamespaceError, News, Origin, PeerId, Teller};
 use peers::{Gate, Identity, Options, Peers, Roster, StartError};
 use redb::Database;
 use tokio::{sync::Semaphore, task::spawn_blocking};
@@ -106,23 +106,33 @@ impl Node {
             }
         })?;
         let db = Arc::new(db);
+        let opening = || format!("open {:?}", home.database());
         let identity = Identity::load_or_create(&home.key())?;
-        let settings = config.store_settings(home)?;
+        let config_named = || format!("understand {:?}", home.config);
+        let settings = config.store_settings(home).while_doing(config_named())?;
         let scrub_settings = ScrubSettings {
-            period: config.scrub_period()?,
+            period: config.scrub_period().while_doing(config_named())?,
             rate: config.scrub.rate.as_u64(),
             repair: config.scrub.repair,
         };
-        let watch_settings = config.watch_settings()?;
-        let store = Store::open(Arc::new(RealDisk), db.clone(), settings)?;
+        let watch_settings = config.watch_settings().while_doing(config_named())?;
+        let store = Store::open(Arc::new(RealDisk), db.clone(), settings).map_err(|error| match error {
+            StoreError::Format { found, known } => strange_format(error, found > known),
+            error => error.into(),
+        });
+        let store = store.while_doing(opening())?;
         let origin = Origin {
             me: identity.peer(),
             now: now() / 1000,
             random: fastrand::u64(..),
             history_limit: config.history.limit,
         };
-        let namespace = Namespace::open(db.clone(), origin)?;
-        let roster = Roster::open(db)?;
+        let namespace = Namespace::open(db.clone(), origin).map_err(|error| match error {
+            NamespaceError::Format { found, known } => strange_format(error, found > known),
+            error => error.into(),
+        });
+        let namespace = namespace.while_doing(opening())?;
+        let roster = Roster::open(db).while_doing(opening())?;
         let roots = Roots::default();
         for arena in namespace.arenas()? {
             add_root(&store, &roots, &arena)?;
@@ -144,7 +154,7 @@ impl Node {
             Arc::new(is_public) as _
         });
         let start = |listen: &[String]| {
-            let peers = Peers::start(Options {
+            Peers::start(Options {
                 identity: identity.clone(),
                 name: name.clone(),
                 listen: listen.to_vec(),
@@ -154,12 +164,6 @@ impl Node {
                 roster: roster.clone(),
                 store: store.clone(),
                 namespace: namespace.clone(),
-            });
-            peers.map_err(|error| match error {
-                StartError::ListenAddress(_) => Failure::from(error)
-                    .code(Code::Usage)
-                    .hint("such as --listen [::]:7700, or \"none\" alone to dial others only"),
-                error => Failure::from(error),
             })
         };
         let listen = match &config.listen {
@@ -167,15 +171,20 @@ impl Node {
             listen => listen.as_ref().map(|listen| &listen.0),
         };
         let peers = match listen.map(Vec::as_slice) {
-            _ if options.deaf => start(&[])?,
-            Some([one]) if one == "none" => start(&[])?,
-            Some(listen) => start(listen)?,
-            None => start(&[DEFAULT_LISTEN.to_owned()]).or_else(|failure| {
-                warn!(%failure, "listening on another port");
-                start(&[ANY_PORT.to_owned()])
-            })?,
+            _ if options.deaf => start(&[]),
+            Some([one]) if one == "none" => start(&[]),
+            Some(listen) => start(listen),
+            None => start(&[DEFAULT_LISTEN.to_owned()]).or_else(|error| match error {
+                StartError::Listen(_) => {
+                    warn!(address = DEFAULT_LISTEN, reason = tree::reason(&error), "listening on another port");
+                    start(&[ANY_PORT.to_owned()])
+                }
+                error => Err(error),
+            }),
         };
-        info!(peer = %identity.peer(), name, "started");
+        let peers = peers.map_err(start_failure)?;
+        let address = peers.listens_on().map(tracing::field::display);
+        info!(id = %identity.peer(), name, address, "started");
         let (hints, hinted) = namespace::news(HINTS_MAX);
         let inner = Inner {
             home: home.clone(),
@@ -206,7 +215,7 @@ impl Node {
         self.inner.peers.shutdown().await;
         let store = self.inner.store.clone();
         if let Err(failure) = blocking(move || Ok(store.note_uses()?)).await {
-            warn!(%failure, "the next start will not know when the cache was used");
+            warn!(reason = failure.reason(), "the next start will not know when the cache was used");
         }
         info!("stopped");
     }
@@ -355,6 +364,32 @@ fn add_root(store: &Store, roots: &Roots, arena: &Arena) -> Result<(), Failure> 
     Ok(())
 }
 
+/// A database that another version of this program made.
+fn strange_format(error: impl std::error::Error + 'static, is_newer: bool) -> Failure {
+    Failure::from(error).hint(match is_newer {
+        true => "a newer blobd made it: run that one, or another home with --home DIR",
+        false => "an older blobd made it, which this one cannot read: make a new home with --home DIR",
+    })
+}
+
+/// Why the network could not be begun with, as far as the user can help it.
+fn start_failure(error: StartError) -> Failure {
+    match error {
+        StartError::Listen(_) => {
+            Failure::from(error).hint("another address: --listen HOST:PORT, or none to dial others only")
+        }
+        StartError::ListenAddress(_) => Failure::from(error)
+            .code(Code::Usage)
+            .hint("such as --listen [::]:7700, or \"none\" alone to dial others only"),
+        StartError::Name(_) => Failure::from(error).code(Code::Usage).hint("see name in config.toml, and --name"),
+        StartError::Address(_) => Failure::from(error)
+            .code(Code::Usage)
+            .while_doing("tell others where this machine is")
+            .hint("see advertise in config.toml"),
+        error => error.into(),
+    }
+}
+
 /// How many paths wait to be looked at again.
 const HINTS_MAX: usize = 65_536;
 const DEFAULT_LISTEN: &str = "[::]:7700";
@@ -364,4 +399,5 @@ const ANY_PORT: &str = "[::]:0";
 /// it while nobody writes, pages that were read. By itself it would take a gigabyte, which a scan of millions of files
 /// fills. With this the upper pages of every table stay in memory, and a scan is no slower.
 const DATABASE_CACHE_BYTES: usize = 64 << 20;
+/// In how many places a blob may be for it to be found public.
 const HOLDERS_ASKED: usize = 64;

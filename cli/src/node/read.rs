@@ -89,13 +89,19 @@ impl Node {
     }
 }
 
-/// A failed fetch: unreachable, unless it was this machine that failed.
+/// A failed fetch: unreachable, unless it was this machine that failed. Each peer that was asked is a cause,
+/// by name.
 pub(super) fn fetch_failure(error: FetchError) -> Failure {
     let code = match error {
+        FetchError::AllFailed { blob, mut tried, .. } => {
+            tried.sort();
+            let failure = Failure::new(Code::Unreachable, format!("fetch blob {blob}: no peer gave all of it"));
+            return Failure { abreast: tried.len(), causes: tried, ..failure };
+        }
         FetchError::Sink { source: StoreError::CacheFull { .. }, .. } => {
             return Failure::from(error).code(Code::Limit).hint("see [cache] in config.toml, and blob status");
         }
-        FetchError::NoPeerHasIt { .. } | FetchError::AllFailed { .. } => Code::Unreachable,
+        FetchError::NoPeerHasIt { .. } => Code::Unreachable,
         FetchError::Sink { .. } => Code::Error,
     };
     Failure::from(error).code(code)

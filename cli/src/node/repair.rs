@@ -6,13 +6,14 @@ use std::{
 use blobstore::{Fetch, FetchError, Fetched, FileRef, Mending, Sink, Verdict, Want};
 use peers::PeerStatus;
 use serde_json::json;
+use tracing::{info, warn};
 use tree::{BlobId, ByteRange, RangeSet, UnixTime, Verified};
 
 use super::{
     Node, blocking,
     list::rfc3339,
     read::{READ_BYTES_MAX, fetch_failure},
-    verify::{Damaged, Scope},
+    verify::{self, Damaged, Scope},
 };
 use crate::{
     event::{Event, Reporter, summary},
@@ -36,6 +37,7 @@ impl Node {
         let _turn = self.turn().await;
         let started = Instant::now();
         let (node, report) = (self.clone(), reporter.clone());
+        let what = verify::in_words("repair", &targets);
         let damaged = blocking(move || {
             let mut all = Vec::new();
             let scope = Scope { targets, ..Scope::default() };
@@ -45,7 +47,7 @@ impl Node {
             })?;
             Ok((all, totals.unreadable_files))
         });
-        let (damaged, unreadable_files) = damaged.await.while_doing("look for damage")?;
+        let (damaged, unreadable_files) = damaged.await.while_doing(what)?;
         let (mut repaired_files, mut unrepaired_files, mut bytes_received) = (0u64, 0u64, 0u64);
         for damaged in damaged {
             let mended = self.mend(&damaged).await?;
@@ -80,7 +82,18 @@ impl Node {
         })
     }
 
+    /// Mends one file, as far as that can be done now.
     pub(super) async fn mend(&self, damaged: &Damaged) -> Result<Mended, Failure> {
+        let mended = self.try_to_mend(damaged).await?;
+        let (name, blob, bytes) = (&damaged.name, damaged.blob, mended.ranges.total_bytes());
+        match &mended.reason {
+            None => info!(arena = name.arena, path = name.path, %blob, bytes, "mended"),
+            Some(reason) => warn!(arena = name.arena, path = name.path, %blob, bytes, reason, "cannot be mended now"),
+        }
+        Ok(mended)
+    }
+
+    async fn try_to_mend(&self, damaged: &Damaged) -> Result<Mended, Failure> {
         let unrepaired = |left, reason: String| Ok(Mended { left, reason: Some(reason), ..Mended::default() });
         let Some((_, file)) = &damaged.place else {
             // The cache has forgotten what was damaged, which mends it: it is fetched anew when it is wanted.
@@ -98,14 +111,14 @@ impl Node {
         } else {
             match self.mend_data(file, damaged.blob).await {
                 Ok(mended) => mended,
-                Err(failure) => return unrepaired(data, one_line(&failure)),
+                Err(failure) => return unrepaired(data, failure.reason()),
             }
         };
         if !outboard.is_empty() && mended.left.is_empty() {
             let (store, file) = (self.inner.store.clone(), file.clone());
             if let Err(failure) = blocking(move || Ok(store.rebuild_outboard(&file)?)).await {
                 mended.left = outboard;
-                mended.reason = Some(one_line(&failure));
+                mended.reason = Some(failure.reason());
             }
         }
         Ok(mended)
@@ -146,7 +159,7 @@ impl Node {
             let mending = mending.into_inner().unwrap_or_else(PoisonError::into_inner);
             let left = mending.damaged();
             let (_, ranges) = mending.finish()?;
-            let mut why: Vec<_> = failure.as_ref().map(one_line).into_iter().collect();
+            let mut why: Vec<_> = failure.as_ref().map(Failure::reason).into_iter().collect();
             if !left.is_empty() {
                 why.insert(0, format!("no copy here has bytes {}", in_words(&left)));
                 why.push(node.who_had(blob)?);
@@ -211,10 +224,6 @@ fn in_words(ranges: &RangeSet) -> String {
         words.push(format!("and {more} more ranges"));
     }
     words.join(", ")
-}
-
-fn one_line(failure: &Failure) -> String {
-    std::iter::once(&failure.error).chain(&failure.causes).map(String::as_str).collect::<Vec<_>>().join(": ")
 }
 
 /// The event names all of them beside.

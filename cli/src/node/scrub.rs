@@ -57,13 +57,14 @@ impl Node {
                 ThreadPoolBuilder::new().num_threads(1).thread_name(|_| "scrub".into()).start_handler(be_idle);
             let threads = match threads.build() {
                 Ok(threads) => Arc::new(threads),
-                Err(error) => return error!(%error, "cannot scrub"),
+                Err(error) => return error!(reason = tree::reason(&error), "nothing is verified by itself"),
             };
             loop {
                 let wait = match self.scrub_round(settings, &threads).await {
                     Ok(wait) => wait,
                     Err(failure) => {
-                        warn!(%failure, "scrubbing failed; it will be tried again");
+                        let wait_ms = ROUND_MAX.as_millis() as u64;
+                        warn!(reason = failure.reason(), wait_ms, "scrubbing failed; it will be tried again");
                         ROUND_MAX
                     }
                 };
@@ -170,7 +171,11 @@ impl Node {
             match verdict {
                 // An edited file is the scanner's business.
                 Verdict::Sound | Verdict::Modified => {}
-                Verdict::Unreadable(error) => warn!(item = ?subject.task.item, %error, "cannot be verified"),
+                Verdict::Unreadable(error) => {
+                    let name = subject.name();
+                    let reason = tree::reason(&error);
+                    warn!(arena = name.arena, path = name.path, blob = %subject.blob, reason, "cannot be verified");
+                }
                 verdict => damaged.push(subject.damaged(verdict)),
             }
             if until.next > 0 {
@@ -184,19 +189,21 @@ impl Node {
     }
 
     async fn scrub_found(&self, damaged: Damaged, repair: bool) -> Result<(), Failure> {
-        warn!(file = ?damaged.name, blob = %damaged.blob, verdict = ?damaged.verdict, "scrubbing found damage");
+        let (what, bytes) = match &damaged.verdict {
+            Verdict::Damaged { data, .. } if !data.is_empty() => ("data", data.total_bytes()),
+            Verdict::Damaged { .. } => ("outboard", 0),
+            _ => ("missing", 0),
+        };
+        let (name, blob) = (&damaged.name, damaged.blob);
+        warn!(arena = name.arena, path = name.path, %blob, what, bytes, "scrubbing found damage");
         self.update_scrub(|status| status.found_files += 1);
         if !repair {
             return Ok(());
         }
         let _turn = self.turn().await;
         let mended = self.mend(&damaged).await?;
-        match mended.reason {
-            None => {
-                info!(file = ?damaged.name, blob = %damaged.blob, "mended");
-                self.update_scrub(|status| status.repaired_files += 1);
-            }
-            Some(reason) => warn!(file = ?damaged.name, blob = %damaged.blob, reason, "cannot be mended now"),
+        if mended.reason.is_none() {
+            self.update_scrub(|status| status.repaired_files += 1);
         }
         Ok(())
     }
@@ -210,7 +217,7 @@ impl Node {
 fn be_idle(_: usize) {
     let idle = ThreadSchedulePolicy::Normal(NormalThreadSchedulePolicy::Idle);
     if let Err(error) = set_thread_priority_and_policy(thread_native_id(), ThreadPriority::Min, idle) {
-        warn!(?error, "scrubbing does not run at idle priority");
+        warn!(reason = tree::reason(&error), "scrubbing does not run at idle priority");
     }
 }
 

@@ -61,7 +61,7 @@ pub(super) struct Subject {
     pub(super) task: Task,
     /// `None` if it is in the cache.
     arena: Option<ArenaName>,
-    blob: BlobId,
+    pub(super) blob: BlobId,
     /// Whether some of it is under quarantine.
     pub(super) is_quarantined: bool,
 }
@@ -73,9 +73,10 @@ impl Node {
         let started = Instant::now();
         let report = reporter.clone();
         let node = self.clone();
+        let what = in_words("verify", &scope.targets);
         let totals =
             blocking(move || node.find_damage(&scope, &report, &mut |damaged| report_damage(&damaged, &report)));
-        let totals = totals.await.while_doing("verify")?;
+        let totals = totals.await.while_doing(what)?;
         reporter
             .send(summary(json!({
                 "files": totals.files,
@@ -301,7 +302,7 @@ impl AsRef<Task> for Subject {
 }
 
 impl Subject {
-    fn name(&self) -> FileName {
+    pub(super) fn name(&self) -> FileName {
         match (&self.arena, &self.task.item) {
             (Some(arena), Item::File(file)) => FileName::new(arena, &file.path),
             _ => FileName::default(),
@@ -335,7 +336,7 @@ impl VerifyTotals {
             }
             Verdict::Unreadable(error) => {
                 self.unreadable_files += 1;
-                reporter.send_blocking(Event::Failed { file: subject.name(), reason: error.to_string() })
+                reporter.send_blocking(Event::Failed { file: subject.name(), reason: tree::reason(&error) })
             }
             verdict => {
                 self.damaged_files += 1;
@@ -343,6 +344,15 @@ impl VerifyTotals {
                 found(subject.damaged(verdict))
             }
         }
+    }
+}
+
+/// What is being done to what, for errors.
+pub(super) fn in_words(verb: &str, targets: &[Target]) -> String {
+    match targets {
+        [] => format!("{verb} everything here"),
+        [target] => format!("{verb} {target}"),
+        [first, more @ ..] => format!("{verb} {first} and {} more", more.len()),
     }
 }
 

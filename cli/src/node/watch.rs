@@ -60,7 +60,10 @@ impl Watching {
             Err(WatchError::Io { source, .. }) if source.kind() == io::ErrorKind::PermissionDenied => {}
             Err(error) => {
                 if !self.is_incomplete.swap(true, Ordering::Relaxed) {
-                    warn!(%error, "not all directories can be watched; changes there are found by rescans");
+                    warn!(
+                        reason = tree::reason(&error),
+                        "not all directories can be watched; changes there are found by rescans"
+                    );
                 }
             }
         }
@@ -96,7 +99,7 @@ impl Node {
                 Some(news)
             }
             Err(error) => {
-                error!(%error, "directories cannot be watched; changes are found by rescans");
+                error!(reason = tree::reason(&error), "directories cannot be watched; changes are found by rescans");
                 None
             }
         };
@@ -157,7 +160,7 @@ impl Keeper {
     fn refresh(&mut self, rescan_at: Duration) {
         let held = match self.node.inner.namespace.arenas() {
             Ok(arenas) => arenas,
-            Err(error) => return error!(%error, "the arenas cannot be listed"),
+            Err(error) => return error!(reason = tree::reason(&error), "the arenas cannot be listed"),
         };
         let held: BTreeMap<_, _> = held.into_iter().filter_map(|arena| Some((arena.name, arena.dir?))).collect();
         self.arenas.retain(|name, kept| held.get(name) == Some(&kept.dir));
@@ -241,11 +244,13 @@ impl Keeper {
                 }
             }
             Err(failure) if self.node.is_offline(&arena) => {
-                debug!(%arena, %failure, "tried again soon");
+                let wait_ms = OFFLINE_RETRY.as_millis() as u64;
+                debug!(%arena, reason = failure.reason(), wait_ms, "still offline");
                 kept.rescan_at = now + OFFLINE_RETRY;
             }
             Err(failure) => {
-                error!(%arena, "{failure}");
+                let wait_ms = FAILED_RETRY.as_millis() as u64;
+                warn!(%arena, reason = failure.reason(), wait_ms, "what changed cannot be taken in");
                 kept.rescan_at = kept.rescan_at.min(now + FAILED_RETRY);
             }
         }

@@ -111,7 +111,7 @@ impl Shared {
         let mut buffer = vec![MaybeUninit::uninit(); BUFFER_BYTES];
         while !self.stop.load(Ordering::Acquire) {
             if let Err(error) = self.hear(&mut buffer) {
-                tracing::error!(%error, "watching has ended");
+                tracing::error!(reason = tree::reason(&error), "watching has ended; changes are found by rescans");
                 self.teller.lost();
                 return;
             }
@@ -199,7 +199,9 @@ impl State {
                 self.dirs = Dirs::default();
                 self.doomed.clear();
             }
-            Err(error) => tracing::warn!(%error, "watches may be left over of directories that moved"),
+            Err(error) => {
+                tracing::warn!(reason = tree::reason(&error), "watches may be left over of directories that moved")
+            }
         }
     }
 }

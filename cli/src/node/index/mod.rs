@@ -5,7 +5,7 @@ mod hash;
 mod pages;
 mod reconcile;
 
-use std::{collections::BTreeMap, sync::PoisonError};
+use std::{collections::BTreeMap, sync::PoisonError, time::Instant};
 
 use namespace::{ArenaName, RelPath};
 use serde::Serialize;
@@ -82,9 +82,12 @@ pub(crate) struct ArenaStatus {
 impl Node {
     /// Brings what is said of an arena in line with its directory. Reads only files that may have changed.
     pub async fn scan(&self, arena: &ArenaName, reporter: &Reporter) -> Result<ScanTotals, Failure> {
+        let began = Instant::now();
         let Reconciled { totals, again } = self.reconcile(arena, vec![None], reporter).await?;
         self.look_again(arena, again);
-        info!(%arena, files = totals.files, hashed = totals.hashed_files, deleted = totals.deleted, "scanned");
+        let (files, hashed, moved, deleted) = (totals.files, totals.hashed_files, totals.moved, totals.deleted);
+        let duration_ms = began.elapsed().as_millis() as u64;
+        info!(%arena, files, hashed, moved, deleted, duration_ms, "scanned");
         Ok(totals)
     }
 
@@ -110,7 +113,7 @@ impl Node {
             if state.offline.is_none()
                 && let Some(why) = &why
             {
-                warn!(%arena, why, "the arena is offline; nothing is taken for deleted");
+                warn!(%arena, reason = why, "the arena is offline; nothing is taken for deleted");
             }
             state.offline = why;
         });

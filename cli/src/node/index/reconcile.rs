@@ -131,7 +131,7 @@ impl<'a> Reconcile<'a> {
                 self.node.note_offline(name, None);
                 Ok(root)
             }
-            Err(error) => Err(self.offline(error.to_string())),
+            Err(error) => Err(self.offline(tree::reason(&error))),
         }
     }
 
@@ -266,18 +266,21 @@ impl<'a> Reconcile<'a> {
 
     fn skip(&mut self, error: WalkError) -> Result<(), Failure> {
         self.totals.unreadable += 1;
-        warn!(arena = %self.arena.name, %error, "not indexed");
         match error {
             WalkError::Unreadable { path, source } => {
-                self.skipped(&path, source.to_string())?;
+                let reason = tree::reason(&source);
+                warn!(arena = %self.arena.name, %path, reason, "not indexed");
+                self.skipped(&path, reason)?;
                 self.unreadable.push(path);
                 Ok(())
             }
             WalkError::Name { path } => {
                 let below = path.strip_prefix(&self.dir).unwrap_or(&path);
-                self.skipped_bytes(below.as_os_str().as_encoded_bytes(), "its path is too long".into())
+                let reason = "its path is too long";
+                warn!(arena = %self.arena.name, path = %below.display(), reason, "not indexed");
+                self.skipped_bytes(below.as_os_str().as_encoded_bytes(), reason.into())
             }
-            error @ WalkError::Root { .. } => Err(self.offline(error.to_string())),
+            WalkError::Root { source, .. } => Err(self.offline(tree::reason(&source))),
         }
     }
 
@@ -437,7 +440,7 @@ impl<'a> Reconcile<'a> {
                     self.again.push(path);
                 }
                 // Not looked at again before something happens to it: it would fail again.
-                Outcome::Failed(error) => self.not_indexed(&path, error.to_string())?,
+                Outcome::Failed(error) => self.not_indexed(&path, tree::reason(&error))?,
             }
         }
         if !files.is_empty() {
@@ -518,7 +521,7 @@ impl<'a> Reconcile<'a> {
             _ => None,
         });
         let root = || fs::metadata(&self.dir).map(|meta| Fingerprint::from(&meta).mtime);
-        left.map_or_else(root, Ok).map_err(|error| self.offline(error.to_string()))
+        left.map_or_else(root, Ok).map_err(|error| self.offline(tree::reason(&error)))
     }
 
     /// A file that nobody edited has other bytes: its exact damage goes under quarantine, and nothing is published.
