@@ -347,7 +347,7 @@ impl Inner {
     /// The addresses at which this machine meets itself.
     pub(crate) fn own_addresses(&self) -> Vec<SocketAddr> {
         let bound = self.listeners.iter().filter_map(|listener| listener.local_addr().ok());
-        bound.flat_map(|bound| reachable_at(bound)).filter_map(|address| address.parse().ok()).collect()
+        bound.flat_map(reachable_at).filter_map(|address| address.parse().ok()).collect()
     }
 
     /// Dials `address`, where `peer` and nobody else must be met.
