@@ -1,9 +1,9 @@
 //! Other machines: who they are, how they are reached, what they have, and how their bytes get here.
 //!
-//! [`Peers`] holds a QUIC endpoint to dial from, and one for each address listened on. Both sides of a connection prove an Ed25519 key (raw public keys, TLS 1.3);
-//! the key dialled must be the key met, and only peers in the [`Roster`] get past the handshake, but for one that
-//! brings a [`Ticket`], which may do that and nothing else. Over a connection each side tells the other its
-//! catalog, and serves ranges of blobs in iroh-blobs' form, proven before they are sent.
+//! [`Peers`] holds a QUIC endpoint to dial from, and one for each address listened on. Both sides of a connection prove
+//! an Ed25519 key (raw public keys, TLS 1.3); the key dialled must be the key met, and only peers in the [`Roster`] get
+//! past the handshake, but for one that brings a [`Ticket`], which may do that and nothing else. Over a connection each
+//! side tells the other its catalog, and serves ranges of blobs in iroh-blobs' form, proven before they are sent.
 //!
 //! What this crate must never know: what an arena looks like on disk, and where bytes are; bytes come from and go
 //! to `blobstore`, which takes none that are not proven.
