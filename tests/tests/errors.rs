@@ -134,9 +134,9 @@ fn normal(line: &str) -> String {
         };
         normal += end;
     }
-    match normal.rsplit_once("in ") {
+    match normal.rsplit_once(" in ") {
         Some((before, after)) if after.contains(" s") && after.starts_with(|c: char| c.is_ascii_digit()) => {
-            format!("{before}in N s")
+            format!("{before} in N s")
         }
         _ => normal,
     }
