@@ -6,7 +6,8 @@ use std::{
     time::Duration,
 };
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use peers::Role;
 use tracing_subscriber::EnvFilter;
 
 use crate::{
@@ -79,6 +80,9 @@ enum Command {
         /// How long the ticket works, such as 10m, 1h or 2d.
         #[arg(long, value_name = "TIME", default_value = "1h")]
         expires: String,
+        /// What the other machine may do here: read, or also copy and move into and out of all arenas.
+        #[arg(long, value_name = "ROLE", default_value = "reader")]
+        role: RoleArg,
     },
     /// Pair with the machine that made TICKET.
     Join {
@@ -187,6 +191,22 @@ enum Command {
     },
 }
 
+/// What a peer may do here.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum RoleArg {
+    Reader,
+    Writer,
+}
+
+impl From<RoleArg> for Role {
+    fn from(role: RoleArg) -> Self {
+        match role {
+            RoleArg::Reader => Self::Reader,
+            RoleArg::Writer => Self::Writer,
+        }
+    }
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum ArenaCommand {
     /// Hold DIR as arena NAME and index it; without DIR, only follow the arena.
@@ -246,7 +266,7 @@ pub fn main_blob() -> ExitCode {
         Command::Init => commands::init(home, common),
         Command::Id => commands::id(home, common),
         Command::Arena(command) => commands::arena(home, common, command).await,
-        Command::Invite { expires } => commands::invite(home, common, &expires).await,
+        Command::Invite { expires, role } => commands::invite(home, common, &expires, role.into()).await,
         Command::Join { ticket } => commands::join(home, common, ticket).await,
         Command::Peer(command) => commands::peer(home, common, command).await,
         Command::Status { skipped } => commands::status(home, common, skipped).await,

@@ -12,7 +12,7 @@ use axum::{
 };
 use futures_util::stream;
 use namespace::Arena;
-use peers::Peer;
+use peers::{Peer, Role};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tree::{BlobId, ByteRange, UnixTime};
@@ -66,6 +66,9 @@ pub(crate) struct AddArena {
 pub(crate) struct Invite {
     /// For how long the ticket works.
     pub lifetime_s: u64,
+    /// What who joins with it may do here.
+    #[serde(default)]
+    pub role: Role,
 }
 
 /// `POST /v1/join`
@@ -184,13 +187,13 @@ async fn scan(State(node): State<Node>, Path(name): Path<String>) -> Result<Resp
 }
 
 async fn invite(State(node): State<Node>, body: Body_<Invite>) -> Answer {
-    let Invite { lifetime_s } = understood(body)?;
-    let ticket = node.peers().invite(Duration::from_secs(lifetime_s))?;
+    let Invite { lifetime_s, role } = understood(body)?;
+    let ticket = node.peers().invite(Duration::from_secs(lifetime_s), role)?;
     if ticket.addresses.is_empty() {
         return Err(Failure::new(Code::Error, "this machine does not listen, so nobody can join it")
             .hint("make the ticket on the other machine, or listen: blob up --listen HOST:PORT"));
     }
-    Ok(Json(json!({ "ticket": ticket.to_string(), "expires": ticket.expires })))
+    Ok(Json(json!({ "ticket": ticket.to_string(), "expires": ticket.expires, "role": role })))
 }
 
 async fn join(State(node): State<Node>, body: Body_<Join>) -> Answer {
@@ -211,7 +214,8 @@ async fn add_peer(State(node): State<Node>, body: Body_<AddPeer>) -> Answer {
     if id == node.peers().me() {
         return Err(Failure::new(Code::Usage, "that is this machine's own id"));
     }
-    node.peers().roster().set(Peer { id, name, addresses, told: Vec::new() }).map_err(usage)?;
+    let role = node.peers().roster().get(id).map_or(Role::default(), |known| known.role);
+    node.peers().roster().set(Peer { id, name, addresses, told: Vec::new(), role }).map_err(usage)?;
     node.peers().dial_now(id);
     Ok(Json(json!({})))
 }
@@ -360,6 +364,8 @@ fn arena_json(node: &Node, arena: &Arena) -> Value {
 }
 
 fn peers_json(node: &Node) -> Value {
+    // What cannot be read gives nobody anything.
+    let roles = node.roles().unwrap_or_default();
     let peers = node.peers().status().into_iter().map(|status| {
         let cursor = node.namespace().cursor(status.peer.id).unwrap_or_default();
         json!({
@@ -369,6 +375,7 @@ fn peers_json(node: &Node) -> Value {
             "connected": status.connected,
             "last_connected": status.last_connected.map(|seconds| rfc3339(UnixTime { seconds, nanos: 0 })),
             "last_error": status.last_error,
+            "writer": roles.writable(&status.peer),
             // While a listing is coming, what was heard before is on its way out.
             "heard_seq": if cursor.after.is_none() { cursor.mark.seq } else { 0 },
         })

@@ -27,6 +27,7 @@ mod identity;
 mod iroh_wire;
 mod join;
 mod nodes;
+mod roles;
 mod roster;
 mod serve;
 mod through;
@@ -41,6 +42,7 @@ pub use hints::Hint;
 pub use identity::{Identity, IdentityError};
 pub use iroh_wire::{ALPN as IROH_ALPN, decode_request, encode_request};
 pub use join::JoinError;
+pub use roles::{Role, Roles};
 pub use roster::{Peer, Roster, RosterError};
 pub use ticket::{Ticket, TicketError};
 

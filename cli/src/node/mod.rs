@@ -21,7 +21,7 @@ use std::{
 
 use blobstore::{CacheUsage, RealDisk, RootId, Store};
 use namespace::{Arena, ArenaName, Namespace, News, Origin, PeerId, Teller};
-use peers::{Gate, Identity, Options, Peers, Roster};
+use peers::{Gate, Identity, Options, Peers, Roles, Roster};
 use redb::Database;
 use tokio::{sync::Semaphore, task::spawn_blocking};
 use tracing::{info, warn};
@@ -225,6 +225,11 @@ impl Node {
     /// How changes are waited for.
     pub(crate) fn watch_settings(&self) -> WatchSettings {
         self.inner.watch_settings
+    }
+
+    /// Who may write here, as the configuration says now.
+    pub(crate) fn roles(&self) -> Result<Roles, Failure> {
+        Ok(Config::load(&self.inner.home.config)?.roles())
     }
 
     /// How full the cache is.
