@@ -14,7 +14,7 @@ use crate::{
     endpoint::{Close, GREETING_LIMIT, Inner, unix_now},
     frame::{FrameError, GREETING_BYTES_MAX, StreamKind, read_frame, within, write_frame},
     hello::Hello,
-    nodes, serve, through,
+    nodes, obey, serve, through,
 };
 
 /// A connection with a peer that has said hello.
@@ -197,6 +197,7 @@ async fn stream(
             let _permit = answers.acquire().await;
             serve::serve_have(&inner, send, recv).await
         }
+        (Ok(()), Some(StreamKind::Orders)) => obey::serve_orders(&inner, peer, send, recv).await,
         (Ok(()), Some(StreamKind::Through)) => through::serve_through(&inner, peer, answers, send, recv).await,
         (Ok(()), _) => return warn!(peer = name, kind = kind[0], "refused: a stream of an unknown kind"),
         (Err(error), _) => Err(error),

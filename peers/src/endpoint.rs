@@ -19,7 +19,9 @@ use crate::{
     dial::{self, Dialler},
     hello::{Hello, is_address, is_name},
     hints::Hints,
-    iroh_wire, join, serve,
+    iroh_wire, join,
+    obey::Obeying,
+    serve,
     through::Turns,
     tls::{self, ALPN, JOIN_ALPN},
 };
@@ -98,6 +100,7 @@ pub(crate) struct Inner {
     pub(crate) moved: watch::Sender<u64>,
     pub(crate) closing: watch::Sender<bool>,
     pub(crate) hints: Hints,
+    pub(crate) obeying: Obeying,
     /// The blobs that are being brought into the cache, or taken from it.
     pub(crate) bringing: Mutex<HashMap<BlobId, Arc<tokio::sync::Mutex<()>>>>,
     /// Permits for connections of strangers.
@@ -177,6 +180,7 @@ impl Peers {
             moved: watch::Sender::new(0),
             closing: watch::Sender::new(false),
             hints: Hints::default(),
+            obeying: Obeying::default(),
             bringing: Mutex::default(),
             strangers: Arc::new(Semaphore::new(STRANGERS_MAX)),
         });

@@ -29,12 +29,14 @@ pub enum StreamKind {
     /// The opener asks for ranges of a blob, and the other fetches what it lacks from peers that have it: how many hops
     /// that may make, the blob's size, and iroh-blobs' request follow.
     Through = 6,
+    /// The opener has the other carry out [`Order`](crate::Order)s: they follow.
+    Orders = 8,
 }
 
 impl StreamKind {
     /// The kind that the first byte of a stream says.
     pub fn from_byte(byte: u8) -> Option<Self> {
-        let kinds = [Self::Hello, Self::Catalog, Self::Get, Self::Have, Self::Nodes, Self::Through];
+        let kinds = [Self::Hello, Self::Catalog, Self::Get, Self::Have, Self::Nodes, Self::Through, Self::Orders];
         kinds.into_iter().find(|&kind| kind as u8 == byte)
     }
 }

@@ -77,7 +77,7 @@ pub(crate) enum Manner {
 
 #[derive(Default)]
 struct Counts {
-    kinds: [AtomicUsize; 8],
+    kinds: [AtomicUsize; 9],
     open: AtomicUsize,
     most_open: AtomicUsize,
 }
@@ -173,7 +173,7 @@ async fn serve(
             }
             let _ = send.write_all(&wire).await;
         }
-        StreamKind::Nodes => return,
+        StreamKind::Nodes | StreamKind::Orders => return,
     }
     let _ = send.finish();
     let _ = send.stopped().await;
