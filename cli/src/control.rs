@@ -20,7 +20,7 @@ use tree::{BlobId, ByteRange, UnixTime};
 use crate::{
     event::{Event, Reporter, summary},
     failure::{Code, Failure, WhileDoing},
-    node::{HistoryScope, Node, Scope, rfc3339},
+    node::{CopyScope, HistoryScope, Node, Scope, rfc3339},
     target::{JsonPath, Target},
 };
 
@@ -43,6 +43,7 @@ pub(crate) fn router(node: Node) -> Router {
         .route("/v1/skipped", get(skipped))
         .route("/v1/read", post(read))
         .route("/v1/get", post(get_trees))
+        .route("/v1/copy", post(copy))
         .route("/v1/verify", post(verify))
         .route("/v1/repair", post(repair))
         .fallback(async || Failure::new(Code::NotFound, "no such call"))
@@ -279,6 +280,14 @@ async fn get_trees(State(node): State<Node>, body: Body_<Get>) -> Result<Respons
     let Get { targets, to } = understood(body)?;
     let to = path_of(&to)?;
     Ok(report(async move |reporter| node.get(targets, to, &reporter).await))
+}
+
+async fn copy(State(node): State<Node>, body: Body_<CopyScope>) -> Result<Response, Failure> {
+    let scope = understood(body)?;
+    if scope.sources.is_empty() {
+        return Err(Failure::new(Code::Usage, "nothing to copy"));
+    }
+    Ok(report(async move |reporter| node.copy(scope, &reporter).await))
 }
 
 async fn verify(State(node): State<Node>, body: Body_<Scope>) -> Result<Response, Failure> {

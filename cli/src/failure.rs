@@ -97,6 +97,12 @@ impl Failure {
         Self { hint: Some(hint.into()), ..self }
     }
 
+    /// What failed and why, without the hint.
+    pub(crate) fn in_one_line(&self) -> String {
+        let parts: Vec<_> = std::iter::once(&self.error).chain(&self.causes).map(String::as_str).collect();
+        parts.join(": ")
+    }
+
     /// The same failure as the cause of what was being done.
     pub fn while_doing(mut self, what: impl Into<String>) -> Self {
         self.causes.insert(0, std::mem::replace(&mut self.error, what.into()));

@@ -335,7 +335,7 @@ impl VerifyTotals {
             }
             Verdict::Unreadable(error) => {
                 self.unreadable_files += 1;
-                reporter.send_blocking(Event::Failed { file: subject.name(), reason: error.to_string() })
+                reporter.send_blocking(Event::Failed { file: subject.name(), reason: error.to_string(), copy: None })
             }
             verdict => {
                 self.damaged_files += 1;
