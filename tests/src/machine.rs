@@ -121,6 +121,11 @@ impl Machine {
         Self::new(home.to_owned(), scratch, name, WATCH).start(dirs)
     }
 
+    /// The same in a home that is there, with its configuration.
+    pub fn up_in<P: AsRef<Path>>(home: &Path, scratch: &Scratch, name: &str, dirs: &[P]) -> Self {
+        Self::new(home.to_owned(), scratch, name, "").start(dirs)
+    }
+
     fn new(home: PathBuf, scratch: &Scratch, name: &str, config: &str) -> Self {
         if !config.is_empty() {
             fs::write(home.join("config.toml"), config).expect("write the configuration");

@@ -4,6 +4,7 @@ use std::{
     fs::File,
     future::Future,
     io,
+    os::unix::fs::MetadataExt,
     path::Path,
     pin::Pin,
     sync::{
@@ -12,7 +13,7 @@ use std::{
     },
 };
 
-use blobstore::{FileRef, FileRow, NewFile};
+use blobstore::{FileRef, FileRow};
 use namespace::{ArenaName, Content, PeerId, RelPath, SeenKind, look};
 use peers::{Done, Held, Order, Orders, Place, Remove, Roles, Task, Why};
 use rustix::{
@@ -192,10 +193,10 @@ impl Node {
             (Some(SeenKind::Symlink { target, .. }), Content::Symlink { target: wanted }) if target == wanted => {
                 return Ok(Found::Same(Step::KnownSymlink));
             }
-            (Some(SeenKind::File { fingerprint, mode }), Content::File { blob, size, .. })
+            (Some(SeenKind::File { fingerprint, .. }), Content::File { blob, size, .. })
                 if fingerprint.size == *size =>
             {
-                if let Some(found) = self.find_file(arena, path, *blob, (fingerprint, *mode), overwrite, prove)? {
+                if let Some(found) = self.find_file(arena, path, *blob, fingerprint, overwrite, prove)? {
                     return Ok(found);
                 }
             }
@@ -216,7 +217,7 @@ impl Node {
         arena: &HeldArena,
         path: &RelPath,
         blob: BlobId,
-        (seen, mode): (&Fingerprint, u16),
+        seen: &Fingerprint,
         overwrite: bool,
         prove: bool,
     ) -> Result<Option<Found>, Failure> {
@@ -229,7 +230,7 @@ impl Node {
         }
         match hash_at_rest(store, &arena.dir, path) {
             Outcome::Hashed { file, mode } if file.hashed.id() == blob => {
-                Ok(Some(Found::Same(Step::Known { file: NewFile { ..file }, mode })))
+                Ok(Some(Found::Same(Step::Known { file, mode })))
             }
             Outcome::Hashed { .. } => {
                 let Some((row, Drift::None | Drift::Touched)) = linked else { return Ok(None) };
@@ -241,7 +242,6 @@ impl Node {
                 Ok(Some(Found::Done(Done::failed(Why::InTheWay, reason))))
             }
             Outcome::Vanished | Outcome::Changed => {
-                let _ = mode;
                 Ok(Some(Found::Done(Done::failed(Why::InTheWay, "what is there changes while it is read"))))
             }
             Outcome::Failed(error) => Err(error.into()),
@@ -254,6 +254,14 @@ impl Node {
         if self.is_own(&arena, &path) {
             return Ok(Done::failed(Why::Refused, &format!("{path} is a place of the daemon's own")));
         }
+        // One name of a file after the other: each moves the ctime of those that are left.
+        let near = (arena.dir.clone(), path.clone());
+        let has_names = blocking(move || Ok(std::fs::symlink_metadata(near.0.join(near.1.as_path())))).await?;
+        let blob = order.content.blob().filter(|_| has_names.is_ok_and(|meta| meta.nlink() > 1));
+        let _alone = match blob {
+            Some(blob) => Some(self.inner.peers.alone_with(blob).await),
+            None => None,
+        };
         let (node, near) = (self.clone(), arena.clone());
         match blocking(move || node.check_removal(&near, &order)).await? {
             Ok(step) => self.settle(Last { arena, path, step }).await,
@@ -311,7 +319,7 @@ impl Node {
                     self.inner.store.verify_file(&file, &|_| {})?;
                     return stays("its bytes are no longer what they were, though nobody edited it: it is damaged");
                 }
-                Ok(Ok(Step::RemoveFile { parent, open, fingerprint }))
+                Ok(Ok(Step::RemoveFile { parent, open, blob: *blob, fingerprint }))
             }
             _ => stays("nothing that can be removed"),
         }
@@ -369,3 +377,40 @@ fn is_gone(error: &io::Error) -> bool {
 }
 
 const SAME_FILE: &str = "it is the very file that the destination has: both machines see the same directory";
+
+#[cfg(test)]
+mod tests {
+    use blobstore::Verified;
+    use tree::{ByteRange, RangeSet, UnixTime};
+
+    use super::*;
+
+    #[test]
+    fn only_what_is_just_as_it_was_hashed_may_go() {
+        let time = |seconds| UnixTime { seconds, nanos: 5 };
+        let now = Fingerprint { device: 1, inode: 2, size: 3, mtime: time(4), ctime: time(5) };
+        let blob = BlobId::of(b"abc");
+        let row = FileRow { blob, fingerprint: now, damaged: RangeSet::new(), verified: Verified { at: 1, next: 0 } };
+        let elsewhere = Some(Held { inode: 9, ..now.into() });
+        assert_eq!(may_remove(Some(&row), blob, Some(&now), elsewhere), Ok(()));
+        let stays = |row: Option<&FileRow>, blob, now, held| assert!(may_remove(row, blob, now, held).is_err());
+        stays(None, blob, Some(&now), elsewhere);
+        stays(Some(&row), BlobId::of(b"abd"), Some(&now), elsewhere);
+        stays(Some(&row), blob, None, elsewhere);
+        stays(Some(&row), blob, Some(&now), None);
+        stays(Some(&row), blob, Some(&now), Some(now.into()));
+        // The same file on a shared disk has another device number there.
+        stays(Some(&row), blob, Some(&now), Some(Fingerprint { device: 77, ..now }.into()));
+        let damaged = RangeSet::from(ByteRange::new(0, 3).unwrap());
+        stays(Some(&FileRow { damaged, ..row.clone() }), blob, Some(&now), elsewhere);
+        for changed in [
+            Fingerprint { device: 9, ..now },
+            Fingerprint { inode: 9, ..now },
+            Fingerprint { size: 9, ..now },
+            Fingerprint { mtime: time(9), ..now },
+            Fingerprint { ctime: time(9), ..now },
+        ] {
+            stays(Some(&row), blob, Some(&changed), elsewhere);
+        }
+    }
+}

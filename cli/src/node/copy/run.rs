@@ -268,8 +268,9 @@ impl Copying {
         });
         let (listing, ()) = tokio::join!(listing, working);
         listing?;
+        let mut dirs = std::mem::take(&mut *source.dirs.lock().unwrap_or_else(PoisonError::into_inner));
         // Deepest first.
-        let dirs = std::mem::take(&mut *source.dirs.lock().unwrap_or_else(PoisonError::into_inner));
+        dirs.sort_by(|a, b| a.path.cmp(&b.path));
         for Known { path, version } in dirs.into_iter().rev() {
             let remove = Remove { path: path.clone(), content: version.content, held: None };
             let order = Order { arena: source.place.target.arena.clone(), task: Task::Remove(remove) };

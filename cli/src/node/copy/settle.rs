@@ -15,7 +15,7 @@ use namespace::{ArenaName, Change, Content, RelPath, SeenKind, look};
 use peers::{Done, Held, Why};
 use rustix::{fs::AtFlags, io::Errno};
 use tokio::sync::oneshot;
-use tree::{Fingerprint, UnixTime};
+use tree::{BlobId, Drift, Fingerprint, UnixTime};
 
 use super::{
     super::{Node, blocking, verify::now},
@@ -52,7 +52,7 @@ pub(super) enum Step {
     /// A directory is made.
     Directory { mode: u16 },
     /// A file goes, if it is this one. It was read in `open`.
-    RemoveFile { parent: OwnedFd, open: File, fingerprint: Fingerprint },
+    RemoveFile { parent: OwnedFd, open: File, blob: BlobId, fingerprint: Fingerprint },
     /// A link goes, if it is this one.
     RemoveSymlink { parent: OwnedFd, fingerprint: Fingerprint },
     /// A directory goes, if it is empty.
@@ -79,6 +79,12 @@ enum Made {
     /// A link or a directory.
     Entry(Done),
     Removed,
+    /// A file that has other names, whose ctime moved by that.
+    RemovedName {
+        blob: BlobId,
+        before: Fingerprint,
+        after: Fingerprint,
+    },
     /// Nothing was changed.
     Nothing(Done),
 }
@@ -229,12 +235,18 @@ impl Node {
                 let done = if is_new { Done::Placed { received: 0, held: None } } else { Done::There { held: None } };
                 Made::Entry(done)
             }
-            Step::RemoveFile { parent, open, fingerprint } => {
-                let is_open = Fingerprint::from(&open.metadata()?) == fingerprint;
-                if !is_open {
+            Step::RemoveFile { parent, open, blob, fingerprint: before } => {
+                if Fingerprint::from(&open.metadata()?) != before {
                     return Ok(Made::Nothing(changed(path)));
                 }
-                unlink(&parent, path, fingerprint)?
+                let made = unlink(&parent, path, before)?;
+                let (meta, is_removed) = (open.metadata()?, matches!(made, Made::Removed));
+                let after = Fingerprint::from(&meta);
+                let is_same = before.drift(&after) != Drift::Edited;
+                if is_removed && is_same && meta.nlink() > 0 {
+                    return Ok(Made::RemovedName { blob, before, after });
+                }
+                made
             }
             Step::RemoveSymlink { parent, fingerprint } => unlink(&parent, path, fingerprint)?,
             Step::RemoveDirectory { parent } => {
@@ -252,7 +264,7 @@ impl Node {
     /// Links and says what was made, says what was removed, and unlinks that; in this order, each durable.
     fn write_down(&self, arena: &HeldArena, made: Vec<ToSay>) -> Result<Vec<(usize, Done)>, Failure> {
         let (mut files, mut expected, mut changes, mut done) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        let mut removed: Vec<RelPath> = Vec::new();
+        let (mut removed, mut names) = (Vec::<RelPath>::new(), Vec::new());
         for (at, path, made) in made {
             let (content, mtime, fingerprint) = match made {
                 Made::File { file, mode, done: is_done } => {
@@ -270,7 +282,10 @@ impl Node {
                         _ => continue,
                     }
                 }
-                Made::Removed => {
+                Made::Removed | Made::RemovedName { .. } => {
+                    if let Made::RemovedName { blob, before, after } = made {
+                        names.push((blob, before, after));
+                    }
                     done.push((at, Done::Removed));
                     removed.push(path.clone());
                     (Content::Deleted, mtime_left(arena, &path)?, None)
@@ -301,8 +316,22 @@ impl Node {
         removed.retain(|path| !again.contains(path));
         let removed: Vec<&[u8]> = removed.iter().map(RelPath::as_bytes).collect();
         self.inner.store.unlink(arena.root, &removed)?;
+        for (blob, before, after) in names {
+            self.refresh_names(blob, before, after)?;
+        }
         self.look_again(&arena.name, again);
         Ok(done)
+    }
+
+    /// A file has lost one of its names, and so has another ctime under the others: nobody edited it.
+    fn refresh_names(&self, blob: BlobId, before: Fingerprint, after: Fingerprint) -> Result<(), Failure> {
+        let store = &self.inner.store;
+        for file in store.holders(blob, NAMES_MAX)? {
+            if store.file(&file)?.is_some_and(|row| row.fingerprint == before) {
+                store.refresh(&file, blob, after)?;
+            }
+        }
+        Ok(())
     }
 
     /// Where files are that are to take the place of others, at that moment, if it is on the same file system.
@@ -372,6 +401,8 @@ fn again(error: &io::Error) -> Failure {
     io::Error::new(error.kind(), error.to_string()).into()
 }
 
+/// How many names of one file are known to be the same; the others are found to be touched.
+const NAMES_MAX: usize = 256;
 /// How many changes are settled together.
 const TOGETHER_MAX: usize = 512;
 /// From so many files on, one sync of all is cheaper than one of each.
