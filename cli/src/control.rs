@@ -374,7 +374,7 @@ fn arena_json(node: &Node, arena: &Arena) -> Value {
 
 fn peers_json(node: &Node) -> Value {
     // What cannot be read gives nobody anything.
-    let roles = node.roles().unwrap_or_default();
+    let roles = node.roles().ok();
     let peers = node.peers().status().into_iter().map(|status| {
         let cursor = node.namespace().cursor(status.peer.id).unwrap_or_default();
         json!({
@@ -384,7 +384,7 @@ fn peers_json(node: &Node) -> Value {
             "connected": status.connected,
             "last_connected": status.last_connected.map(|seconds| rfc3339(UnixTime { seconds, nanos: 0 })),
             "last_error": status.last_error,
-            "writer": roles.writable(&status.peer),
+            "writer": roles.as_ref().map_or_else(Vec::new, |roles| roles.writable(&status.peer)),
             // While a listing is coming, what was heard before is on its way out.
             "heard_seq": if cursor.after.is_none() { cursor.mark.seq } else { 0 },
         })

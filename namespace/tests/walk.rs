@@ -40,7 +40,8 @@ fn names_for_a_moment() {
     let name = staging_name(0x123);
     assert_eq!(name, ".blobd-0000000000000123.part");
     fs::create_dir_all(root.path().join("d").join(staging_name(7))).unwrap();
-    let others = [".blobd-123.part", ".blobd-0000000000000123", ".blobd-000000000000012G.part", "x.blobd-0000000000000123.part"];
+    let others =
+        [".blobd-123.part", ".blobd-0000000000000123", ".blobd-000000000000012G.part", "x.blobd-0000000000000123.part"];
     for name in others.into_iter().chain([&name[..], "d/.blobd-ffffffffffffffff.part"]) {
         fs::write(root.path().join(name), b"x").unwrap();
     }

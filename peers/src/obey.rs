@@ -123,7 +123,7 @@ pub(crate) async fn serve_orders(
     }
 }
 
-/// Carries out one order, and tells every few seconds that it is being done.
+/// Carries out one order, and tells every second that it is being done.
 async fn carry_out(orders: Arc<dyn Orders>, peer: PeerId, order: Order, number: u64, telling: &mpsc::Sender<Outcome>) {
     let bytes = Arc::new(AtomicU64::new(0));
     let mut doing = orders.carry_out(peer, order, bytes.clone());
@@ -178,7 +178,7 @@ fn toml(text: &str) -> String {
 }
 
 /// How often the asker hears of an order that takes long.
-const TELL_EVERY: Duration = Duration::from_secs(5);
+const TELL_EVERY: Duration = Duration::from_secs(1);
 const STALL_LIMIT: Duration = Duration::from_secs(30);
 /// How long a stream may stay open for nothing.
 const IDLE_LIMIT: Duration = Duration::from_secs(600);

@@ -72,6 +72,8 @@ struct Inner {
     /// Those that are ready but for their last steps, and the turn to take these.
     settling: Mutex<copy::Queue>,
     settling_turn: Arc<tokio::sync::Mutex<()>>,
+    /// Directories that were made for what is in them.
+    implied: copy::Implied,
     /// How the arenas that are held here are doing.
     arenas: Mutex<HashMap<ArenaName, ArenaState>>,
     watch_settings: WatchSettings,
@@ -188,6 +190,7 @@ impl Node {
             placing: Semaphore::new(PLACED_AT_ONCE),
             settling: Mutex::default(),
             settling_turn: Arc::default(),
+            implied: copy::Implied::default(),
             arenas: Mutex::default(),
             watch_settings,
             watching: OnceLock::new(),

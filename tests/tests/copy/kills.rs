@@ -1,7 +1,10 @@
 //! `kill -9` of either daemon at random moments of a move: whatever the moment, every file is whole at one end at least,
 //! nothing that has a name is half there, and the next runs do the rest.
 
-use std::{env, ffi::OsStr, fs, os::unix::ffi::OsStrExt, path::Path, process::Stdio, thread::sleep, time::Duration, time::Instant};
+use std::{
+    env, ffi::OsStr, fs, os::unix::ffi::OsStrExt, path::Path, process::Stdio, thread::sleep, time::Duration,
+    time::Instant,
+};
 
 use fastrand::Rng;
 use tests::{Item, Machine, Scratch, Tree, TreeSpec, build_tree, indexed, snapshot, wait_for, without_link_times};

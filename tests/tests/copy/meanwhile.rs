@@ -66,25 +66,34 @@ fn nothing_that_is_written_meanwhile_is_lost() {
 fn a_file_that_grows_on_its_way_stays() {
     let scratch = Scratch::new();
     let (a, docs, b, inbox) = two(&scratch);
-    let mut bytes = random_bytes(60_000_000, &mut fastrand::Rng::new());
-    fs::write(docs.join("large"), &bytes).unwrap();
-    a.ok(["arena", "scan", "docs"]);
-    let mut moving = a.command(["mv", "--json", "docs/large", "b:inbox"]);
-    let mut moving = moving.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    wait_for("some of it has come", Duration::from_secs(60), || {
-        (b.status()["cache"]["bytes"].as_u64() > Some(0) || inbox.join("large").exists()).then_some(())
-    });
-    OpenOptions::new().append(true).open(docs.join("large")).unwrap().write_all(b"more").unwrap();
-    let status = wait_for("it ends", Duration::from_secs(120), || moving.try_wait().unwrap());
-    bytes.extend(b"more");
-    assert_ne!(status.code(), Some(0));
-    assert!(fs::read(docs.join("large")).unwrap() == bytes);
-    // Once it rests, it goes, and what has come of the first is no obstacle but for its name.
-    if inbox.join("large").exists() {
-        a.exits(3, ["mv", "docs/large", "b:inbox"]);
+    // Until it is caught on its way.
+    for size in [60_000_000, 200_000_000, 500_000_000] {
+        let mut bytes = random_bytes(size, &mut fastrand::Rng::new());
+        fs::write(docs.join("large"), &bytes).unwrap();
+        a.ok(["arena", "scan", "docs"]);
+        let mut moving = a.command(["mv", "--overwrite", "docs/large", "b:inbox"]);
+        let mut moving = moving.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        wait_for("some of it has come", Duration::from_secs(60), || {
+            (b.status()["cache"]["bytes"].as_u64() > Some(0) || moving.try_wait().unwrap().is_some()).then_some(())
+        });
+        let caught = OpenOptions::new().append(true).open(docs.join("large"));
+        if let Ok(mut file) = &caught {
+            file.write_all(b"more").unwrap();
+        }
+        let status = wait_for("it ends", Duration::from_secs(120), || moving.try_wait().unwrap());
+        if caught.is_err() {
+            assert!(fs::read(inbox.join("large")).unwrap() == bytes);
+            continue;
+        }
+        bytes.extend(b"more");
+        assert_ne!(status.code(), Some(0));
+        assert!(fs::read(docs.join("large")).unwrap() == bytes);
+        // Once it rests, it goes, and what has come of the first is no obstacle but for its name.
+        a.ok(["mv", "--overwrite", "docs/large", "b:inbox"]);
+        assert!(fs::read(inbox.join("large")).unwrap() == bytes && !docs.join("large").exists());
+        return;
     }
-    a.ok(["mv", "--overwrite", "docs/large", "b:inbox"]);
-    assert!(fs::read(inbox.join("large")).unwrap() == bytes && !docs.join("large").exists());
+    panic!("half a gigabyte goes too fast to be caught");
 }
 
 /// Ctrl-C ends the command at once; the daemons go on, nothing is half there, and the next run does the rest.

@@ -1,6 +1,11 @@
 //! Trees arrive whole, whoever directs it, and go from where they were.
 
-use std::{fs, path::Path, time::Duration};
+use std::{
+    fs,
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    path::Path,
+    time::Duration,
+};
 
 use rustix::fs::{CWD, FileType, Mode, mknodat};
 use tests::{Machine, Scratch, indexed, wait_for};
@@ -12,10 +17,17 @@ fn a_tree_is_pushed_and_pulled_and_copied_within_a_machine() {
     let scratch = Scratch::new();
     let (a, docs, b, inbox) = two(&scratch);
     hard_tree(&docs);
+    for (dir, mode) in [("d", 0o700), ("d/e", 0o775), ("d-before", 0o711), ("hollow/inner", 0o770)] {
+        fs::set_permissions(docs.join(dir), PermissionsExt::from_mode(mode)).unwrap();
+    }
     let original = indexed(&docs);
     // What was written this moment goes along.
     let output = a.ok(["cp", "--json", "docs", "b:inbox/pushed"]);
     same(&original, &inbox.join("pushed"));
+    let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    for dir in ["d", "d/e", "d-before", "hollow/inner"] {
+        assert_eq!(mode(&inbox.join("pushed").join(dir)), mode(&docs.join(dir)), "{dir}");
+    }
     let summary = output.summary();
     assert_eq!((&summary["files"], &summary["failed_files"]), (&leaves(&original).into(), &0.into()), "{summary}");
     let large = output.of_type("copied").into_iter().find(|line| line["source"] == "docs/large").unwrap();
@@ -89,6 +101,38 @@ fn a_move_leaves_what_it_did_not_take() {
     a.ok(["mv", "docs/deeper/d/group", "b:inbox/renamed"]);
     assert!(!docs.join("deeper/d/group").exists());
     assert_eq!(fs::metadata(inbox.join("renamed")).unwrap().len(), 16384);
+}
+
+/// Where the destination is on another file system than the cache, large files are copied there, and nothing can be renamed
+/// from elsewhere.
+#[test]
+fn a_destination_on_another_file_system() {
+    let scratch = Scratch::new();
+    let Ok(elsewhere) = tempfile::tempdir_in("/dev/shm") else { return };
+    let docs = scratch.dir("docs");
+    let device = |path: &Path| fs::metadata(path).unwrap().dev();
+    if device(elsewhere.path()) == device(&docs) {
+        return;
+    }
+    let inbox = elsewhere.path().join("inbox");
+    fs::create_dir(&inbox).unwrap();
+    hard_tree(&docs);
+    let original = indexed(&docs);
+    let (a, b) = (open(&scratch, "a", &docs), open(&scratch, "b", &inbox));
+    a.join(&b);
+    a.ok(["cp", "docs", "b:inbox"]);
+    same(&original, &inbox);
+    nothing_is_left(&b, &inbox);
+    for name in ["large", "small", "empty"] {
+        fs::write(inbox.join(name), b"to be replaced").unwrap();
+    }
+    fs::remove_file(inbox.join("d/link")).unwrap();
+    std::os::unix::fs::symlink("to be replaced", inbox.join("d/link")).unwrap();
+    a.ok(["mv", "--overwrite", "docs", "b:inbox"]);
+    same(&original, &inbox);
+    nothing_is_left(&b, &inbox);
+    assert_eq!(fs::read_dir(&docs).unwrap().count(), 0);
+    assert_eq!(b.ok(["verify", "--json"]).json().len(), 1);
 }
 
 /// Names of one file are moved like files, and those that are not moved stay as sound as they were.

@@ -25,7 +25,7 @@ pub(super) enum Arrived {
     Staged(Staged),
     /// It is whole in the cache, and goes from there at the last moment: until then it need not be fetched again.
     Cached(Passing),
-    /// It was copied to its destination's file system from the cache, which is to forget it.
+    /// It is at its destination, copied from elsewhere here; what the cache has of it is to be forgotten.
     Copied(Staged, Passing),
 }
 
@@ -84,13 +84,14 @@ impl Node {
             store.verify_cached(blob, &|_| {})?;
             Ok(store.presence(blob)?)
         });
+        let passing = Passing { blob, _alone, _passage };
         if presence.await? == Presence::InPlace {
+            // What turns out not to be there comes by way of the cache after all.
             let staged = self.copy_from_here(blob, size, destination, to, on_bytes).await?;
-            return Ok((Arrived::Staged(staged), Fetched::default()));
+            return Ok((Arrived::Copied(staged, passing), Fetched::default()));
         }
         let fetched = self.bring(blob, size, on_bytes).await?;
         let (near, path, cache) = (destination.clone(), to.clone(), self.inner.home.cache.clone());
-        let passing = Passing { blob, _alone, _passage };
         if blocking(move || Ok(near.shares_file_system(&path, &cache)?)).await? {
             return Ok((Arrived::Cached(passing), fetched));
         }
@@ -132,7 +133,11 @@ impl Arrived {
     pub(super) fn hash(&self, store: &Store, blob: BlobId, size: u64) -> Result<HashedFile, Failure> {
         let hashed = match self {
             Self::Staged(staged) => store.hash(staged.file(), size)?,
-            Self::Cached(passing) | Self::Copied(_, passing) => store.hash_cached(passing.blob)?.ok_or_else(gone)?,
+            Self::Cached(passing) => store.hash_cached(passing.blob)?.ok_or_else(gone)?,
+            Self::Copied(staged, passing) => match store.hash_cached(passing.blob)? {
+                Some(hashed) => hashed,
+                None => store.hash(staged.file(), size)?,
+            },
         };
         if hashed.id() == blob {
             return Ok(hashed);

@@ -10,6 +10,6 @@ mod plan;
 mod run;
 mod settle;
 
-pub(super) use place::sweep;
+pub(super) use place::{Implied, sweep};
 pub(crate) use plan::{CopyScope, Place};
 pub(super) use settle::Queue;

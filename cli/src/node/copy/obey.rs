@@ -103,8 +103,8 @@ impl Node {
             let reason = format!("the root {dir:?} of the arena {name} is offline at {}: {why}", self.name());
             return Ok(Err(Done::failed(Why::Failed, &reason)));
         }
-        let destination = Arc::new(Destination::open(&dir)?);
-        Ok(Ok(HeldArena { name: name.clone(), root, dir, destination }))
+        let destination = Destination::open(&dir)?.noting(root, self.inner.implied.clone());
+        Ok(Ok(HeldArena { name: name.clone(), root, dir, destination: Arc::new(destination) }))
     }
 
     /// Whether a path is the daemon's own: its state, cache or configuration.
@@ -186,8 +186,8 @@ impl Node {
             });
         }
         match (&seen, content) {
-            (Some(SeenKind::Directory { .. }), Content::Directory { .. }) => {
-                return Ok(Found::Done(Done::There { held: None }));
+            (Some(SeenKind::Directory { .. }), Content::Directory { mode }) => {
+                return Ok(Found::Same(Step::Directory { mode: *mode }));
             }
             (Some(SeenKind::Directory { .. }), _) => return Ok(Found::Done(a_directory())),
             (Some(SeenKind::Symlink { target, .. }), Content::Symlink { target: wanted }) if target == wanted => {
@@ -262,8 +262,22 @@ impl Node {
             Some(blob) => Some(self.inner.peers.alone_with(blob).await),
             None => None,
         };
-        let (node, near) = (self.clone(), arena.clone());
-        match blocking(move || node.check_removal(&near, &order)).await? {
+        let check = async |order: Remove| {
+            let (node, near) = (self.clone(), arena.clone());
+            blocking(move || node.check_removal(&near, &order)).await
+        };
+        let (step, _alone_by_now) = match check(order.clone()).await? {
+            Err(Done::Failed { why: Why::Changed, .. }) if _alone.is_none() => {
+                // Another name may just have gone, and what it moved not yet be written down.
+                let alone = match order.content.blob() {
+                    Some(blob) => Some(self.inner.peers.alone_with(blob).await),
+                    None => None,
+                };
+                (check(order).await?, alone)
+            }
+            step => (step, None),
+        };
+        match step {
             Ok(step) => self.settle(Last { arena, path, step }).await,
             Err(done) => Ok(done),
         }
@@ -367,7 +381,7 @@ fn obstacle(root: &Path, path: &RelPath) -> io::Result<Option<RelPath>> {
 }
 
 fn a_directory() -> Done {
-    Done::failed(Why::InTheWay, "a directory is in the way")
+    Done::failed(Why::InTheWay, "a directory is in the way; a / behind its name copies into it")
 }
 
 /// Whether nothing is there.
@@ -393,7 +407,9 @@ mod tests {
         let row = FileRow { blob, fingerprint: now, damaged: RangeSet::new(), verified: Verified { at: 1, next: 0 } };
         let elsewhere = Some(Held { inode: 9, ..now.into() });
         assert_eq!(may_remove(Some(&row), blob, Some(&now), elsewhere), Ok(()));
-        let stays = |row: Option<&FileRow>, blob, now, held| assert!(may_remove(row, blob, now, held).is_err());
+        let stays = |row: Option<&FileRow>, blob, now: Option<&Fingerprint>, held| {
+            assert!(may_remove(row, blob, now, held).is_err(), "{now:?}");
+        };
         stays(None, blob, Some(&now), elsewhere);
         stays(Some(&row), BlobId::of(b"abd"), Some(&now), elsewhere);
         stays(Some(&row), blob, None, elsewhere);

@@ -1,4 +1,5 @@
 use std::{
+    collections::HashSet,
     fs::{File, Permissions},
     io::{self, Seek, SeekFrom},
     os::{
@@ -9,9 +10,11 @@ use std::{
         },
     },
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
     time::SystemTime,
 };
 
+use blobstore::RootId;
 use namespace::{RelPath, staging_name};
 use rustix::{
     fs::{AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, ResolveFlags, Timespec, Timestamps, UTIME_OMIT},
@@ -24,6 +27,26 @@ use tree::{Fingerprint, UnixTime};
 /// touched: no symbolic link is followed below it, and nothing that is there is replaced unless that is asked for.
 pub(super) struct Destination {
     dir: OwnedFd,
+    /// Takes note of directories that are made because something is to be in them.
+    implied: Option<(RootId, Implied)>,
+}
+
+/// Directories that were made because something was to be in them: whoever then says what they are to be like makes them
+/// so. So many at most; a directory that is forgotten keeps its mode.
+#[derive(Clone, Default)]
+pub(in super::super) struct Implied(Arc<Mutex<HashSet<(RootId, Vec<u8>)>>>);
+
+impl Implied {
+    fn note(&self, root: RootId, dir: &[u8]) {
+        let mut dirs = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if dirs.len() < IMPLIED_MAX {
+            dirs.insert((root, dir.to_owned()));
+        }
+    }
+
+    fn take(&self, root: RootId, dir: &RelPath) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&(root, dir.as_bytes().to_owned()))
+    }
 }
 
 /// What is at a path already.
@@ -57,7 +80,12 @@ enum At {
 impl Destination {
     pub(super) fn open(dir: &Path) -> io::Result<Self> {
         let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::CLOEXEC;
-        Ok(Self { dir: rustix::fs::openat(CWD, dir, flags, Mode::empty())? })
+        Ok(Self { dir: rustix::fs::openat(CWD, dir, flags, Mode::empty())?, implied: None })
+    }
+
+    /// Takes note, in `implied`, of directories below `root` that are made for what is in them.
+    pub(super) fn noting(self, root: RootId, implied: Implied) -> Self {
+        Self { implied: Some((root, implied)), ..self }
     }
 
     /// Makes a directory and those above it. It is no error if it is there.
@@ -118,28 +146,23 @@ impl Destination {
         }
     }
 
-    /// Makes a directory that is not there, with these permissions; its owner may write to it in any case. Tells whether it
-    /// was made.
+    /// Makes a directory, with these permissions; its owner may write to it in any case. One that is there keeps its own,
+    /// unless it was made only for what is in it. Tells whether it was made.
     pub(super) fn make_dir_with(&self, path: &RelPath, mode: u16) -> io::Result<bool> {
         let (parent, name) = self.parent(path)?;
         let mode = Mode::from_raw_mode((mode & 0o777 | 0o700).into());
-        match rustix::fs::mkdirat(&parent, name, mode) {
-            Ok(()) => {
-                // Whatever the umask says.
-                let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-                let dir = rustix::fs::openat(&parent, name, flags, Mode::empty())?;
-                rustix::fs::fchmod(&dir, mode)?;
-                Ok(true)
-            }
-            Err(Errno::EXIST) => {
-                let stat = rustix::fs::statat(&parent, name, AtFlags::SYMLINK_NOFOLLOW)?;
-                match FileType::from_raw_mode(stat.st_mode) {
-                    FileType::Directory => Ok(false),
-                    _ => Err(Errno::NOTDIR.into()),
-                }
-            }
-            Err(error) => Err(error.into()),
+        let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let is_new = match rustix::fs::mkdirat(&parent, name, mode) {
+            Ok(()) => true,
+            Err(Errno::EXIST) => self.implied.as_ref().is_some_and(|(root, implied)| implied.take(*root, path)),
+            Err(error) => return Err(error.into()),
+        };
+        let dir = rustix::fs::openat(&parent, name, flags, Mode::empty())?;
+        if is_new {
+            // Whatever the umask says.
+            rustix::fs::fchmod(&dir, mode)?;
         }
+        Ok(is_new)
     }
 
     /// Begins a file that is to stand at `path`.
@@ -181,12 +204,18 @@ impl Destination {
 
     fn descend(&self, path: &[u8]) -> io::Result<OwnedFd> {
         let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let mut dir = self.dir.try_clone()?;
+        let (mut dir, mut end) = (self.dir.try_clone()?, 0);
         for component in path.split(|&b| b == b'/') {
+            end += component.len() + 1;
             let next = match rustix::fs::openat(&dir, component, flags, Mode::empty()) {
                 Err(Errno::NOENT) => {
                     match rustix::fs::mkdirat(&dir, component, Mode::RWXU | Mode::RWXG | Mode::RWXO) {
-                        Ok(()) | Err(Errno::EXIST) => {}
+                        Ok(()) => {
+                            if let Some((root, implied)) = &self.implied {
+                                implied.note(*root, &path[..end - 1]);
+                            }
+                        }
+                        Err(Errno::EXIST) => {}
                         Err(error) => return Err(error.into()),
                     }
                     rustix::fs::openat(&dir, component, flags, Mode::empty())
@@ -352,6 +381,7 @@ pub(in super::super) fn sweep(root: &Path, path: &RelPath) {
     }
 }
 
+const IMPLIED_MAX: usize = 65_536;
 /// Somebody else who has the same directory may be about to rename it.
 const SWEPT_AFTER_S: u64 = 600;
 
