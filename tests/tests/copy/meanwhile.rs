@@ -77,9 +77,7 @@ fn a_file_that_grows_on_its_way_stays() {
             (b.status()["cache"]["bytes"].as_u64() > Some(0) || moving.try_wait().unwrap().is_some()).then_some(())
         });
         let caught = OpenOptions::new().append(true).open(docs.join("large"));
-        if let Ok(mut file) = &caught {
-            file.write_all(b"more").unwrap();
-        }
+        let caught = caught.map(|mut file| file.write_all(b"more").unwrap());
         let status = wait_for("it ends", Duration::from_secs(120), || moving.try_wait().unwrap());
         if caught.is_err() {
             assert!(fs::read(inbox.join("large")).unwrap() == bytes);
