@@ -4,12 +4,12 @@ use std::{
     fs::{self, File, OpenOptions},
     io::Write,
     path::Path,
-    process::Stdio,
+    process::{Child, Stdio},
     time::Duration,
 };
 
 use rustix::process::{Pid, Signal, kill_process};
-use tests::{Scratch, indexed, random_bytes, wait_for};
+use tests::{Machine, Scratch, indexed, random_bytes, wait_for};
 
 use crate::{hard_tree, same, trees::nothing_is_left, two};
 
@@ -73,9 +73,7 @@ fn a_file_that_grows_on_its_way_stays() {
         a.ok(["arena", "scan", "docs"]);
         let mut moving = a.command(["mv", "--overwrite", "docs/large", "b:inbox"]);
         let mut moving = moving.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        wait_for("some of it has come", Duration::from_secs(60), || {
-            (b.status()["cache"]["bytes"].as_u64() > Some(0) || moving.try_wait().unwrap().is_some()).then_some(())
-        });
+        has_begun(&b, &mut moving);
         let caught = OpenOptions::new().append(true).open(docs.join("large"));
         let caught = caught.map(|mut file| file.write_all(b"more").unwrap());
         let status = wait_for("it ends", Duration::from_secs(120), || moving.try_wait().unwrap());
@@ -104,9 +102,7 @@ fn an_interrupted_copy_goes_on() {
     let original = indexed(&docs);
     let mut copying = a.command(["cp", "docs", "b:inbox"]);
     let mut copying = copying.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    wait_for("some of it has come", Duration::from_secs(60), || {
-        (b.status()["cache"]["bytes"].as_u64() > Some(0) || copying.try_wait().unwrap().is_some()).then_some(())
-    });
+    has_begun(&b, &mut copying);
     let _ = kill_process(Pid::from_child(&copying), Signal::INT);
     let status = wait_for("it ends", Duration::from_secs(10), || copying.try_wait().unwrap());
     assert!([Some(130), Some(0)].contains(&status.code()), "{status:?}");
@@ -120,6 +116,16 @@ fn an_interrupted_copy_goes_on() {
     nothing_is_left(&b, &inbox);
     a.ok(["mv", "docs", "b:inbox"]);
     assert_eq!(fs::read_dir(&docs).unwrap().count(), 0);
+}
+
+/// Waits until a large file is on its way to a machine, by way of its cache, or the command is over.
+fn has_begun(machine: &Machine, command: &mut Child) {
+    let cache = machine.home().join("cache");
+    wait_for("some of it comes", Duration::from_secs(60), || {
+        let dirs = fs::read_dir(&cache).unwrap().flatten().filter(|dir| dir.file_name() != "incoming");
+        let is_coming = dirs.filter_map(|dir| fs::read_dir(dir.path()).ok()).any(|mut files| files.next().is_some());
+        (is_coming || command.try_wait().unwrap().is_some()).then_some(())
+    });
 }
 
 /// What the disk lost nobody's word brings back: a source is not removed for a copy that has rotted since.
