@@ -94,12 +94,58 @@ impl Store {
             let pairs = NewPairs::Row(pairs.into_inner().unwrap_or_else(PoisonError::into_inner));
             return Ok(HashedFile { id, size, pairs });
         }
-        let number = inner.staged.fetch_add(1, Ordering::Relaxed);
-        let path = inner.settings.outboards.join(STAGED_DIR).join(format!("{number}"));
-        let file = inner.disk.open(&path, Access::Create)?;
-        let staged = Staged { disk: inner.disk.clone(), path, grain };
+        let staged = self.stage(grain);
+        let file = inner.disk.open(&staged.path, Access::Create)?;
         let id = hash_into(data, size, grain, &file)?;
         Ok(HashedFile { id, size, pairs: NewPairs::File(staged) })
+    }
+
+    /// The hash of a blob that is whole in the cache, whose outboard was proven there. `None` if it is not whole. Where
+    /// outboards are kept as they are in the cache, the bytes are not read.
+    pub fn hash_cached(&self, blob: BlobId) -> Result<Option<HashedFile>, StoreError> {
+        // What is whole in the cache is neither evicted nor taken meanwhile.
+        let _files = self.inner.cache_files.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(row) = self.cached_row(blob)?.filter(|row| row.proven.contains(Geometry::new(row.size).all())) else {
+            return Ok(None);
+        };
+        let (size, disk) = (row.size, &self.inner.disk);
+        let (data, outboard) = (self.cache_file(blob), self.cache_outboard_file(blob));
+        let bytes = Geometry::new(size).outboard_bytes();
+        if self.inner.settings.grain != Grain::GROUP || bytes == 0 {
+            let hash = || match self.inline_bytes(blob) {
+                Ok(Some(bytes)) => self.hash(&bytes[..], size),
+                _ => self.hash(&*disk.open(&data, Access::Read)?, size),
+            };
+            let hashed = hash().map_err(StoreError::file("hash", &data))?;
+            return Ok(Some(hashed).filter(|hashed| hashed.id == blob));
+        }
+        let copy = || {
+            let from = disk.open(&outboard, Access::Read)?;
+            let mut part = vec![0; bytes.min(INLINE_OUTBOARD_BYTES) as usize];
+            if bytes <= INLINE_OUTBOARD_BYTES {
+                from.read_exact_at(&mut part, 0)?;
+                return Ok(NewPairs::Row(part));
+            }
+            let staged = self.stage(Grain::GROUP);
+            let to = disk.open(&staged.path, Access::Create)?;
+            let mut at = 0;
+            while at < bytes {
+                part.truncate((bytes - at).min(INLINE_OUTBOARD_BYTES) as usize);
+                from.read_exact_at(&mut part, at)?;
+                to.write_all_at(&part, at)?;
+                at += part.len() as u64;
+            }
+            Ok(NewPairs::File(staged))
+        };
+        let pairs = copy().map_err(StoreError::file("copy", &outboard))?;
+        Ok(Some(HashedFile { id: blob, size, pairs }))
+    }
+
+    /// A place for an outboard, as long as its blob is not linked.
+    fn stage(&self, grain: Grain) -> Staged {
+        let number = self.inner.staged.fetch_add(1, Ordering::Relaxed);
+        let path = self.inner.settings.outboards.join(STAGED_DIR).join(format!("{number}"));
+        Staged { disk: self.inner.disk.clone(), path, grain }
     }
 
     /// The outboard of a blob in place. If it is gone, an empty one, with which nothing proves.

@@ -6,7 +6,8 @@ use std::{
     time::Duration,
 };
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use peers::Role;
 use tracing::{error, level_filters::LevelFilter};
 
 use crate::{
@@ -69,6 +70,20 @@ pub(crate) struct DaemonArgs {
     pub(crate) name: Option<String>,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct CopyArgs {
+    /// What to take, and last where to: ARENA/PATH at this machine, PEER:ARENA/PATH at another one. With a / at the end, or
+    /// where it is an arena, sources go into the last one, under their own names.
+    #[arg(value_names = ["SRC", "DEST"], num_args = 2.., required = true)]
+    pub(crate) targets: Vec<OsString>,
+    /// Replace files and links that differ, each at once when the new one is durable.
+    #[arg(long)]
+    pub(crate) overwrite: bool,
+    /// Only say what would be done, by what is known here.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Start here: index DIRs, run the daemon in the foreground, print a ticket for other machines.
@@ -91,6 +106,9 @@ enum Command {
         /// How long the ticket works, such as 10m, 1h or 2d.
         #[arg(long, value_name = "TIME", default_value = "1h")]
         expires: String,
+        /// What the other machine may do here: read, or also copy and move into and out of all arenas.
+        #[arg(long, value_name = "ROLE", default_value = "reader")]
+        role: RoleArg,
     },
     /// Pair with the machine that made TICKET.
     Join {
@@ -170,6 +188,12 @@ enum Command {
         #[arg(value_names = ["ARENA/PATH", "DEST"], num_args = 2.., required = true)]
         targets: Vec<OsString>,
     },
+    /// Copy files or trees between arenas, here and at other machines, proven, with their mtimes and permissions.
+    #[command(after_help = CP_EXAMPLES)]
+    Cp(CopyArgs),
+    /// Move files or trees from one machine to another: what has arrived, proven and durable, is removed at its source.
+    #[command(after_help = MV_EXAMPLES)]
+    Mv(CopyArgs),
     /// Print blob ids, as b3sum does.
     Hash {
         /// Print what Linux's fs-verity measures instead, as `fsverity digest` does.
@@ -197,6 +221,22 @@ enum Command {
         #[arg(value_name = "ARENA[/PATH]")]
         targets: Vec<OsString>,
     },
+}
+
+/// What a peer may do here.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum RoleArg {
+    Reader,
+    Writer,
+}
+
+impl From<RoleArg> for Role {
+    fn from(role: RoleArg) -> Self {
+        match role {
+            RoleArg::Reader => Self::Reader,
+            RoleArg::Writer => Self::Writer,
+        }
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -264,7 +304,7 @@ pub fn main_blob() -> ExitCode {
         Command::Init => commands::init(home, common),
         Command::Id => commands::id(home, common),
         Command::Arena(command) => commands::arena(home, common, command).await,
-        Command::Invite { expires } => commands::invite(home, common, &expires).await,
+        Command::Invite { expires, role } => commands::invite(home, common, &expires, role.into()).await,
         Command::Join { ticket } => commands::join(home, common, ticket).await,
         Command::Peer(command) => commands::peer(home, common, command).await,
         Command::Status { skipped } => commands::status(home, common, skipped).await,
@@ -279,6 +319,8 @@ pub fn main_blob() -> ExitCode {
             commands::history(home, common, HistoryScope { arena, peer, since, follow }).await
         }
         Command::Get { targets } => commands::get(home, common, targets).await,
+        Command::Cp(args) => commands::copy(home, common, args, false).await,
+        Command::Mv(args) => commands::copy(home, common, args, true).await,
         Command::Hash { fsverity, files } => commands::hash(common, fsverity, &files),
         Command::Verify { targets, sample, budget } => {
             commands::verify(home, common, &targets, sample.as_deref(), budget.as_deref()).await
@@ -352,6 +394,24 @@ Examples:
   blob history --peer nas --since 1200   what changed at nas behind its change 1200
   blob history -f --json                 all of it, and then whatever changes";
 
+const CP_EXAMPLES: &str = "\
+Examples:
+  blob cp Pictures/2024 nas:Pictures/2024          bring it there, under that name
+  blob cp nas:Pictures/2024/ Pictures              bring it here, into the arena
+  blob cp nas:Films closet:Films                   between two others, neither byte by way of this machine
+  blob cp --dry-run Pictures nas:Pictures          say what is missing there
+
+A file that is there already with the same bytes is skipped; one that differs fails, unless --overwrite. Run it again to go
+on where it stopped. Who receives must let you write: see blob peer ls there, and [roles] in its config.toml.";
+
+const MV_EXAMPLES: &str = "\
+Examples:
+  blob mv Camera/ nas:Pictures/inbox/              empty the camera's folder into the NAS
+  blob mv laptop:Downloads/iso nas:Archive/        between two others
+
+A file is removed only after the destination has said that it has it, durably and proven, and after the source has read it
+once more and found it unchanged. What changed meanwhile stays, and is reported. Within one machine, use plain mv.";
+
 const CONFLICTS_EXAMPLES: &str = "\
 Every version stays where it is. To end a conflict, let one machine have the other's content, or delete its own:
   blob conflicts
@@ -364,6 +424,8 @@ Examples:
   blob join TICKET                       on another machine: pair with this one
   blob ls -l Pictures/2024               what is there, on whichever machine
   blob get Pictures/2024 ~/copies        bring it here, proven
+  blob cp Pictures/2024 nas:Pictures/    bring it to another machine's arena
+  blob mv Camera nas:Pictures/           and remove it here, once it is there
   blob verify && echo all is well        look for damage
   blob repair                            mend it from other machines
   blob history Pictures                  what changed there, when, at which machine

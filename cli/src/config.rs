@@ -1,8 +1,8 @@
-use std::{fmt, fs, io::Write, path::Path, time::Duration};
+use std::{collections::BTreeMap, fmt, fs, io::Write, path::Path, time::Duration};
 
 use blobstore::Settings;
 use bytesize::ByteSize;
-use peers::Compress;
+use peers::{Compress, Roles};
 use serde::{
     Deserialize, Deserializer,
     de::{SeqAccess, Visitor},
@@ -40,6 +40,8 @@ pub(crate) struct Config {
     pub history: HistoryConfig,
     /// Who besides peers is served.
     pub serve: Serve,
+    /// Which arenas peers may write to, by name or id.
+    pub roles: BTreeMap<String, RoleConfig>,
 }
 
 /// Where to listen: a string, or a list of them.
@@ -176,6 +178,14 @@ pub(crate) struct Serve {
     pub iroh: bool,
 }
 
+/// What a peer may do here, in `[roles]`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct RoleConfig {
+    /// Arenas into and out of which it may copy and move; `*` for all.
+    pub writer: Vec<String>,
+}
+
 impl Config {
     /// Reads the file; without one, all defaults.
     pub(crate) fn load(path: &Path) -> Result<Self, Failure> {
@@ -210,6 +220,11 @@ impl Config {
     /// Within what time everything here is to be verified.
     pub(crate) fn scrub_period(&self) -> Result<Duration, Failure> {
         positive("scrub.period", &self.scrub.period)
+    }
+
+    /// Who may write here.
+    pub(crate) fn roles(self) -> Roles {
+        Roles { writers: self.roles.into_iter().map(|(peer, role)| (peer, role.writer)).collect() }
     }
 
     /// How changes are waited for.
@@ -291,6 +306,11 @@ const TEMPLATE: &str = r#"# blobd's settings. Everything has a default, shown he
 [serve]
 # Whether anyone who knows a blob id may read the blobs of public arenas in iroh-blobs' protocol.
 #iroh = false
+
+[roles]
+# Other machines read what is here, and no more. Those that may also copy and move files into and out of arenas, by
+# name or id, and which arenas: "*" for all. A line here takes the place of what `blob invite --role` gave.
+#laptop = { writer = ["inbox", "photos"] }
 "#;
 
 #[cfg(test)]
@@ -307,6 +327,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config.toml");
         assert_eq!(Config::load(&path).unwrap(), Config::default());
+        fs::write(&path, "[roles]\nlaptop = { writer = [\"inbox\"] }\n\"no one\" = {}").unwrap();
+        let writers = [("laptop", vec!["inbox".to_owned()]), ("no one", vec![])];
+        let writers = writers.map(|(peer, arenas)| (peer.to_owned(), arenas)).into();
+        assert_eq!(Config::load(&path).unwrap().roles(), Roles { writers });
         fs::write(&path, "listne = \"x\"").unwrap();
         let failure = Config::load(&path).unwrap_err();
         assert_eq!(failure.code, Code::Usage);

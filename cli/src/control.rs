@@ -20,7 +20,7 @@ use axum::{
 };
 use futures_util::stream;
 use namespace::Arena;
-use peers::{Peer, PeerStatus, RosterError};
+use peers::{Peer, PeerStatus, Role, Roles, RosterError};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
@@ -30,7 +30,7 @@ use tree::{BlobId, ByteRange, UnixTime};
 use crate::{
     event::{Event, Reporter, summary},
     failure::{Code, Failure, WhileDoing},
-    node::{HistoryScope, Node, Scope, rfc3339},
+    node::{CopyScope, HistoryScope, Node, Scope, rfc3339},
     target::{JsonPath, Target},
 };
 
@@ -54,6 +54,7 @@ pub(crate) fn router(node: Node) -> Router {
         .route("/v1/skipped", get(skipped))
         .route("/v1/read", post(read))
         .route("/v1/get", post(get_trees))
+        .route("/v1/copy", post(copy))
         .route("/v1/verify", post(verify))
         .route("/v1/repair", post(repair))
         .fallback(async || Failure::new(Code::NotFound, "no such call"))
@@ -78,6 +79,9 @@ pub(crate) struct AddArena {
 pub(crate) struct Invite {
     /// For how long the ticket works.
     pub lifetime_s: u64,
+    /// What who joins with it may do here.
+    #[serde(default)]
+    pub role: Role,
 }
 
 /// `POST /v1/join`
@@ -206,13 +210,13 @@ async fn scan(State(node): State<Node>, Path(name): Path<String>) -> Result<Resp
 }
 
 async fn invite(State(node): State<Node>, body: Body_<Invite>) -> Answer {
-    let Invite { lifetime_s } = understood(body)?;
-    let ticket = node.peers().invite(Duration::from_secs(lifetime_s)).while_doing("make a ticket")?;
+    let Invite { lifetime_s, role } = understood(body)?;
+    let ticket = node.peers().invite(Duration::from_secs(lifetime_s), role).while_doing("make a ticket")?;
     if ticket.addresses.is_empty() {
         return Err(Failure::new(Code::Error, "this machine does not listen, so nobody can join it")
             .hint("make the ticket on the other machine, or listen: blob up --listen HOST:PORT"));
     }
-    Ok(Json(json!({ "ticket": ticket.to_string(), "expires": ticket.expires })))
+    Ok(Json(json!({ "ticket": ticket.to_string(), "expires": ticket.expires, "role": role })))
 }
 
 async fn join(State(node): State<Node>, body: Body_<Join>) -> Answer {
@@ -237,7 +241,8 @@ async fn add_peer(State(node): State<Node>, body: Body_<AddPeer>) -> Answer {
     if id == node.peers().me() {
         return Err(Failure::new(Code::Usage, "that is this machine's own id").while_doing(what));
     }
-    let set = node.peers().roster().set(Peer { id, name, addresses, told: Vec::new() });
+    let role = node.peers().roster().get(id).map_or(Role::default(), |known| known.role);
+    let set = node.peers().roster().set(Peer { id, name, addresses, told: Vec::new(), role });
     set.map_err(roster_failure).while_doing(what)?;
     node.peers().dial_now(id);
     Ok(Json(json!({})))
@@ -264,7 +269,7 @@ async fn dial(State(node): State<Node>, body: Body_<Dial>) -> Answer {
     let statuses = node.peers().status().into_iter();
     let lines = statuses.filter_map(|status| {
         let outcome = outcomes.get(&status.peer.id)?;
-        let mut line = peer_json(&node, status);
+        let mut line = peer_json(&node, node.roles().ok().as_ref(), status);
         // As it was when the dial ended, whatever has happened since.
         line["connected"] = json!(outcome.as_ref().ok());
         line["last_error"] = json!(outcome.as_ref().err());
@@ -332,6 +337,14 @@ async fn get_trees(State(node): State<Node>, body: Body_<Get>) -> Result<Respons
     let Get { targets, to } = understood(body)?;
     let to = path_of(&to)?;
     Ok(report(async move |reporter| node.get(targets, to, &reporter).await))
+}
+
+async fn copy(State(node): State<Node>, body: Body_<CopyScope>) -> Result<Response, Failure> {
+    let scope = understood(body)?;
+    if scope.sources.is_empty() {
+        return Err(Failure::new(Code::Usage, "nothing to copy"));
+    }
+    Ok(report(async move |reporter| node.copy(scope, &reporter).await))
 }
 
 async fn verify(State(node): State<Node>, body: Body_<Scope>) -> Result<Response, Failure> {
@@ -436,10 +449,12 @@ fn arena_json(node: &Node, arena: &Arena) -> Value {
 }
 
 fn peers_json(node: &Node) -> Value {
-    node.peers().status().into_iter().map(|status| peer_json(node, status)).collect()
+    // What cannot be read gives nobody anything.
+    let roles = node.roles().ok();
+    node.peers().status().into_iter().map(|status| peer_json(node, roles.as_ref(), status)).collect()
 }
 
-fn peer_json(node: &Node, status: PeerStatus) -> Value {
+fn peer_json(node: &Node, roles: Option<&Roles>, status: PeerStatus) -> Value {
     let cursor = node.namespace().cursor(status.peer.id).unwrap_or_default();
     json!({
         "name": status.peer.name,
@@ -449,6 +464,7 @@ fn peer_json(node: &Node, status: PeerStatus) -> Value {
         "last_connected": status.last_connected.map(|seconds| rfc3339(UnixTime { seconds, nanos: 0 })),
         "last_error": status.last_error,
         "refused": status.refused,
+        "writer": roles.map_or_else(Vec::new, |roles| roles.writable(&status.peer)),
         "next_dial_s": status.next_dial.map(|wait| wait.as_secs()),
         // While a listing is coming, what was heard before is on its way out.
         "heard_seq": if cursor.after.is_none() { cursor.mark.seq } else { 0 },

@@ -85,15 +85,20 @@ pub enum Event {
     },
     /// A file, directory or link that was brought to its destination.
     Copied(Copied),
+    /// One that was brought to its destination, and is no longer at its source.
+    Moved(Copied),
     /// One that was there already.
     Skipped(Copied),
-    /// One that could not be brought.
+    /// One that could not be brought, or not be removed where it came from.
     Failed {
         /// From where.
         #[serde(flatten)]
         file: FileName,
         /// Why.
         reason: String,
+        /// Of `cp` and `mv`: what was to go where.
+        #[serde(flatten)]
+        copy: Option<Copied>,
     },
     /// Something in an arena that is not indexed.
     Unindexed {
@@ -197,16 +202,19 @@ pub struct Version {
 /// What was brought where.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Copied {
-    /// `ARENA/PATH`.
+    /// `ARENA/PATH`, behind the machine's name and `:` if it is another one.
     pub source: String,
-    /// The absolute path.
+    /// The same; for `get`, the absolute path.
     pub destination: String,
     /// Of a file.
     pub blob: Option<BlobId>,
     /// In bytes.
     pub bytes: u64,
-    /// Bytes received for it: data, proofs and sizes.
+    /// Bytes that the destination received for it: data, proofs and sizes.
     pub bytes_received: u64,
+    /// Of `cp` and `mv`: the same, as the source sees it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_sent: Option<u64>,
 }
 
 impl FileName {

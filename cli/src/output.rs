@@ -83,11 +83,16 @@ fn human(out: &mut Output, event: &Event, style: Style) -> io::Result<()> {
             out.line(&format!("repaired  {file}  {} from {from}", HumanBytes(ranges.total_bytes())))
         }
         Event::Unrepaired { file, reason, .. } => out.line(&format!("NOT repaired  {file}: {reason}")),
-        Event::Copied(Copied { destination, .. }) => out.line(&printable(destination.as_bytes())),
+        Event::Copied(Copied { destination, .. }) | Event::Moved(Copied { destination, .. }) => {
+            out.line(&printable(destination.as_bytes()))
+        }
         Event::Skipped(Copied { destination, .. }) => {
             out.line(&format!("{} (was there)", printable(destination.as_bytes())))
         }
-        Event::Failed { file, reason } => complain(out, &format!("failed: {file}: {reason}")),
+        Event::Failed { copy: Some(Copied { source, .. }), reason, .. } => {
+            complain(out, &format!("failed: {}: {}", printable(source.as_bytes()), printable(reason.as_bytes())))
+        }
+        Event::Failed { file, reason, copy: None } => complain(out, &format!("failed: {file}: {reason}")),
         Event::Unindexed { file, reason } => complain(out, &format!("not indexed: {file}: {reason}")),
         Event::Summary(fields) => complain(out, &summary_line(fields)),
         Event::Progress { .. } | Event::Error(_) | Event::Exit { .. } => Ok(()),

@@ -31,7 +31,7 @@ mod watch;
 
 pub use catalog::{Applied, ApplyError, Batch, Cursor, Key, Mark, Part, Statement};
 pub use list::{Entry, EntryKind};
-pub use names::{ArenaName, NameError, RelPath};
+pub use names::{ArenaName, NameError, RelPath, is_staging_name, staging_name};
 pub use namespace::{Arena, Change, Happened, Known, Namespace, NamespaceError, Origin};
 pub use peer_id::{ParsePeerIdError, PeerId};
 pub use scan::{Decision, Seen, SeenKind, Walk, WalkError, decide, look};

@@ -131,6 +131,22 @@ impl TryFrom<Vec<u8>> for RelPath {
     }
 }
 
+/// What a file is called, for the moment before it gets its name, on file systems that know no other way; it is never
+/// indexed. `number` tells it from others.
+pub fn staging_name(number: u64) -> String {
+    format!("{STAGING_PREFIX}{number:016x}{STAGING_SUFFIX}")
+}
+
+/// Whether a file may be called so only for a moment.
+pub fn is_staging_name(name: &[u8]) -> bool {
+    let number =
+        name.strip_prefix(STAGING_PREFIX.as_bytes()).and_then(|rest| rest.strip_suffix(STAGING_SUFFIX.as_bytes()));
+    number.is_some_and(|digits| digits.len() == 16 && digits.iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')))
+}
+
+const STAGING_PREFIX: &str = ".blobd-";
+const STAGING_SUFFIX: &str = ".part";
+
 impl TryFrom<&str> for RelPath {
     type Error = NameError;
 

@@ -261,7 +261,24 @@ impl Namespace {
         after: Option<&RelPath>,
         max: usize,
     ) -> Result<Vec<Known>, NamespaceError> {
+        self.known_of(None, arena, within, after, max)
+    }
+
+    /// The same for what `peer` has, so far as it was heard; `None` is this machine.
+    pub fn known_of(
+        &self,
+        peer: Option<PeerId>,
+        arena: &ArenaName,
+        within: Option<&RelPath>,
+        after: Option<&RelPath>,
+        max: usize,
+    ) -> Result<Vec<Known>, NamespaceError> {
         self.read("list an arena", |txn| {
+            let of_whom = match peer {
+                None => Some(ME),
+                Some(peer) => txn.open_table(PEERS)?.get(peer.as_bytes())?.map(|number| number.value()),
+            };
+            let Some(of_whom) = of_whom else { return Ok(Vec::new()) };
             let versions = txn.open_table(VERSIONS)?;
             let arena = arena.as_str();
             let mut known = Vec::new();
@@ -269,7 +286,7 @@ impl Namespace {
             if let Some(within) = within {
                 // What is in a directory "a" stands behind "a-b", which is not in it.
                 if after.is_none()
-                    && let Some(row) = versions.get((arena, within.as_bytes(), ME))?
+                    && let Some(row) = versions.get((arena, within.as_bytes(), of_whom))?
                 {
                     known.extend(present(within.as_bytes(), row.value())?);
                 }
@@ -282,7 +299,7 @@ impl Namespace {
                 if of != arena || known.len() >= max || end.as_ref().is_some_and(|end| path >= &end[..]) {
                     break;
                 }
-                if origin == ME {
+                if origin == of_whom {
                     known.extend(present(path, row.value())?);
                 }
             }

@@ -12,7 +12,7 @@ use rustix::{
 };
 use tree::{BlobId, Drift, Fingerprint, UnixTime};
 
-use crate::{Content, RelPath, Version};
+use crate::{Content, RelPath, Version, is_staging_name};
 
 /// An entry that a walk through an arena root met.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,6 +91,8 @@ pub struct Walk {
     open: Option<(Option<RelPath>, OwnedFd)>,
     /// Called with each directory before it is read.
     entering: Box<dyn FnMut(&Path) + Send>,
+    /// Called with what has the name of a moment, and is left out.
+    passing: Box<dyn FnMut(RelPath) + Send>,
 }
 
 /// What has yet to be looked at.
@@ -109,13 +111,21 @@ impl Walk {
         let real = |path: PathBuf| path.canonicalize().unwrap_or(path);
         let left_out = left_out.into_iter().map(real).collect();
         let root = real(root.into());
-        Self { root, left_out, stack: vec![Pending::Root], open: None, entering: Box::new(|_| {}) }
+        Self {
+            root,
+            left_out,
+            stack: vec![Pending::Root],
+            open: None,
+            entering: Box::new(|_| {}),
+            passing: Box::new(|_| {}),
+        }
     }
 
     /// Walks only through what is at and below `path`, which may be nothing.
     pub fn within(mut self, path: RelPath) -> Self {
         let absolute = self.root.join(path.as_path());
-        let is_left_out = self.left_out.iter().any(|left_out| absolute.starts_with(left_out));
+        let is_left_out = self.left_out.iter().any(|left_out| absolute.starts_with(left_out))
+            || is_staging_name(path.as_path().file_name().unwrap_or_default().as_bytes());
         self.stack = if is_left_out { Vec::new() } else { vec![Pending::Start(path)] };
         self
     }
@@ -123,6 +133,13 @@ impl Walk {
     /// Calls `entering` with the absolute path of each directory before it is read, so that it can be watched first.
     pub fn entering(mut self, entering: impl FnMut(&Path) + Send + 'static) -> Self {
         self.entering = Box::new(entering);
+        self
+    }
+
+    /// Calls `passing` with the path of each file that is left out because it has a
+    /// [name for a moment](crate::staging_name).
+    pub fn passing(mut self, passing: impl FnMut(RelPath) + Send + 'static) -> Self {
+        self.passing = Box::new(passing);
         self
     }
 
@@ -145,7 +162,7 @@ impl Walk {
         let absolute = dir.map_or(self.root.clone(), |dir| self.root.join(dir.as_path()));
         (self.entering)(&absolute);
         let fd = self.directory(dir)?;
-        let (mut entries, mut failed) = (Vec::new(), Vec::new());
+        let (mut entries, mut failed, mut passed) = (Vec::new(), Vec::new(), Vec::new());
         for entry in Dir::read_from(fd)? {
             let entry = entry?;
             let name = entry.file_name().to_bytes();
@@ -160,6 +177,7 @@ impl Walk {
                 known => known == FileType::Directory,
             };
             match dir.map_or_else(|| name.to_owned().try_into(), |dir| dir.join(name)) {
+                Ok(path) if is_staging_name(name) && !is_dir => passed.push(path),
                 Ok(path) => entries.push((path, is_dir)),
                 Err(_) => {
                     let path = absolute.join(OsStr::from_bytes(name));
@@ -167,6 +185,7 @@ impl Walk {
                 }
             }
         }
+        passed.into_iter().for_each(&mut self.passing);
         entries.retain(|(path, _)| !self.left_out.contains(&self.root.join(path.as_path())));
         // What is in a directory "a" stands behind a file "a-b", since '-' is less than '/'.
         let directories =
@@ -208,7 +227,7 @@ impl Walk {
 /// What is at `path` below `root` now, `None` if nothing is. Follows no symbolic link below `root`.
 pub fn look(root: &Path, path: &RelPath) -> io::Result<Option<SeenKind>> {
     let (root, left_out, stack) = (root.to_owned(), Vec::new(), Vec::new());
-    let mut walk = Walk { root, left_out, stack, open: None, entering: Box::new(|_| {}) };
+    let mut walk = Walk { root, left_out, stack, open: None, entering: Box::new(|_| {}), passing: Box::new(|_| {}) };
     match walk.look(path) {
         Ok(kind) => Ok(Some(kind)),
         Err(error) if is_gone(&error) => Ok(None),

@@ -84,6 +84,16 @@ impl Content {
         }
     }
 
+    /// Whether a peer may say so: spec/namespace.md, "Versions".
+    pub fn is_valid(&self) -> bool {
+        match self {
+            Self::File { blob, size, mode } => *mode <= 0o777 && (*size == 0) == (*blob == BlobId::EMPTY),
+            Self::Symlink { target } => !target.is_empty() && target.len() <= 4096 && !target.contains(&0),
+            Self::Directory { mode } => *mode <= 0o777,
+            Self::Deleted | Self::Withdrawn => true,
+        }
+    }
+
     fn is_directory(&self) -> bool {
         matches!(self, Self::Directory { .. })
     }
@@ -92,13 +102,7 @@ impl Content {
 impl Version {
     /// Whether a peer may say so: spec/namespace.md, "Versions".
     pub(crate) fn is_valid(&self) -> bool {
-        let content = match &self.content {
-            Content::File { blob, size, mode } => *mode <= 0o777 && (*size == 0) == (*blob == BlobId::EMPTY),
-            Content::Symlink { target } => !target.is_empty() && target.len() <= 4096 && !target.contains(&0),
-            Content::Directory { mode } => *mode <= 0o777,
-            Content::Deleted | Content::Withdrawn => true,
-        };
-        content && self.mtime.nanos < 1_000_000_000 && self.previous.len() <= PREVIOUS_MAX
+        self.content.is_valid() && self.mtime.nanos < 1_000_000_000 && self.previous.len() <= PREVIOUS_MAX
     }
 }
 

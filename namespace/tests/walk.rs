@@ -14,10 +14,11 @@ use std::{
     },
     path::{Path, PathBuf},
     process::Command,
+    sync::{Arc, Mutex},
     time::{Duration, SystemTime},
 };
 
-use namespace::{RelPath, Seen, SeenKind, Walk, WalkError};
+use namespace::{RelPath, Seen, SeenKind, Walk, WalkError, staging_name};
 use tempfile::TempDir;
 use tree::{Fingerprint, UnixTime};
 
@@ -30,6 +31,31 @@ fn random_trees() {
         grow(&mut rng, root.path(), 0);
         check(root.path());
     });
+}
+
+/// A file with a name for a moment is passed over, wherever the walk starts; others that look like it are not.
+#[test]
+fn names_for_a_moment() {
+    let root = TempDir::new().unwrap();
+    let name = staging_name(0x123);
+    assert_eq!(name, ".blobd-0000000000000123.part");
+    fs::create_dir_all(root.path().join("d").join(staging_name(7))).unwrap();
+    let others =
+        [".blobd-123.part", ".blobd-0000000000000123", ".blobd-000000000000012G.part", "x.blobd-0000000000000123.part"];
+    for name in others.into_iter().chain([&name[..], "d/.blobd-ffffffffffffffff.part"]) {
+        fs::write(root.path().join(name), b"x").unwrap();
+    }
+    let passed = Arc::new(Mutex::new(Vec::new()));
+    let passing = passed.clone();
+    let walk = Walk::new(root.path(), Vec::new()).passing(move |path| passing.lock().unwrap().push(path));
+    let mut seen: Vec<String> = walk.map(|seen| String::from_utf8(seen.unwrap().path.into()).unwrap()).collect();
+    let mut expected = others.map(str::to_owned).to_vec();
+    // A directory is a directory.
+    expected.extend(["d".to_owned(), format!("d/{}", staging_name(7))]);
+    (seen.sort(), expected.sort());
+    assert_eq!(seen, expected);
+    assert_eq!(*passed.lock().unwrap(), [path(&name), path("d/.blobd-ffffffffffffffff.part")]);
+    assert_eq!(Walk::new(root.path(), Vec::new()).within(path(&name)).count(), 0);
 }
 
 /// What is in a directory stands behind files whose names only begin as its own.

@@ -14,7 +14,7 @@ use crate::{
     endpoint::{Close, GREETING_LIMIT, Inner, unix_now},
     frame::{FrameError, GREETING_BYTES_MAX, StreamKind, read_frame, within, write_frame},
     hello::Hello,
-    nodes,
+    nodes, obey,
     outgoing::{Manner, Outgoing},
     race::Flaw,
     racing::behind_the_key,
@@ -282,6 +282,7 @@ impl Stream {
                     let _permit = answers.acquire().await;
                     serve::serve_have(&inner, send, recv).await
                 }
+                StreamKind::Orders => obey::serve_orders(&inner, peer, send, recv).await,
                 StreamKind::Get | StreamKind::Through | StreamKind::Batch => {
                     let mut manner = [0];
                     read(&mut recv, &mut manner).await?;

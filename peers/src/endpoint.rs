@@ -29,6 +29,7 @@ use crate::{
     iroh_wire, join,
     listen::{self, Bound, SOCKETS_MAX},
     network,
+    obey::Obeying,
     pace::Limits,
     packing::Compress,
     race::{Flaw, FlawKind},
@@ -123,6 +124,7 @@ pub(crate) struct Inner {
     pub(crate) moved: watch::Sender<u64>,
     pub(crate) closing: watch::Sender<bool>,
     pub(crate) hints: Hints,
+    pub(crate) obeying: Obeying,
     /// The blobs that are being brought into the cache, or taken from it.
     pub(crate) bringing: Mutex<HashMap<BlobId, Arc<tokio::sync::Mutex<()>>>>,
     /// Permits for handshakes, at all listeners together.
@@ -213,6 +215,7 @@ impl Peers {
             moved: watch::Sender::new(0),
             closing: watch::Sender::new(false),
             hints: Hints::default(),
+            obeying: Obeying::default(),
             bringing: Mutex::default(),
             handshakes: Arc::new(Semaphore::new(HANDSHAKES_MAX)),
             strangers: Arc::new(Semaphore::new(STRANGERS_MAX)),

@@ -31,12 +31,15 @@ pub enum StreamKind {
     Through = 6,
     /// The opener asks for whole small blobs: a [`BatchRequest`](crate::wire::BatchRequest) follows.
     Batch = 7,
+    /// The opener has the other carry out [`Order`](crate::Order)s: they follow.
+    Orders = 8,
 }
 
 impl StreamKind {
     /// The kind that the first byte of a stream says.
     pub fn from_byte(byte: u8) -> Option<Self> {
-        let kinds = [Self::Hello, Self::Catalog, Self::Get, Self::Have, Self::Nodes, Self::Through, Self::Batch];
+        use StreamKind::{Batch, Catalog, Get, Have, Hello, Nodes, Orders, Through};
+        let kinds = [Hello, Catalog, Get, Have, Nodes, Through, Batch, Orders];
         kinds.into_iter().find(|&kind| kind as u8 == byte)
     }
 }

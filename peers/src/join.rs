@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use tracing::{debug, info, warn};
 
 use crate::{
-    Peer, Peers, RosterError, Ticket,
+    Peer, Peers, Role, RosterError, Ticket,
     connection::plain,
     dial,
     endpoint::{Close, Inner, unix_now},
@@ -63,11 +63,11 @@ enum Answer {
 }
 
 impl Peers {
-    /// Makes a ticket that lets one other machine in for `lifetime`. Durable on return.
-    pub fn invite(&self, lifetime: Duration) -> Result<Ticket, RosterError> {
+    /// Makes a ticket that lets one other machine in, as `role`, for `lifetime`. Durable on return.
+    pub fn invite(&self, lifetime: Duration, role: Role) -> Result<Ticket, RosterError> {
         let now = unix_now();
         let expires = now.saturating_add_unsigned(lifetime.as_secs());
-        let secret = self.inner.roster.invite(now, expires)?;
+        let secret = self.inner.roster.invite(now, expires, role)?;
         let Hello { name, addresses, .. } = self.inner.hello();
         Ok(Ticket { peer: self.me(), name, addresses, secret, expires })
     }
@@ -88,7 +88,7 @@ impl Peers {
         match racing::first(inner, ticket.peer, JOIN_ALPN, ticket.addresses.clone(), JOIN, hand_in).await {
             Ok(Answer::Accepted(hello)) => {
                 let told = if hello.is_valid() { hello.addresses } else { ticket.addresses.clone() };
-                let peer = inner.trust(ticket.peer, &ticket.name, told)?;
+                let peer = inner.trust(ticket.peer, &ticket.name, told, None)?;
                 info!(peer = peer.name, id = %peer.id, "joined");
                 dial::urge(inner, peer.id);
                 Ok(peer)
@@ -159,12 +159,12 @@ fn admit(inner: &Arc<Inner>, peer: PeerId, request: &Request) -> Result<(), Stri
     if !request.hello.is_valid() {
         return refused("the name or the addresses are out of bounds");
     }
-    match inner.roster.redeem(&request.secret, peer, unix_now()) {
-        Ok(true) => {}
-        Ok(false) => return refused("it was used before, has expired, or was never made"),
+    let role = match inner.roster.redeem(&request.secret, peer, unix_now()) {
+        Ok(Some(role)) => role,
+        Ok(None) => return refused("it was used before, has expired, or was never made"),
         Err(error) => return refused(&tree::reason(&error)),
-    }
-    match inner.trust(peer, &request.hello.name, request.hello.addresses.clone()) {
+    };
+    match inner.trust(peer, &request.hello.name, request.hello.addresses.clone(), Some(role)) {
         Ok(joined) => info!(peer = joined.name, id = %peer, "joined"),
         Err(error) => return refused(&tree::reason(&error)),
     }
@@ -173,11 +173,15 @@ fn admit(inner: &Arc<Inner>, peer: PeerId, request: &Request) -> Result<(), Stri
 }
 
 impl Inner {
-    /// Puts a peer on the roster; one that is on it keeps its name and the addresses that the user gave it.
-    fn trust(&self, id: PeerId, name: &str, told: Vec<String>) -> Result<Peer, RosterError> {
-        let new =
-            || Peer { id, name: self.roster.free_name(name, id, &self.name), addresses: Vec::new(), told: Vec::new() };
-        let peer = Peer { told, ..self.roster.get(id).unwrap_or_else(new) };
+    /// Puts a peer on the roster; one that is on it keeps its name and the addresses that the user gave it, and its role
+    /// unless there is a new one.
+    fn trust(&self, id: PeerId, name: &str, told: Vec<String>, role: Option<Role>) -> Result<Peer, RosterError> {
+        let new = || {
+            let name = self.roster.free_name(name, id, &self.name);
+            Peer { id, name, addresses: Vec::new(), told: Vec::new(), role: Role::default() }
+        };
+        let known = self.roster.get(id).unwrap_or_else(new);
+        let peer = Peer { told, role: role.unwrap_or(known.role), ..known };
         self.roster.set(peer.clone())?;
         Ok(peer)
     }

@@ -9,7 +9,10 @@ use ring::rand::{SecureRandom, SystemRandom};
 use serde::{Deserialize, Serialize};
 use tree::BlobId;
 
-use crate::hello::{are_addresses, is_name};
+use crate::{
+    Role,
+    hello::{are_addresses, is_name},
+};
 
 /// The peers that this machine trusts, and the invitations that are out. Cheap to clone; the clones are one.
 #[derive(Clone)]
@@ -29,6 +32,8 @@ pub struct Peer {
     pub addresses: Vec<String>,
     /// Where it said last that it listens; tried after those.
     pub told: Vec<String>,
+    /// What it may do here, unless the configuration says otherwise.
+    pub role: Role,
 }
 
 /// Why the roster could not do what it was asked.
@@ -65,12 +70,14 @@ struct PeerRow {
     name: String,
     addresses: Vec<String>,
     told: Vec<String>,
+    role: Role,
 }
 
 #[derive(Serialize, Deserialize)]
 struct InviteRow {
     expires: i64,
     used_by: Option<PeerId>,
+    role: Role,
 }
 
 impl Roster {
@@ -84,7 +91,8 @@ impl Roster {
             for row in table.iter()? {
                 let (id, row) = row?;
                 let (id, row) = (PeerId::from_bytes(*id.value()), decode::<PeerRow>(row.value())?);
-                peers.insert(id, Peer { id, name: row.name, addresses: row.addresses, told: row.told });
+                let PeerRow { name, addresses, told, role } = row;
+                peers.insert(id, Peer { id, name, addresses, told, role });
             }
             Ok(peers)
         })?;
@@ -135,8 +143,8 @@ impl Roster {
     }
 
     fn put(&self, peers: &mut BTreeMap<PeerId, Peer>, peer: Peer) -> Result<(), RosterError> {
-        let Peer { id, name, addresses, told } = peer.clone();
-        let row = PeerRow { name, addresses, told };
+        let Peer { id, name, addresses, told, role } = peer.clone();
+        let row = PeerRow { name, addresses, told, role };
         self.write("add a peer", |txn| {
             txn.open_table(PEERS)?.insert(id.as_bytes(), &encode(&row)?[..])?;
             Ok(())
@@ -164,9 +172,9 @@ impl Roster {
         Ok(peers.remove(&id).is_some())
     }
 
-    /// A new secret for a ticket, good for one peer until `expires`. It is kept only as its hash; those that
-    /// expired before `now` are forgotten. Times are seconds since 1970.
-    pub fn invite(&self, now: i64, expires: i64) -> Result<[u8; 16], RosterError> {
+    /// A new secret for a ticket, good until `expires` for one peer, which gets `role`. It is kept only as its hash;
+    /// those that expired before `now` are forgotten. Times are seconds since 1970.
+    pub fn invite(&self, now: i64, expires: i64, role: Role) -> Result<[u8; 16], RosterError> {
         let mut secret = [0; 16];
         SystemRandom::new().fill(&mut secret).map_err(|_| RosterError::NoRandomness)?;
         self.write("make an invitation", |txn| {
@@ -181,7 +189,7 @@ impl Roster {
             for key in &stale {
                 invites.remove(key)?;
             }
-            let row = InviteRow { expires, used_by: None };
+            let row = InviteRow { expires, used_by: None, role };
             invites.insert(BlobId::of(&secret).as_bytes(), &encode(&row)?[..])?;
             Ok(())
         })?;
@@ -202,20 +210,20 @@ impl Roster {
         look().unwrap_or(false)
     }
 
-    /// Whether `secret` lets `peer` in at `now`; from then on, it lets in nobody else. Durable on return. The same
-    /// peer may use it again: its first answer may have been lost.
-    pub fn redeem(&self, secret: &[u8; 16], peer: PeerId, now: i64) -> Result<bool, RosterError> {
+    /// The role in which `secret` lets `peer` in at `now`, `None` if it does not; from then on, it lets in nobody else.
+    /// Durable on return. The same peer may use it again: its first answer may have been lost.
+    pub fn redeem(&self, secret: &[u8; 16], peer: PeerId, now: i64) -> Result<Option<Role>, RosterError> {
         // The look-up is by hash, so its time says nothing about the secret.
         let key = BlobId::of(secret);
         self.write("use an invitation", |txn| {
             let mut invites = txn.open_table(INVITES)?;
             let row = invites.get(key.as_bytes())?.map(|row| decode::<InviteRow>(row.value())).transpose()?;
             let Some(mut row) = row.filter(|row| row.expires > now && row.used_by.is_none_or(|by| by == peer)) else {
-                return Ok(false);
+                return Ok(None);
             };
             row.used_by = Some(peer);
             invites.insert(key.as_bytes(), &encode(&row)?[..])?;
-            Ok(true)
+            Ok(Some(row.role))
         })
     }
 
@@ -239,8 +247,10 @@ fn encode<T: Serialize>(row: &T) -> Result<Vec<u8>, redb::Error> {
     postcard::to_stdvec(row).map_err(|error| redb::Error::Corrupted(format!("encode a row: {error}")))
 }
 
+/// Decodes a row. Rows from before there were roles end in front of it: they are of readers, whose number is 0.
 fn decode<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, redb::Error> {
-    postcard::from_bytes(bytes).map_err(|error| redb::Error::Corrupted(format!("decode a row: {error}")))
+    let decoded = postcard::from_bytes(bytes).or_else(|_| postcard::from_bytes(&[bytes, &[0]].concat()));
+    decoded.map_err(|error| redb::Error::Corrupted(format!("decode a row: {error}")))
 }
 
 /// Peer → [`PeerRow`].
@@ -265,6 +275,7 @@ mod tests {
             name: name.into(),
             addresses: vec!["localhost:1".into()],
             told: vec![],
+            role: Role::Reader,
         }
     }
 
@@ -272,15 +283,15 @@ mod tests {
     fn a_secret_lets_in_one_peer_until_it_expires() {
         let roster = a_roster();
         let (a, b) = (peer(1, "a").id, peer(2, "b").id);
-        let secret = roster.invite(100, 200).unwrap();
+        let secret = roster.invite(100, 200, Role::Writer).unwrap();
         assert!(roster.has_invites(199) && !roster.has_invites(200));
-        assert!(!roster.redeem(&[0; 16], a, 150).unwrap());
-        assert!(!roster.redeem(&secret, a, 200).unwrap());
-        assert!(roster.redeem(&secret, a, 150).unwrap());
-        assert!(!roster.redeem(&secret, b, 150).unwrap());
-        assert!(roster.redeem(&secret, a, 150).unwrap());
-        roster.invite(300, 400).unwrap();
-        assert!(!roster.redeem(&secret, a, 150).unwrap(), "forgotten once it had expired");
+        assert_eq!(roster.redeem(&[0; 16], a, 150).unwrap(), None);
+        assert_eq!(roster.redeem(&secret, a, 200).unwrap(), None);
+        assert_eq!(roster.redeem(&secret, a, 150).unwrap(), Some(Role::Writer));
+        assert_eq!(roster.redeem(&secret, b, 150).unwrap(), None);
+        assert_eq!(roster.redeem(&secret, a, 150).unwrap(), Some(Role::Writer));
+        roster.invite(300, 400, Role::Reader).unwrap();
+        assert_eq!(roster.redeem(&secret, a, 150).unwrap(), None, "forgotten once it had expired");
     }
 
     #[test]
@@ -293,9 +304,32 @@ mod tests {
         assert_eq!(roster.free_name("nas", peer(1, "").id, "laptop"), "nas");
         assert_eq!(roster.free_name("laptop", peer(2, "").id, "laptop"), "laptop-2");
         roster.set(peer(1, "closet")).unwrap();
+        let writer = Peer { role: Role::Writer, ..peer(2, "laptop") };
+        roster.set(writer.clone()).unwrap();
         let again = Roster::open(roster.db.clone()).unwrap();
-        assert_eq!(again.peers(), [peer(1, "closet")]);
+        assert_eq!(again.peers(), [peer(1, "closet"), writer]);
         assert_eq!(again.by_name("closet"), Some(peer(1, "closet")));
         assert!(again.remove(peer(1, "").id).unwrap() && !again.remove(peer(1, "").id).unwrap());
+    }
+
+    #[test]
+    fn rows_from_before_there_were_roles_are_of_readers() {
+        let roster = a_roster();
+        let old = (1..=2).map(|id| (peer(id, &format!("peer {id}")), PeerId::from_bytes([id; 32])));
+        let (expected, ids): (Vec<_>, Vec<_>) = old.unzip();
+        let rows = |txn: &WriteTransaction| {
+            for Peer { id, name, addresses, told, .. } in &expected {
+                txn.open_table(PEERS)?.insert(id.as_bytes(), &encode(&(name, addresses, told))?[..])?;
+            }
+            let invite = (200_i64, Some(ids[0]));
+            txn.open_table(INVITES)?.insert(BlobId::of(&[7; 16]).as_bytes(), &encode(&invite)?[..])?;
+            Ok(())
+        };
+        roster.write("write old rows", rows).unwrap();
+        let again = Roster::open(roster.db.clone()).unwrap();
+        assert_eq!(again.peers(), expected);
+        assert!(again.has_invites(100));
+        assert_eq!(again.redeem(&[7; 16], ids[1], 100).unwrap(), None);
+        assert_eq!(again.redeem(&[7; 16], ids[0], 100).unwrap(), Some(Role::Reader));
     }
 }

@@ -140,6 +140,11 @@ impl Machine {
         machine.start::<&Path>(&[])
     }
 
+    /// The same in a home that is there, with its configuration.
+    pub fn up_again_at<P: AsRef<Path>>(home: &Path, scratch: &Scratch, name: &str, dirs: &[P]) -> Self {
+        Self::new(home.to_owned(), scratch, name, "").start(dirs)
+    }
+
     fn new(home: PathBuf, scratch: &Scratch, name: &str, config: &str) -> Self {
         if !config.is_empty() {
             fs::write(home.join("config.toml"), config).expect("write the configuration");

@@ -15,13 +15,13 @@ use tree::{BlobId, ByteRange, Fingerprint};
 
 use super::{daemon, daemon_or_home, style, text};
 use crate::{
-    args::Common,
+    args::{Common, CopyArgs},
     config::parse_duration,
     control::{Get, List, Read, Targets},
     failure::{Code, Failure, WhileDoing},
     fsverity,
     home::Home,
-    node::{READ_BYTES_MAX, Scope},
+    node::{CopyScope, Place, READ_BYTES_MAX, Scope},
     output::{Style, WRITING, show},
     target::{JsonPath, Target},
 };
@@ -98,6 +98,16 @@ pub(crate) async fn get(home: &Home, common: &Common, mut targets: Vec<OsString>
     let to = JsonPath::from(to.as_os_str().as_bytes());
     let targets = targets.iter().map(|target| Target::parse(target)).collect::<Result<_, _>>()?;
     show(daemon(home)?.events("/v1/get", &Get { targets, to }).await?, style(common)).await
+}
+
+/// `blob cp` and `blob mv`
+pub(crate) async fn copy(home: &Home, common: &Common, args: CopyArgs, moves: bool) -> Result<Code, Failure> {
+    let CopyArgs { mut targets, overwrite, dry_run } = args;
+    let Some(to) = targets.pop() else { return Err(Failure::new(Code::Usage, "nothing to copy")) };
+    let (to, into) = Place::parse(&to)?;
+    let sources = targets.iter().map(|source| Ok(Place::parse(source)?.0)).collect::<Result<_, Failure>>()?;
+    let scope = CopyScope { sources, to, into, moves, overwrite, dry_run };
+    show(daemon(home)?.events("/v1/copy", &scope).await?, style(common)).await
 }
 
 /// `blob hash`

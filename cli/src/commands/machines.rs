@@ -1,6 +1,6 @@
 use axum::http::Method;
 use indicatif::HumanBytes;
-use peers::Identity;
+use peers::{Identity, Role};
 use serde_json::{Value, json};
 
 use super::{arenas::encoded, daemon, full_path, print, text};
@@ -10,6 +10,7 @@ use crate::{
     control::{AddPeer, Dial, Invite, Join},
     failure::{Code, Failure},
     home::Home,
+    output::printable,
 };
 
 /// `blob init`
@@ -31,13 +32,13 @@ pub(crate) fn id(home: &Home, common: &Common) -> Result<Code, Failure> {
 }
 
 /// `blob invite`
-pub(crate) async fn invite(home: &Home, common: &Common, expires: &str) -> Result<Code, Failure> {
+pub(crate) async fn invite(home: &Home, common: &Common, expires: &str, role: Role) -> Result<Code, Failure> {
     let lifetime_s = parse_duration(expires).map_or(0, |lifetime| lifetime.as_secs());
     if lifetime_s == 0 {
         return Err(Failure::new(Code::Usage, format!("a ticket cannot expire in {expires:?}"))
             .hint("name a time such as 10m, 1h or 2d"));
     }
-    let ticket = daemon(home)?.value(Method::POST, "/v1/invite", &Invite { lifetime_s }).await?;
+    let ticket = daemon(home)?.value(Method::POST, "/v1/invite", &Invite { lifetime_s, role }).await?;
     print(common, "ticket", ticket, |value| text(value, "ticket").to_owned())
 }
 
@@ -173,5 +174,11 @@ fn peer_line(peer: &Value) -> String {
             state += &format!("; dialled again {next}{until}");
         }
     }
-    format!("{}  {}  {state}", text(peer, "name"), text(peer, "id"))
+    let arenas: Vec<&str> = peer["writer"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+    let role = match arenas[..] {
+        [] => "reader".to_owned(),
+        _ if arenas.contains(&"*") => "writer".to_owned(),
+        _ => format!("writer of {}", printable(arenas.join(", ").as_bytes())),
+    };
+    format!("{}  {}  {role}  {state}", text(peer, "name"), text(peer, "id"))
 }

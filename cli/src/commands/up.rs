@@ -5,6 +5,7 @@ use std::{
 };
 
 use namespace::ArenaName;
+use peers::Role;
 use serde_json::json;
 
 use super::style;
@@ -65,7 +66,7 @@ async fn set_up(daemon: &Daemon, common: &Common, dirs: &[PathBuf]) -> Result<()
     let peers = node.peers();
     let ticket = match peers.addresses().is_empty() {
         true => None,
-        false => Some(peers.invite(TICKET_LIFETIME)?.to_string()),
+        false => Some(peers.invite(TICKET_LIFETIME, Role::Reader)?.to_string()),
     };
     let arenas = held(daemon)?;
     let mut out = io::stdout().lock();

@@ -1,9 +1,8 @@
 //! A home that is open, and what is done with it. Knows nothing of HTTP or terminals.
 
-mod get;
+mod copy;
 mod index;
 mod list;
-mod place;
 mod read;
 mod repair;
 mod scrub;
@@ -14,13 +13,13 @@ mod watch;
 use std::{
     collections::HashMap,
     path::PathBuf,
-    sync::{Arc, Mutex, OnceLock, PoisonError, RwLock},
+    sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak},
     time::Duration,
 };
 
 use blobstore::{CacheUsage, RealDisk, RootId, Store, StoreError};
 use namespace::{Arena, ArenaName, Namespace, NamespaceError, News, Origin, PeerId, Teller};
-use peers::{Gate, Identity, Options, Peers, Roster, StartError};
+use peers::{Gate, Identity, Options, Peers, Roles, Roster, StartError};
 use redb::Database;
 use tokio::{sync::Semaphore, task::spawn_blocking};
 use tracing::{info, warn};
@@ -36,6 +35,7 @@ use index::ArenaState;
 use verify::now;
 use watch::Watching;
 
+pub(crate) use copy::{CopyScope, Place};
 pub(crate) use index::ScanTotals;
 pub(crate) use list::rfc3339;
 pub(crate) use read::READ_BYTES_MAX;
@@ -66,6 +66,13 @@ struct Inner {
     turn: Semaphore,
     /// One permit: what is said of arenas is brought in line by one at a time.
     indexing: Semaphore,
+    /// For changes in arenas that are being made ready.
+    placing: Semaphore,
+    /// Those that are ready but for their last steps, and the turn to take these.
+    settling: Mutex<copy::Queue>,
+    settling_turn: Arc<tokio::sync::Mutex<()>>,
+    /// Directories that were made for what is in them.
+    implied: copy::Implied,
     /// How the arenas that are held here are doing.
     arenas: Mutex<HashMap<ArenaName, ArenaState>>,
     watch_settings: WatchSettings,
@@ -198,20 +205,40 @@ impl Node {
             scrub_settings,
             turn: Semaphore::new(1),
             indexing: Semaphore::new(1),
+            placing: Semaphore::new(PLACED_AT_ONCE),
+            settling: Mutex::default(),
+            settling_turn: Arc::default(),
+            implied: copy::Implied::default(),
             arenas: Mutex::default(),
             watch_settings,
             watching: OnceLock::new(),
             hints,
             hinted: Mutex::new(Some(hinted)),
         };
-        Ok(Self { inner: Arc::new(inner) })
+        let node = Self { inner: Arc::new(inner) };
+        node.make_aside();
+        let orders: Weak<Inner> = Arc::downgrade(&node.inner);
+        node.inner.peers.obey(orders);
+        Ok(node)
+    }
+
+    /// Makes the directory anew in which files wait for a moment before they take the place of others.
+    fn make_aside(&self) {
+        let aside = self.aside();
+        let _ = std::fs::remove_dir_all(&aside);
+        if let Err(error) = std::fs::create_dir(&aside) {
+            warn!(path = ?aside, reason = tree::reason(&error), "cannot be made; files that replace others are staged beside them");
+        }
     }
 
     /// Ends all connections. Work that is under way is left where it is safe.
     pub async fn shutdown(&self) {
         // A scan or a mending stops between two files once nobody listens any more.
-        let both = async { (self.inner.turn.acquire().await.is_ok(), self.inner.indexing.acquire().await.is_ok()) };
-        let _ = tokio::time::timeout(Duration::from_secs(5), both).await;
+        let all = async {
+            let both = (self.inner.turn.acquire().await.is_ok(), self.inner.indexing.acquire().await.is_ok());
+            (both, drop(self.inner.settling_turn.lock().await))
+        };
+        let _ = tokio::time::timeout(Duration::from_secs(5), all).await;
         self.inner.peers.shutdown().await;
         let store = self.inner.store.clone();
         if let Err(failure) = blocking(move || Ok(store.note_uses()?)).await {
@@ -243,6 +270,11 @@ impl Node {
     /// How changes are waited for.
     pub(crate) fn watch_settings(&self) -> WatchSettings {
         self.inner.watch_settings
+    }
+
+    /// Who may write here, as the configuration says now.
+    pub(crate) fn roles(&self) -> Result<Roles, Failure> {
+        Ok(Config::load(&self.inner.home.config)?.roles())
     }
 
     /// How full the cache is.
@@ -297,6 +329,8 @@ impl Node {
     pub async fn remove_arena(&self, name: ArenaName) -> Result<(), Failure> {
         let _turn = self.turn().await;
         let _indexing = self.inner.indexing.acquire().await?;
+        // What is put into the arena now is either said before, or finds no arena.
+        let _settling = self.inner.settling_turn.lock().await;
         let node = self.clone();
         blocking(move || {
             let Some(arena) = node.inner.namespace.arenas()?.into_iter().find(|arena| arena.name == name) else {
@@ -390,6 +424,8 @@ fn start_failure(error: StartError) -> Failure {
     }
 }
 
+/// How many changes in arenas are made ready at once; the bytes of files are bounded by themselves.
+const PLACED_AT_ONCE: usize = 64;
 /// How many paths wait to be looked at again.
 const HINTS_MAX: usize = 65_536;
 const DEFAULT_LISTEN: &str = "[::]:7700";

@@ -29,19 +29,27 @@ impl Node {
             return Ok(bytes_of(pieces));
         }
         let _alone = self.inner.peers.alone_with(blob).await;
-        self.inner
-            .peers
-            .bring(Class::Foreground, blob, size, missing, |_| {})
-            .await
-            .map_err(fetch_failure)
-            .while_doing(what())?;
-        let (pieces, missing) = self.read_here(blob, size, range).await.while_doing(what())?;
+        self.bring_and_read(blob, size, range, missing).await.while_doing(what())
+    }
+
+    /// The same for who is alone with the blob, and sees to it that nothing of it is evicted.
+    pub(super) async fn read_alone(&self, blob: BlobId, size: u64, range: ByteRange) -> Result<Vec<Bytes>, Failure> {
+        let (pieces, missing) = self.read_here(blob, size, range).await?;
+        if missing.is_empty() { Ok(bytes_of(pieces)) } else { self.bring_and_read(blob, size, range, missing).await }
+    }
+
+    async fn bring_and_read(
+        &self,
+        blob: BlobId,
+        size: u64,
+        range: ByteRange,
+        missing: RangeSet,
+    ) -> Result<Vec<Bytes>, Failure> {
+        self.inner.peers.bring(Class::Foreground, blob, size, missing, |_| {}).await.map_err(fetch_failure)?;
+        let (pieces, missing) = self.read_here(blob, size, range).await?;
         match missing.iter().next() {
             None => Ok(bytes_of(pieces)),
-            Some(lost) => {
-                Err(Failure::new(Code::Error, format!("bytes {lost} were fetched, and do not prove"))
-                    .while_doing(what()))
-            }
+            Some(lost) => Err(Failure::new(Code::Error, format!("bytes {lost} were fetched, and do not prove"))),
         }
     }
 

@@ -336,7 +336,7 @@ impl VerifyTotals {
             }
             Verdict::Unreadable(error) => {
                 self.unreadable_files += 1;
-                reporter.send_blocking(Event::Failed { file: subject.name(), reason: tree::reason(&error) })
+                reporter.send_blocking(Event::Failed { file: subject.name(), reason: tree::reason(&error), copy: None })
             }
             verdict => {
                 self.damaged_files += 1;

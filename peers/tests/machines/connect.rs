@@ -8,7 +8,7 @@ use std::{
 use crate::machine::{DEADLINE, Machine, random_bytes, until};
 use crate::net::{Cable, Counter, Silent};
 use peers::{
-    Identity, Peer, PeerStatus,
+    Identity, Peer, PeerStatus, Role,
     wire::{self, Hello, StreamKind, read_frame, write_frame},
 };
 use tokio::time::timeout;
@@ -22,7 +22,10 @@ impl Machine {
     /// Puts a peer on the roster, with these addresses.
     fn knows(&self, other: &Machine, addresses: &[String]) {
         let (id, name) = (other.id(), other.name.clone());
-        self.peers.roster().set(Peer { id, name, addresses: addresses.to_vec(), told: Vec::new() }).unwrap();
+        self.peers
+            .roster()
+            .set(Peer { id, name, addresses: addresses.to_vec(), told: Vec::new(), role: Role::default() })
+            .unwrap();
         self.peers.dial_now(id);
     }
 
@@ -71,7 +74,7 @@ async fn addresses_that_swallow_packets_do_not_hold_up_the_one_that_answers() {
     assert!(took < QUICK, "{took:?}");
 
     let c = listening("c", &[]);
-    let mut ticket = a.peers.invite(Duration::from_secs(60)).unwrap();
+    let mut ticket = a.peers.invite(Duration::from_secs(60), Role::Reader).unwrap();
     ticket.addresses = vec![silent[0].0.clone(), silent[1].0.clone(), a.address().to_string()];
     let began = Instant::now();
     c.peers.join(&ticket).await.unwrap();

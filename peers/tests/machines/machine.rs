@@ -11,7 +11,7 @@ use namespace::{
     Applied, Arena, ArenaName, Batch, Change, Content, Mark, Namespace, Origin, Part, PeerId, RelPath, Statement,
     Version,
 };
-use peers::{Compress, Identity, Options, Peer, Peers, Roster, StartError};
+use peers::{Compress, Identity, Options, Peer, Peers, Role, Roster, StartError};
 use tempfile::TempDir;
 use tree::{BlobId, ByteRange, Fingerprint, Geometry, Grain, RangeSet, UnixTime};
 
@@ -71,7 +71,10 @@ impl Machine {
     /// Puts a peer on the roster, and dials it if there is an address.
     pub(crate) fn trust(&self, id: PeerId, name: &str, address: Option<SocketAddr>) {
         let addresses = address.iter().map(SocketAddr::to_string).collect();
-        self.peers.roster().set(Peer { id, name: name.to_owned(), addresses, told: Vec::new() }).unwrap();
+        self.peers
+            .roster()
+            .set(Peer { id, name: name.to_owned(), addresses, told: Vec::new(), role: Role::Reader })
+            .unwrap();
         self.peers.dial_now(id);
     }
 

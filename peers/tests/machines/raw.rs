@@ -204,7 +204,7 @@ async fn serve(
                 let _ = send.write_all(&[&[1], &wire[..]].concat()).await;
             }
         }
-        StreamKind::Nodes => return,
+        StreamKind::Nodes | StreamKind::Orders => return,
     }
     let _ = send.finish();
     let _ = send.stopped().await;

@@ -15,7 +15,7 @@ use tree::UnixTime;
 use super::super::verify::now;
 
 /// What hashing a file came to.
-pub(super) enum Outcome {
+pub(in super::super) enum Outcome {
     Hashed {
         file: NewFile,
         mode: u16,
@@ -27,7 +27,7 @@ pub(super) enum Outcome {
 }
 
 /// Hashes a file, and makes sure that it was the same before and after.
-pub(super) fn hash_at_rest(store: &Store, dir: &Path, path: &RelPath) -> Outcome {
+pub(in super::super) fn hash_at_rest(store: &Store, dir: &Path, path: &RelPath) -> Outcome {
     for _ in 0..TRIES {
         match hash_once(store, dir, path) {
             Ok(Some((file, mode))) => return Outcome::Hashed { file, mode },

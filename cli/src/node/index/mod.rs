@@ -4,6 +4,7 @@
 mod hash;
 mod pages;
 mod reconcile;
+mod root;
 
 use std::{collections::BTreeMap, sync::PoisonError, time::Instant};
 
@@ -12,6 +13,10 @@ use serde::Serialize;
 use tracing::{info, warn};
 
 use self::reconcile::Reconcile;
+pub(super) use self::{
+    hash::{Outcome, hash_at_rest},
+    root::root_of,
+};
 use super::{Node, blocking};
 use crate::{
     event::Reporter,

@@ -3,7 +3,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    fs, io,
+    fs,
     os::unix::fs::MetadataExt,
     path::PathBuf,
 };
@@ -17,10 +17,11 @@ use tracing::warn;
 use tree::{BlobId, Drift, Fingerprint, UnixTime};
 
 use super::{
-    super::{Node, verify::now},
+    super::{Node, copy::sweep, verify::now},
     Reconciled, ScanTotals, Skipped,
     hash::{Outcome, hash_at_rest},
     pages,
+    root::root_of,
 };
 use crate::{
     event::{Event, FileName, Reporter},
@@ -117,29 +118,13 @@ impl<'a> Reconcile<'a> {
     /// Refuses to take an arena root that is missing, or another directory without anything of what was in it, for one from
     /// which all was deleted.
     fn check_root(&self) -> Result<(u64, u64), Failure> {
-        let name = &self.arena.name;
-        match self.look_at_root() {
+        match root_of(self.node, &self.arena)? {
             Ok(root) => {
-                if self.arena.root != Some(root) {
-                    let known = self.node.inner.namespace.known(name, None, None, KNOWN_LOOKED_FOR)?;
-                    let is_there = |known: &Known| look(&self.dir, &known.path).is_ok_and(|seen| seen.is_some());
-                    if !known.is_empty() && !known.iter().any(is_there) {
-                        let why = "it is another directory than before, and has nothing of what was in that one";
-                        return Err(self.offline(why.into()));
-                    }
-                }
-                self.node.note_offline(name, None);
+                self.node.note_offline(&self.arena.name, None);
                 Ok(root)
             }
-            Err(error) => Err(self.offline(tree::reason(&error))),
+            Err(why) => Err(self.offline(why)),
         }
-    }
-
-    /// Device and inode of the arena root, if it can be read.
-    fn look_at_root(&self) -> io::Result<(u64, u64)> {
-        let now = Fingerprint::from(&fs::metadata(&self.dir)?);
-        fs::read_dir(&self.dir)?;
-        Ok((now.device, now.inode))
     }
 
     /// Whether the arena root is still the directory that it was when this pass began: its disk may go at any time.
@@ -167,6 +152,8 @@ impl<'a> Reconcile<'a> {
         if let Some(within) = within {
             walk = walk.within(within.clone());
         }
+        let dir = self.dir.clone();
+        walk = walk.passing(move |path| sweep(&dir, &path));
         if let Some(watch) = node.watching() {
             walk = walk.entering(move |dir| watch.watch(dir));
         }
@@ -336,11 +323,20 @@ impl<'a> Reconcile<'a> {
         self.delete()?;
         let unlinked = std::mem::take(&mut self.unlinked);
         for paths in unlinked.chunks(BATCH_FILES) {
-            // Unlinked last: what is still offered can still be served.
-            let paths: Vec<&[u8]> = paths.iter().map(RelPath::as_bytes).collect();
+            // Unlinked last: what is still offered can still be served. A file that has come since is linked by who put
+            // it there.
+            let paths = paths.iter().filter(|path| !self.is_linked_now(path));
+            let paths: Vec<&[u8]> = paths.map(RelPath::as_bytes).collect();
             self.node.inner.store.unlink(self.root, &paths)?;
         }
         self.report()
+    }
+
+    /// Whether the file at `path` is the one that is linked there.
+    fn is_linked_now(&self, path: &RelPath) -> bool {
+        let Ok(Some(SeenKind::File { fingerprint, .. })) = look(&self.dir, path) else { return false };
+        let file = FileRef { root: self.root, path: path.as_bytes().to_owned() };
+        self.node.inner.store.file(&file).is_ok_and(|row| row.is_some_and(|row| row.fingerprint == fingerprint))
     }
 
     /// A file that is gone from one path and is fresh at another, with the same inode, size and mtime, was moved: it keeps
@@ -540,8 +536,6 @@ fn inode(fingerprint: &Fingerprint) -> (u64, u64) {
 
 /// How many files are held in memory to find out which of them were moved.
 const HELD_MAX: usize = 300_000;
-/// How much of what was known is looked for in an arena root that is another directory than before.
-const KNOWN_LOOKED_FOR: usize = 1000;
 const BATCH_FILES: usize = 4096;
 const BATCH_BYTES: u64 = 1 << 30;
 /// How many entries that are not indexed are remembered, of one pass.

@@ -1,6 +1,5 @@
 use std::{
     ffi::OsStr,
-    io::{self, Write},
     ops::ControlFlow,
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
@@ -11,19 +10,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use blobstore::{Fetched, Presence};
+use blobstore::Fetched;
 use futures_util::{StreamExt, stream};
 use namespace::{Content, EntryKind, RelPath};
 use serde_json::json;
 use tokio::sync::mpsc;
 use tracing::info;
-use tree::{BlobId, ByteRange, UnixTime};
+use tree::UnixTime;
 
 use super::{
-    Node, blocking,
-    list::not_found,
+    super::{Node, blocking, list::not_found},
     place::{Destination, Existing},
-    read::READ_BYTES_MAX,
 };
 use crate::{
     event::{Copied, Event, FileName, NobodyListens, Reporter, summary},
@@ -35,7 +32,7 @@ use crate::{
 struct Getting {
     node: Node,
     reporter: Reporter,
-    destination: Destination,
+    destination: Arc<Destination>,
     /// The directory, for messages.
     dir: PathBuf,
     done: Arc<AtomicU64>,
@@ -62,7 +59,7 @@ struct Job {
 }
 
 /// How a file came to where it is.
-enum Arrived {
+enum Got {
     Copied(Fetched),
     /// It was there already.
     Skipped,
@@ -78,7 +75,7 @@ impl Node {
             return Err(Failure::new(Code::Usage, format!("{to:?} is not a directory, and there are several sources")));
         }
         let (dir, name) = if into { (to.clone(), None) } else { split(&to)? };
-        let destination = Destination::open(&dir).while_doing(format!("open {dir:?}"))?;
+        let destination = Arc::new(Destination::open(&dir).while_doing(format!("open {dir:?}"))?);
         let getting = Arc::new(Getting {
             node: self.clone(),
             reporter: reporter.clone(),
@@ -94,7 +91,7 @@ impl Node {
             for target in &targets {
                 let path = target.path.as_ref().map_or(&[][..], RelPath::as_bytes);
                 let (file, reason) = (FileName::new(&target.arena, path), reason.clone());
-                reporter.send(Event::Failed { file, reason }).await?;
+                reporter.send(Event::Failed { file, reason, copy: None }).await?;
             }
         }
         for target in &targets {
@@ -169,7 +166,7 @@ impl Getting {
                             self.totals().failed_files += 1;
                             let file = FileName::new(&target.arena, entry.path.as_bytes());
                             let reason = format!("create {:?}: {}", self.absolute(&to), tree::reason(&error));
-                            self.reporter.send_blocking(Event::Failed { file, reason })?;
+                            self.reporter.send_blocking(Event::Failed { file, reason, copy: None })?;
                         }
                     }
                 }
@@ -207,16 +204,17 @@ impl Getting {
             blob,
             bytes,
             bytes_received,
+            bytes_sent: None,
         };
         let event = match self.place(&job).await {
-            Ok(Arrived::Copied(fetched)) => {
+            Ok(Got::Copied(fetched)) => {
                 let mut totals = self.totals();
                 totals.files += 1;
                 totals.bytes += bytes;
                 totals.bytes_received += fetched.bytes_received;
                 Event::Copied(line(fetched.bytes_received))
             }
-            Ok(Arrived::Skipped) => {
+            Ok(Got::Skipped) => {
                 self.totals().skipped_files += 1;
                 Event::Skipped(line(0))
             }
@@ -225,7 +223,7 @@ impl Getting {
                 totals.failed_files += 1;
                 totals.unreachable |= failure.code == Code::Unreachable;
                 let path = job.source.path.as_ref().map_or(&[][..], RelPath::as_bytes);
-                Event::Failed { file: FileName::new(&job.source.arena, path), reason: failure.reason() }
+                Event::Failed { file: FileName::new(&job.source.arena, path), reason: failure.reason(), copy: None }
             }
         };
         self.reporter.send(event).await?;
@@ -234,10 +232,10 @@ impl Getting {
         Ok(())
     }
 
-    async fn place(self: &Arc<Self>, job: &Job) -> Result<Arrived, Failure> {
+    async fn place(self: &Arc<Self>, job: &Job) -> Result<Got, Failure> {
         let (getting, to, content) = (self.clone(), job.to.clone(), job.content.clone());
         if blocking(move || getting.is_there(&to, &content)).await? {
-            return Ok(Arrived::Skipped);
+            return Ok(Got::Skipped);
         }
         match &job.content {
             Content::Symlink { target } => {
@@ -245,17 +243,26 @@ impl Getting {
                 let mtime = job.mtime;
                 blocking(move || getting.destination.symlink(&to, &target, mtime).while_doing(getting.creating(&to)))
                     .await?;
-                Ok(Arrived::Copied(Fetched::default()))
+                Ok(Got::Copied(Fetched::default()))
             }
             Content::File { blob, size, mode } => {
-                let to = (job.to.clone(), *mode, job.mtime);
                 let _pass = self.node.inner.gate.pass(*size).await;
-                let fetched = if *size <= SMALL_BYTES_MAX {
-                    self.place_small(*blob, *size, to).await?
-                } else {
-                    self.place_large(*blob, *size, to).await?
+                let (done, reporter, files) = (self.done.clone(), self.reporter.clone(), self.totals().files);
+                let on_bytes = move |bytes| {
+                    let done = done.fetch_add(bytes, Ordering::Relaxed) + bytes;
+                    reporter.progress("getting", done, None, files);
                 };
-                Ok(Arrived::Copied(fetched))
+                let (arrived, fetched) = self.node.arrive(*blob, *size, &self.destination, &job.to, on_bytes).await?;
+                let (getting, to, mode, mtime) = (self.clone(), job.to.clone(), *mode, job.mtime);
+                blocking(move || {
+                    let store = &getting.node.inner.store;
+                    let (mut staged, leftover) = arrived.take(store, &getting.destination, &to)?;
+                    staged.set_attributes(mode, mtime)?;
+                    staged.publish(&to)?;
+                    leftover.forget(store)
+                })
+                .await?;
+                Ok(Got::Copied(fetched))
             }
             _ => Err(not_found(&job.source)),
         }
@@ -278,89 +285,6 @@ impl Getting {
         Err(Failure::new(Code::Error, format!("something else is at {:?} already", self.absolute(to))))
     }
 
-    async fn place_small(self: &Arc<Self>, blob: BlobId, size: u64, to: To) -> Result<Fetched, Failure> {
-        let (pieces, fetched) = self.node.read_small(blob, size).await?;
-        let getting = self.clone();
-        blocking(move || {
-            let (path, mode, mtime) = to;
-            let create = || {
-                let staged = getting.destination.stage(&path)?;
-                let mut written = 0;
-                for piece in &pieces {
-                    staged.file().write_all(piece)?;
-                    written += piece.len() as u64;
-                }
-                complete(written, size)?;
-                staged.publish(&path, mode, mtime)
-            };
-            create().while_doing(getting.creating(&path))
-        })
-        .await?;
-        self.done.fetch_add(size, Ordering::Relaxed);
-        Ok(fetched)
-    }
-
-    /// By way of the cache, where it goes on after an interruption, unless all of it is here in place.
-    async fn place_large(self: &Arc<Self>, blob: BlobId, size: u64, to: To) -> Result<Fetched, Failure> {
-        // From here on nobody else fetches this blob, or takes it from the cache.
-        let _alone = self.node.inner.peers.alone_with(blob).await;
-        let store = self.node.inner.store.clone();
-        let _passage = store.passage(blob);
-        let presence = blocking(move || {
-            // What was fetched earlier may have lain there for long. What does not prove is forgotten, and fetched anew.
-            store.verify_cached(blob, &|_| {})?;
-            Ok(store.presence(blob)?)
-        });
-        if presence.await? == Presence::InPlace {
-            return self.copy_from_here(blob, size, to).await;
-        }
-        let (done, reporter) = (self.done.clone(), self.reporter.clone());
-        let files = self.totals().files;
-        let bring = self.node.bring(blob, size, move |bytes| {
-            let done = done.fetch_add(bytes, Ordering::Relaxed) + bytes;
-            reporter.progress("getting", done, None, files);
-        });
-        let fetched = bring.await?;
-        let getting = self.clone();
-        blocking(move || {
-            let (path, mode, mtime) = to;
-            match getting.node.inner.store.take_cached(blob)? {
-                Some(cached) => {
-                    getting.destination.adopt(&cached, &path, mode, mtime).while_doing(getting.creating(&path))
-                }
-                None => Err(Failure::new(Code::Error, format!("blob {blob} is not whole in the cache"))),
-            }
-        })
-        .await?;
-        Ok(fetched)
-    }
-
-    async fn copy_from_here(
-        self: &Arc<Self>,
-        blob: BlobId,
-        size: u64,
-        (path, mode, mtime): To,
-    ) -> Result<Fetched, Failure> {
-        let staged = Arc::new(self.destination.stage(&path).while_doing(self.creating(&path))?);
-        let mut written = 0;
-        while written < size {
-            let range = ByteRange::new(written, size.min(written + READ_BYTES_MAX)).unwrap_or_default();
-            let pieces = self.node.read(blob, size, range).await?;
-            written += pieces.iter().map(|piece| piece.len() as u64).sum::<u64>();
-            let (staged, what) = (staged.clone(), self.creating(&path));
-            blocking(move || {
-                let mut file = staged.file();
-                pieces.iter().try_for_each(|piece| file.write_all(piece)).while_doing(what)
-            })
-            .await?;
-            complete(written, range.end())?;
-            self.done.fetch_add(range.len(), Ordering::Relaxed);
-        }
-        let staged = Arc::into_inner(staged).ok_or_else(|| io::Error::other("the file is still being written"))?;
-        staged.publish(&path, mode, mtime).while_doing(self.creating(&path))?;
-        Ok(Fetched::default())
-    }
-
     /// What is being done, for errors.
     fn creating(&self, path: &RelPath) -> String {
         format!("create {:?}", self.absolute(path))
@@ -369,13 +293,6 @@ impl Getting {
     fn absolute(&self, path: &RelPath) -> PathBuf {
         self.dir.join(path.as_path())
     }
-}
-
-/// Where a file goes, with which permissions and mtime.
-type To = (RelPath, u16, UnixTime);
-
-fn complete(written: u64, size: u64) -> io::Result<()> {
-    if written == size { Ok(()) } else { Err(io::Error::other(format!("{written} of {size} bytes"))) }
 }
 
 /// The directory that `to` is in, and its name there.
@@ -394,9 +311,8 @@ fn last_component(target: &Target) -> Result<RelPath, Failure> {
     Ok(name.try_into()?)
 }
 
-/// Files at most this long are fetched into memory and written at once.
-const SMALL_BYTES_MAX: u64 = 1 << 20;
 /// How long to wait for catalogs that are still coming in.
 const CATALOG_LIMIT: Duration = Duration::from_secs(10);
-const FILES_AT_ONCE: usize = 16;
+/// More than this do not make it faster; their bytes are bounded by themselves.
+const FILES_AT_ONCE: usize = 64;
 const JOBS_AHEAD: usize = 256;

@@ -1,0 +1,432 @@
+//! Carrying out orders in this machine's arenas, whoever gives them. Rules: spec/copy.md.
+
+use std::{
+    fs::File,
+    future::Future,
+    io,
+    os::unix::fs::MetadataExt,
+    path::Path,
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use blobstore::{FileRef, FileRow};
+use namespace::{ArenaName, Content, PeerId, RelPath, SeenKind, look};
+use peers::{Done, Held, Order, Orders, Place, Remove, Roles, Task, Why};
+use rustix::{
+    fs::{Mode, OFlags},
+    io::Errno,
+};
+use tree::{BlobId, Drift, Fingerprint};
+
+use super::{
+    super::{
+        Inner, Node, blocking,
+        index::{Outcome, hash_at_rest, root_of},
+    },
+    place::{Destination, file_name, fingerprint_at, parent_beneath},
+    settle::{HeldArena, Last, Step, changed},
+};
+use crate::failure::{Code, Failure, WhileDoing};
+
+impl Orders for Inner {
+    fn roles(&self) -> Result<Roles, String> {
+        let config = crate::config::Config::load(&self.home.config).map_err(|failure| failure.reason())?;
+        Ok(config.roles())
+    }
+
+    fn carry_out(
+        self: Arc<Self>,
+        asker: PeerId,
+        order: Order,
+        bytes: Arc<AtomicU64>,
+    ) -> Pin<Box<dyn Future<Output = Done> + Send>> {
+        let node = Node { inner: self };
+        Box::pin(async move { node.carry_out(Some(asker), order, bytes).await })
+    }
+}
+
+/// What stands where something is to be placed.
+enum Found {
+    /// Nothing, or what may be replaced.
+    Room,
+    /// Just that; the step takes note of it.
+    Same(Step),
+    /// That is the end of it.
+    Done(Done),
+}
+
+impl Node {
+    /// Carries out an order; `asker` is `None` for this machine itself. `bytes` counts those of the file that have come.
+    pub(super) async fn carry_out(&self, asker: Option<PeerId>, order: Order, bytes: Arc<AtomicU64>) -> Done {
+        let Order { arena, task } = order;
+        let done = async {
+            let node = self.clone();
+            let arena = match blocking(move || node.held_arena(&arena)).await? {
+                Ok(arena) => arena,
+                Err(done) => return Ok(done),
+            };
+            match task {
+                Task::Check => Ok(Done::Ready),
+                Task::Place(place) => {
+                    let what = format!("place {}/{} at {}", arena.name, place.path, self.name());
+                    self.place(asker, arena, place, bytes).await.while_doing(what)
+                }
+                Task::Remove(remove) => {
+                    let what = format!("remove {}/{} at {}", arena.name, remove.path, self.name());
+                    self.remove(arena, remove).await.while_doing(what)
+                }
+            }
+        };
+        done.await.unwrap_or_else(|failure: Failure| {
+            let why = match failure.code {
+                Code::Unreachable => Why::Unreachable,
+                Code::Limit => Why::Full,
+                _ => Why::Failed,
+            };
+            Done::failed(why, &failure.reason())
+        })
+    }
+
+    /// An arena into which something may be put now.
+    fn held_arena(&self, name: &ArenaName) -> Result<Result<HeldArena, Done>, Failure> {
+        let held = self.inner.namespace.arenas()?.into_iter().find(|held| held.name == *name);
+        let found = held.and_then(|held| Some((held.dir.clone()?, held))).zip(self.root(name));
+        let Some(((dir, arena), root)) = found else {
+            let reason = format!("{} does not hold an arena {name}", self.name());
+            return Ok(Err(Done::failed(Why::NotFound, &reason)));
+        };
+        if let Err(why) = root_of(self, &arena)? {
+            let reason = format!("the root {dir:?} of the arena {name} is offline at {}: {why}", self.name());
+            return Ok(Err(Done::failed(Why::Failed, &reason)));
+        }
+        let destination = Destination::open(&dir)?.noting(root, self.inner.implied.clone());
+        Ok(Ok(HeldArena { name: name.clone(), root, dir, destination: Arc::new(destination) }))
+    }
+
+    /// Whether a path is the daemon's own: its state, cache or configuration.
+    fn is_own(&self, arena: &HeldArena, path: &RelPath) -> bool {
+        let root = arena.dir.canonicalize().unwrap_or_else(|_| arena.dir.clone());
+        let path = root.join(path.as_path());
+        self.inner.home.own_dirs().iter().any(|own| path.starts_with(own) || own.starts_with(&path))
+    }
+
+    async fn place(
+        &self,
+        asker: Option<PeerId>,
+        arena: HeldArena,
+        order: Place,
+        bytes: Arc<AtomicU64>,
+    ) -> Result<Done, Failure> {
+        let _turn = self.inner.placing.acquire().await?;
+        let Place { path, content, mtime, overwrite, prove, from } = order;
+        if namespace::is_staging_name(file_name(&path)) || self.is_own(&arena, &path) {
+            return Ok(Done::failed(Why::Refused, &format!("{path} is a place of the daemon's own")));
+        }
+        let (node, near, wanted) = (self.clone(), arena.clone(), (path.clone(), content.clone()));
+        let found = blocking(move || node.find(&near, &wanted.0, &wanted.1, overwrite, prove));
+        let step = match (found.await?, content) {
+            (Found::Done(done), _) => return Ok(done),
+            (Found::Same(step), _) => step,
+            (Found::Room, Content::Directory { mode }) => Step::Directory { mode },
+            (Found::Room, Content::Symlink { target }) => Step::Symlink { target, mtime, overwrite },
+            (Found::Room, Content::File { blob, size, mode }) => {
+                let _pass = self.inner.gate.pass(size).await;
+                let holder = from.or(asker).filter(|&holder| holder != self.inner.peers.me());
+                let _hint = holder.map(|holder| self.inner.peers.hint(blob, holder));
+                let on_bytes = move |more| {
+                    bytes.fetch_add(more, Ordering::Relaxed);
+                };
+                let (arrived, fetched) = self.arrive(blob, size, &arena.destination, &path, on_bytes).await?;
+                let store = self.inner.store.clone();
+                let hash = move || Ok((arrived.hash(&store, blob, size)?, arrived));
+                let (hashed, arrived) = blocking(hash).await?;
+                let received = fetched.bytes_received;
+                let step = Step::File { arrived, hashed, mode, mtime, overwrite, received };
+                return self.settle_at(arena, path, step).await;
+            }
+            (Found::Room, _) => return Ok(Done::failed(Why::Refused, "nothing to be placed")),
+        };
+        self.settle_at(arena, path, step).await
+    }
+
+    /// Settles something, and says what is in its way, if that came only now.
+    async fn settle_at(&self, arena: HeldArena, path: RelPath, step: Step) -> Result<Done, Failure> {
+        let (dir, at) = (arena.dir.clone(), path.clone());
+        let settled = self.settle(Last { arena, path, step }).await;
+        match settled {
+            Err(failure) => match blocking(move || Ok(look(&dir, &at)?)).await {
+                Ok(Some(SeenKind::Directory { .. })) => Ok(a_directory()),
+                _ => Err(failure),
+            },
+            done => done,
+        }
+    }
+
+    /// Looks at what is where something is to be placed.
+    fn find(
+        &self,
+        arena: &HeldArena,
+        path: &RelPath,
+        content: &Content,
+        overwrite: bool,
+        prove: bool,
+    ) -> Result<Found, Failure> {
+        let seen = look(&arena.dir, path)?;
+        if seen.is_none() {
+            return Ok(match obstacle(&arena.dir, path)? {
+                Some(above) => {
+                    let reason = format!("{above} is in the way: it is no directory");
+                    Found::Done(Done::failed(Why::InTheWay, &reason))
+                }
+                None => Found::Room,
+            });
+        }
+        match (&seen, content) {
+            (Some(SeenKind::Directory { .. }), Content::Directory { mode }) => {
+                return Ok(Found::Same(Step::Directory { mode: *mode }));
+            }
+            (Some(SeenKind::Directory { .. }), _) => return Ok(Found::Done(a_directory())),
+            (Some(SeenKind::Symlink { target, .. }), Content::Symlink { target: wanted }) if target == wanted => {
+                return Ok(Found::Same(Step::KnownSymlink));
+            }
+            (Some(SeenKind::File { fingerprint, .. }), Content::File { blob, size, .. })
+                if fingerprint.size == *size =>
+            {
+                if let Some(found) = self.find_file(arena, path, *blob, fingerprint, overwrite, prove)? {
+                    return Ok(found);
+                }
+            }
+            _ => {}
+        }
+        let may_replace = matches!(seen, Some(SeenKind::File { .. } | SeenKind::Symlink { .. }));
+        if overwrite && may_replace && !matches!(content, Content::Directory { .. }) {
+            return Ok(Found::Room);
+        }
+        let hint = if may_replace { "; --overwrite replaces it" } else { "" };
+        let reason = format!("something else is there already{hint}");
+        Ok(Found::Done(Done::failed(Why::InTheWay, &reason)))
+    }
+
+    /// The same for a file that has the right size: `None` if it has other bytes.
+    fn find_file(
+        &self,
+        arena: &HeldArena,
+        path: &RelPath,
+        blob: BlobId,
+        seen: &Fingerprint,
+        overwrite: bool,
+        prove: bool,
+    ) -> Result<Option<Found>, Failure> {
+        let (store, file) = (&self.inner.store, FileRef { root: arena.root, path: path.as_bytes().to_owned() });
+        let row = store.file(&file)?;
+        let linked = row.as_ref().map(|row| (row, row.fingerprint.drift(seen)));
+        let is_known = matches!(&linked, Some((row, Drift::None)) if row.blob == blob && row.damaged.is_empty());
+        if is_known && !prove {
+            return Ok(Some(Found::Done(Done::There { held: Some((*seen).into()) })));
+        }
+        match hash_at_rest(store, &arena.dir, path) {
+            Outcome::Hashed { file, mode } if file.hashed.id() == blob => {
+                Ok(Some(Found::Same(Step::Known { file, mode })))
+            }
+            Outcome::Hashed { .. } => {
+                let Some((row, Drift::None | Drift::Touched)) = linked else { return Ok(None) };
+                if row.blob != blob || overwrite {
+                    return Ok(None);
+                }
+                store.verify_file(&file, &|_| {})?;
+                let reason = "it is there, and damaged: mend it with blob repair, or replace it with --overwrite";
+                Ok(Some(Found::Done(Done::failed(Why::InTheWay, reason))))
+            }
+            Outcome::Vanished | Outcome::Changed => {
+                Ok(Some(Found::Done(Done::failed(Why::InTheWay, "what is there changes while it is read"))))
+            }
+            Outcome::Failed(error) => Err(error.into()),
+        }
+    }
+
+    async fn remove(&self, arena: HeldArena, order: Remove) -> Result<Done, Failure> {
+        let _turn = self.inner.placing.acquire().await?;
+        let path = order.path.clone();
+        if self.is_own(&arena, &path) {
+            return Ok(Done::failed(Why::Refused, &format!("{path} is a place of the daemon's own")));
+        }
+        // One name of a file after the other: each moves the ctime of those that are left.
+        let near = (arena.dir.clone(), path.clone());
+        let has_names = blocking(move || Ok(std::fs::symlink_metadata(near.0.join(near.1.as_path())))).await?;
+        let blob = order.content.blob().filter(|_| has_names.is_ok_and(|meta| meta.nlink() > 1));
+        let _alone = match blob {
+            Some(blob) => Some(self.inner.peers.alone_with(blob).await),
+            None => None,
+        };
+        let check = async |order: Remove| {
+            let (node, near) = (self.clone(), arena.clone());
+            blocking(move || node.check_removal(&near, &order)).await
+        };
+        let (step, _alone_by_now) = match check(order.clone()).await? {
+            Err(Done::Failed { why: Why::Changed, .. }) if _alone.is_none() => {
+                // Another name may just have gone, and what it moved not yet be written down.
+                let alone = match order.content.blob() {
+                    Some(blob) => Some(self.inner.peers.alone_with(blob).await),
+                    None => None,
+                };
+                (check(order).await?, alone)
+            }
+            step => (step, None),
+        };
+        match step {
+            Ok(step) => self.settle(Last { arena, path, step }).await,
+            Err(done) => Ok(done),
+        }
+    }
+
+    /// Opens and checks what is to go: it must be what was hashed, still read so, and not the very file that the other
+    /// machine has. What is found then must not have moved when it goes.
+    fn check_removal(&self, arena: &HeldArena, order: &Remove) -> Result<Result<Step, Done>, Failure> {
+        let Remove { path, content, held } = order;
+        let parent = match parent_beneath(&arena.dir, path) {
+            Ok(parent) => parent,
+            Err(error) if is_gone(&error) => return Ok(Err(Done::Removed)),
+            Err(error) => return Err(error.into()),
+        };
+        let stays = |reason: &str| Ok(Err(Done::failed(Why::Changed, reason)));
+        match content {
+            Content::Directory { .. } => Ok(Ok(Step::RemoveDirectory { parent })),
+            Content::Symlink { target } => {
+                let fingerprint = match fingerprint_at(&parent, path) {
+                    Ok(fingerprint) => fingerprint,
+                    Err(error) if is_gone(&error) => return Ok(Err(Done::Removed)),
+                    Err(error) => return Err(error.into()),
+                };
+                match rustix::fs::readlinkat(&parent, file_name(path), Vec::new()) {
+                    Ok(found) if found.as_bytes() == &target[..] => {}
+                    _ => return Ok(Err(changed(path))),
+                }
+                if *held == Some(Held::from(fingerprint)) {
+                    return stays(SAME_FILE);
+                }
+                Ok(Ok(Step::RemoveSymlink { parent, fingerprint }))
+            }
+            Content::File { blob, .. } => {
+                let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+                let open = match rustix::fs::openat(&parent, file_name(path), flags, Mode::empty()) {
+                    Ok(open) => File::from(open),
+                    Err(Errno::NOENT) => return Ok(Err(Done::Removed)),
+                    Err(Errno::LOOP) => return Ok(Err(changed(path))),
+                    Err(error) => return Err(io::Error::from(error).into()),
+                };
+                let meta = open.metadata()?;
+                let file = FileRef { root: arena.root, path: path.as_bytes().to_owned() };
+                let row = self.inner.store.file(&file)?;
+                let fingerprint = Fingerprint::from(&meta);
+                if let Err(reason) = may_remove(row.as_ref(), *blob, meta.is_file().then_some(&fingerprint), *held) {
+                    return stays(reason);
+                }
+                let read = tree::blob_id(&open, fingerprint.size);
+                if Fingerprint::from(&open.metadata()?) != fingerprint {
+                    return Ok(Err(changed(path)));
+                }
+                if read? != *blob {
+                    self.inner.store.verify_file(&file, &|_| {})?;
+                    return stays("its bytes are no longer what they were, though nobody edited it: it is damaged");
+                }
+                Ok(Ok(Step::RemoveFile { parent, open, blob: *blob, fingerprint }))
+            }
+            _ => stays("nothing that can be removed"),
+        }
+    }
+}
+
+/// Whether a file may be removed because another machine has its blob: `row` is what is known of it, `now` what it is like
+/// (`None` if it is no regular file), and `held` what the other machine has. If not, why not.
+fn may_remove(
+    row: Option<&FileRow>,
+    blob: BlobId,
+    now: Option<&Fingerprint>,
+    held: Option<Held>,
+) -> Result<(), &'static str> {
+    let row = row.ok_or("it is not known what it is: it has not been hashed yet")?;
+    let now = now.ok_or("it is no file any more")?;
+    if row.blob != blob {
+        return Err("it is another version than the one that was copied");
+    }
+    if !row.damaged.is_empty() {
+        return Err("it is damaged");
+    }
+    // All of device, inode, size, mtime and ctime.
+    if row.fingerprint != *now {
+        return Err("it changed since it was hashed");
+    }
+    match held {
+        None => Err("it is not said what the other machine has"),
+        Some(held) if held == Held::from(*now) => Err(SAME_FILE),
+        Some(_) => Ok(()),
+    }
+}
+
+/// What above `path` is no directory, if anything is.
+fn obstacle(root: &Path, path: &RelPath) -> io::Result<Option<RelPath>> {
+    let above = std::iter::successors(path.parent(), RelPath::parent);
+    for dir in above {
+        match look(root, &dir)? {
+            None => {}
+            Some(SeenKind::Directory { .. }) => return Ok(None),
+            Some(_) => return Ok(Some(dir)),
+        }
+    }
+    Ok(None)
+}
+
+fn a_directory() -> Done {
+    Done::failed(Why::InTheWay, "a directory is in the way; a / behind its name copies into it")
+}
+
+/// Whether nothing is there.
+fn is_gone(error: &io::Error) -> bool {
+    let gone = [Errno::NOENT, Errno::NOTDIR].map(Errno::raw_os_error);
+    error.raw_os_error().is_some_and(|errno| gone.contains(&errno))
+}
+
+const SAME_FILE: &str = "it is the very file that the destination has: both machines see the same directory";
+
+#[cfg(test)]
+mod tests {
+    use blobstore::Verified;
+    use tree::{ByteRange, RangeSet, UnixTime};
+
+    use super::*;
+
+    #[test]
+    fn only_what_is_just_as_it_was_hashed_may_go() {
+        let time = |seconds| UnixTime { seconds, nanos: 5 };
+        let now = Fingerprint { device: 1, inode: 2, size: 3, mtime: time(4), ctime: time(5) };
+        let blob = BlobId::of(b"abc");
+        let row = FileRow { blob, fingerprint: now, damaged: RangeSet::new(), verified: Verified { at: 1, next: 0 } };
+        let elsewhere = Some(Held { inode: 9, ..now.into() });
+        assert_eq!(may_remove(Some(&row), blob, Some(&now), elsewhere), Ok(()));
+        let stays = |row: Option<&FileRow>, blob, now: Option<&Fingerprint>, held| {
+            assert!(may_remove(row, blob, now, held).is_err(), "{now:?}");
+        };
+        stays(None, blob, Some(&now), elsewhere);
+        stays(Some(&row), BlobId::of(b"abd"), Some(&now), elsewhere);
+        stays(Some(&row), blob, None, elsewhere);
+        stays(Some(&row), blob, Some(&now), None);
+        stays(Some(&row), blob, Some(&now), Some(now.into()));
+        // The same file on a shared disk has another device number there.
+        stays(Some(&row), blob, Some(&now), Some(Fingerprint { device: 77, ..now }.into()));
+        let damaged = RangeSet::from(ByteRange::new(0, 3).unwrap());
+        stays(Some(&FileRow { damaged, ..row.clone() }), blob, Some(&now), elsewhere);
+        for changed in [
+            Fingerprint { device: 9, ..now },
+            Fingerprint { inode: 9, ..now },
+            Fingerprint { size: 9, ..now },
+            Fingerprint { mtime: time(9), ..now },
+            Fingerprint { ctime: time(9), ..now },
+        ] {
+            stays(Some(&row), blob, Some(&changed), elsewhere);
+        }
+    }
+}

@@ -1,0 +1,409 @@
+//! The last steps of changes in arenas, many at a time: synced, named, linked, said; removed, said, unlinked. Order and
+//! what a crash leaves: spec/copy.md.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    fs::{self, File},
+    io,
+    os::{fd::OwnedFd, unix::fs::MetadataExt},
+    path::PathBuf,
+    sync::{Arc, PoisonError},
+};
+
+use blobstore::{HashedFile, NewFile, RootId};
+use namespace::{ArenaName, Change, Content, RelPath, SeenKind, look};
+use peers::{Done, Held, Why};
+use rustix::{fs::AtFlags, io::Errno};
+use tokio::sync::oneshot;
+use tree::{BlobId, Drift, Fingerprint, UnixTime};
+
+use super::{
+    super::{Node, blocking, verify::now},
+    arrive::{Arrived, Leftover},
+    place::{Destination, Staged, file_name, fingerprint_at, parent_beneath},
+};
+use crate::failure::{Code, Failure};
+
+/// An arena that is held here and whose root is there.
+#[derive(Clone)]
+pub(super) struct HeldArena {
+    pub(super) name: ArenaName,
+    pub(super) root: RootId,
+    pub(super) dir: PathBuf,
+    pub(super) destination: Arc<Destination>,
+}
+
+/// A change that is ready but for its last steps.
+pub(super) struct Last {
+    pub(super) arena: HeldArena,
+    pub(super) path: RelPath,
+    pub(super) step: Step,
+}
+
+pub(super) enum Step {
+    /// A file gets its name.
+    File { arrived: Arrived, hashed: HashedFile, mode: u16, mtime: UnixTime, overwrite: bool, received: u64 },
+    /// A file is there, and is hashed anew.
+    Known { file: NewFile, mode: u16 },
+    /// A link is made.
+    Symlink { target: Vec<u8>, mtime: UnixTime, overwrite: bool },
+    /// A link is there.
+    KnownSymlink,
+    /// A directory is made.
+    Directory { mode: u16 },
+    /// A file goes, if it is this one. It was read in `open`.
+    RemoveFile { parent: OwnedFd, open: File, blob: BlobId, fingerprint: Fingerprint },
+    /// A link goes, if it is this one.
+    RemoveSymlink { parent: OwnedFd, fingerprint: Fingerprint },
+    /// A directory goes, if it is empty.
+    RemoveDirectory { parent: OwnedFd },
+}
+
+/// Changes that wait for their last steps, each with who waits for it.
+#[derive(Default)]
+pub(in super::super) struct Queue(Vec<(Last, oneshot::Sender<Result<Done, Failure>>)>);
+
+/// A change of which all but the name is on the disk.
+enum Begun {
+    File { staged: Staged, leftover: Leftover, hashed: HashedFile, overwrite: bool, received: u64 },
+    Other(Step),
+}
+
+/// What was done on the disk, and is to be written down.
+enum Made {
+    File {
+        file: NewFile,
+        mode: u16,
+        done: Done,
+    },
+    /// A link or a directory.
+    Entry(Done),
+    Removed,
+    /// A file that has other names, whose ctime moved by that.
+    RemovedName {
+        blob: BlobId,
+        before: Fingerprint,
+        after: Fingerprint,
+    },
+    /// Nothing was changed.
+    Nothing(Done),
+}
+
+impl Node {
+    /// Takes the last steps of a change, together with those of others that wait. They are taken to their end even if nobody
+    /// waits any more, or not at all.
+    pub(super) async fn settle(&self, last: Last) -> Result<Done, Failure> {
+        let (telling, mut told) = oneshot::channel();
+        self.inner.settling.lock().unwrap_or_else(PoisonError::into_inner).0.push((last, telling));
+        loop {
+            let turn = self.inner.settling_turn.clone().lock_owned().await;
+            // Whoever had the turn before may have taken this along.
+            match told.try_recv() {
+                Ok(settled) => return settled,
+                Err(oneshot::error::TryRecvError::Closed) => {
+                    return Err(io::Error::other("the last steps of a copy failed").into());
+                }
+                Err(oneshot::error::TryRecvError::Empty) => {}
+            }
+            let node = self.clone();
+            let settling = blocking(move || {
+                let _turn = turn;
+                let mut queue = node.inner.settling.lock().unwrap_or_else(PoisonError::into_inner);
+                let count = queue.0.len().min(TOGETHER_MAX);
+                let group: Vec<_> = queue.0.drain(..count).filter(|(_, telling)| !telling.is_closed()).collect();
+                drop(queue);
+                let (lasts, tellings): (Vec<_>, Vec<_>) = group.into_iter().unzip();
+                for (settled, telling) in node.settle_all(lasts).into_iter().zip(tellings) {
+                    let _ = telling.send(settled);
+                }
+                Ok(())
+            });
+            settling.await?;
+        }
+    }
+
+    fn settle_all(&self, lasts: Vec<Last>) -> Vec<Result<Done, Failure>> {
+        let begun: Vec<_> = lasts.into_iter().map(|last| self.begin(last)).collect();
+        let staged = begun.iter().filter_map(|(.., begun)| match begun {
+            Ok(Begun::File { staged, .. }) => Some(staged),
+            _ => None,
+        });
+        let synced = sync_staged(&staged.collect::<Vec<_>>());
+        let mut devices = Devices::default();
+        let mut made = Vec::new();
+        for (arena, path, begun) in begun {
+            let name = |begun| {
+                synced.as_ref().map_err(again)?;
+                self.give_name(&arena, &path, begun, &mut devices)
+            };
+            let named = begun.and_then(name);
+            made.push((arena, path, named));
+        }
+        let synced = devices.sync();
+        let mut settled: Vec<Option<Result<Done, Failure>>> = Vec::new();
+        let mut by_arena: HashMap<ArenaName, (HeldArena, Vec<ToSay>)> = HashMap::new();
+        for (at, (arena, path, made)) in made.into_iter().enumerate() {
+            settled.push(match (made, &synced) {
+                (Err(failure), _) => Some(Err(failure)),
+                (Ok(Made::Nothing(done)), _) => Some(Ok(done)),
+                (Ok(_), Err(error)) => Some(Err(again(error))),
+                (Ok(made), Ok(())) => {
+                    by_arena.entry(arena.name.clone()).or_insert_with(|| (arena, Vec::new())).1.push((at, path, made));
+                    None
+                }
+            });
+        }
+        for (arena, made) in by_arena.into_values() {
+            let at: Vec<usize> = made.iter().map(|&(at, ..)| at).collect();
+            match self.write_down(&arena, made) {
+                Ok(done) => done.into_iter().for_each(|(at, done)| settled[at] = Some(Ok(done))),
+                Err(failure) => at.into_iter().for_each(|at| settled[at] = Some(Err(failure.clone()))),
+            }
+        }
+        let lost = || Err(io::Error::other("its last steps were not taken").into());
+        settled.into_iter().map(|settled| settled.unwrap_or_else(lost)).collect()
+    }
+
+    fn begin(&self, Last { arena, path, step }: Last) -> (HeldArena, RelPath, Result<Begun, Failure>) {
+        let begin = |step| match step {
+            Step::File { arrived, hashed, mode, mtime, overwrite, received } => {
+                let (staged, leftover) = arrived.take(&self.inner.store, &arena.destination, &path)?;
+                staged.set_attributes(mode, mtime)?;
+                Ok(Begun::File { staged, leftover, hashed, overwrite, received })
+            }
+            step => Ok(Begun::Other(step)),
+        };
+        let is_held = self.root(&arena.name) == Some(arena.root);
+        let given_up = || Failure::new(Code::NotFound, format!("the arena {} was given up", arena.name));
+        let begun = if is_held { begin(step) } else { Err(given_up()) };
+        (arena, path, begun)
+    }
+
+    /// Gives a name, or takes one away. `devices` hears where names have to be synced, but for those of files, which is done
+    /// when they are linked.
+    fn give_name(
+        &self,
+        arena: &HeldArena,
+        path: &RelPath,
+        begun: Begun,
+        devices: &mut Devices,
+    ) -> Result<Made, Failure> {
+        let (destination, aside) = (&arena.destination, self.aside());
+        let step = match begun {
+            Begun::File { mut staged, leftover, hashed, overwrite, received } => {
+                if overwrite {
+                    staged.replace(path, &aside)?
+                } else {
+                    staged.publish(path)?
+                }
+                let meta = staged.file().metadata()?;
+                let fingerprint = Fingerprint::from(&meta);
+                leftover.forget(&self.inner.store)?;
+                let file = NewFile { path: path.as_bytes().to_owned(), fingerprint, hashed, hashed_at: now() };
+                let done = Done::Placed { received, held: Some(fingerprint.into()) };
+                return Ok(Made::File { file, mode: (meta.mode() & 0o777) as u16, done });
+            }
+            Begun::Other(step) => step,
+        };
+        let held = |parent: &OwnedFd| Ok::<_, Failure>(Some(Held::from(fingerprint_at(parent, path)?)));
+        Ok(match step {
+            Step::File { .. } => return Err(io::Error::other("it was not begun").into()),
+            Step::Known { file, mode } => {
+                let done = Done::There { held: Some(file.fingerprint.into()) };
+                Made::File { file, mode, done }
+            }
+            Step::Symlink { target, mtime, overwrite } => {
+                if overwrite {
+                    destination.replace_by_symlink(path, &target, mtime, &aside)?;
+                } else {
+                    destination.symlink(path, &target, mtime)?;
+                }
+                let parent = parent_beneath(&arena.dir, path)?;
+                let held = held(&parent)?;
+                devices.add(parent)?;
+                Made::Entry(Done::Placed { received: 0, held })
+            }
+            Step::KnownSymlink => {
+                let parent = parent_beneath(&arena.dir, path)?;
+                let held = held(&parent)?;
+                devices.add(parent)?;
+                Made::Entry(Done::There { held })
+            }
+            Step::Directory { mode } => {
+                let is_new = destination.make_dir_with(path, mode)?;
+                devices.add(parent_beneath(&arena.dir, path)?)?;
+                let done = if is_new { Done::Placed { received: 0, held: None } } else { Done::There { held: None } };
+                Made::Entry(done)
+            }
+            Step::RemoveFile { parent, open, blob, fingerprint: before } => {
+                if Fingerprint::from(&open.metadata()?) != before {
+                    return Ok(Made::Nothing(changed(path)));
+                }
+                let made = unlink(&parent, path, before)?;
+                let (meta, is_removed) = (open.metadata()?, matches!(made, Made::Removed));
+                let after = Fingerprint::from(&meta);
+                let is_same = before.drift(&after) != Drift::Edited;
+                if is_removed && is_same && meta.nlink() > 0 {
+                    return Ok(Made::RemovedName { blob, before, after });
+                }
+                made
+            }
+            Step::RemoveSymlink { parent, fingerprint } => unlink(&parent, path, fingerprint)?,
+            Step::RemoveDirectory { parent } => {
+                match rustix::fs::unlinkat(&parent, file_name(path), AtFlags::REMOVEDIR) {
+                    Ok(()) => Made::Removed,
+                    Err(Errno::NOENT) => Made::Nothing(Done::Removed),
+                    Err(Errno::NOTEMPTY | Errno::EXIST) => Made::Nothing(Done::NotEmpty),
+                    Err(Errno::NOTDIR) => Made::Nothing(changed(path)),
+                    Err(error) => return Err(io::Error::from(error).into()),
+                }
+            }
+        })
+    }
+
+    /// Links and says what was made, says what was removed, and unlinks that; in this order, each durable.
+    fn write_down(&self, arena: &HeldArena, made: Vec<ToSay>) -> Result<Vec<(usize, Done)>, Failure> {
+        let (mut files, mut expected, mut changes, mut done) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let (mut removed, mut names) = (Vec::<RelPath>::new(), Vec::new());
+        for (at, path, made) in made {
+            let (content, mtime, fingerprint) = match made {
+                Made::File { file, mode, done: is_done } => {
+                    let fingerprint = file.fingerprint;
+                    let content = Content::File { blob: file.hashed.id(), size: fingerprint.size, mode };
+                    files.push(file);
+                    done.push((at, is_done));
+                    (content, fingerprint.mtime, Some(fingerprint))
+                }
+                Made::Entry(is_done) => {
+                    done.push((at, is_done));
+                    match look(&arena.dir, &path)? {
+                        Some(SeenKind::Symlink { target, mtime }) => (Content::Symlink { target }, mtime, None),
+                        Some(SeenKind::Directory { mode, mtime }) => (Content::Directory { mode }, mtime, None),
+                        _ => continue,
+                    }
+                }
+                Made::Removed | Made::RemovedName { .. } => {
+                    if let Made::RemovedName { blob, before, after } = made {
+                        names.push((blob, before, after));
+                    }
+                    done.push((at, Done::Removed));
+                    removed.push(path.clone());
+                    (Content::Deleted, mtime_left(arena, &path)?, None)
+                }
+                Made::Nothing(is_done) => {
+                    done.push((at, is_done));
+                    continue;
+                }
+            };
+            expected.push(fingerprint);
+            changes.push(Change { path, content, mtime });
+        }
+        if !files.is_empty() {
+            self.inner.store.link(arena.root, &files)?;
+        }
+        let (mut expected, mut again) = (expected.into_iter(), Vec::new());
+        self.inner.namespace.commit(&arena.name, &changes, now(), &mut |change| {
+            let is_so = match (look(&arena.dir, &change.path), expected.next().flatten()) {
+                (Ok(Some(SeenKind::File { fingerprint, .. })), Some(expected)) => fingerprint == expected,
+                (Ok(seen), None) => seen.is_none() != change.content.is_present(),
+                _ => false,
+            };
+            if !is_so {
+                again.push(change.path.clone());
+            }
+            is_so
+        })?;
+        removed.retain(|path| !again.contains(path));
+        let removed: Vec<&[u8]> = removed.iter().map(RelPath::as_bytes).collect();
+        self.inner.store.unlink(arena.root, &removed)?;
+        for (blob, before, after) in names {
+            self.refresh_names(blob, before, after)?;
+        }
+        self.look_again(&arena.name, again);
+        Ok(done)
+    }
+
+    /// A file has lost one of its names, and so has another ctime under the others: nobody edited it.
+    fn refresh_names(&self, blob: BlobId, before: Fingerprint, after: Fingerprint) -> Result<(), Failure> {
+        let store = &self.inner.store;
+        for file in store.holders(blob, NAMES_MAX)? {
+            if store.file(&file)?.is_some_and(|row| row.fingerprint == before) {
+                store.refresh(&file, blob, after)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Where files are that are to take the place of others, at that moment, if it is on the same file system.
+    pub(in super::super) fn aside(&self) -> PathBuf {
+        self.inner.home.cache.join("incoming")
+    }
+}
+
+/// What is to be written down of one change: its number among those that are settled together, and its path.
+type ToSay = (usize, RelPath, Made);
+
+/// Makes files without names durable: one by one, or where they are many, all at once.
+fn sync_staged(staged: &[&Staged]) -> io::Result<()> {
+    if staged.len() < SYNC_ALL_FROM {
+        return staged.iter().try_for_each(|staged| staged.file().sync_all());
+    }
+    let mut devices = Devices::default();
+    staged.iter().try_for_each(|staged| devices.add(staged.parent().try_clone()?))?;
+    devices.sync()
+}
+
+/// File systems that have to be synced, each by a directory on it.
+#[derive(Default)]
+struct Devices(BTreeMap<u64, OwnedFd>);
+
+impl Devices {
+    fn add(&mut self, dir: OwnedFd) -> io::Result<()> {
+        self.0.entry(rustix::fs::fstat(&dir)?.st_dev).or_insert(dir);
+        Ok(())
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.0.values().try_for_each(|dir| Ok(rustix::fs::syncfs(dir)?))
+    }
+}
+
+/// Removes an entry if it is still what it was.
+fn unlink(parent: &OwnedFd, path: &RelPath, fingerprint: Fingerprint) -> Result<Made, Failure> {
+    match fingerprint_at(parent, path) {
+        Ok(now) if now == fingerprint => {}
+        Ok(_) => return Ok(Made::Nothing(changed(path))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Made::Nothing(Done::Removed)),
+        Err(error) => return Err(error.into()),
+    }
+    rustix::fs::unlinkat(parent, file_name(path), AtFlags::empty()).map_err(io::Error::from)?;
+    Ok(Made::Removed)
+}
+
+/// An entry changed since it was looked at.
+pub(super) fn changed(path: &RelPath) -> Done {
+    Done::failed(Why::Changed, &format!("{path} changed since it was hashed; it stays"))
+}
+
+/// What a deletion is dated by: the mtime of the nearest directory above that is left.
+fn mtime_left(arena: &HeldArena, path: &RelPath) -> Result<UnixTime, Failure> {
+    let mut above = std::iter::successors(path.parent(), RelPath::parent);
+    let left = above.find_map(|dir| match look(&arena.dir, &dir) {
+        Ok(Some(SeenKind::Directory { mtime, .. })) => Some(mtime),
+        _ => None,
+    });
+    let root = || Ok::<_, Failure>(Fingerprint::from(&fs::metadata(&arena.dir)?).mtime);
+    left.map_or_else(root, Ok)
+}
+
+/// The same error for another who met it.
+fn again(error: &io::Error) -> Failure {
+    io::Error::new(error.kind(), error.to_string()).into()
+}
+
+/// How many names of one file are known to be the same; the others are found to be touched.
+const NAMES_MAX: usize = 256;
+/// How many changes are settled together.
+const TOGETHER_MAX: usize = 512;
+/// From so many files on, one sync of all is cheaper than one of each.
+const SYNC_ALL_FROM: usize = 4;
