@@ -67,7 +67,7 @@ impl Peers {
             }
         }
         // What the first who was asked did not have, others may.
-        let rest = came.into_iter().zip(blobs).map(|(came, &(blob, size))| async move {
+        let rest = came.into_iter().zip(blobs.iter().copied()).map(|(came, (blob, size))| async move {
             match came {
                 Some(small) => Ok(small),
                 None => self.fetch_alone(class, blob, size).await,

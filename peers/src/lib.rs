@@ -48,7 +48,7 @@ mod ticket;
 mod tls;
 mod transfer;
 
-pub use batch::Small;
+pub use batch::{BLOB_BYTES_MAX as SMALL_BYTES_MAX, Small};
 pub use connection::PeerStatus;
 pub use endpoint::{Options, Peers, StartError};
 pub use gate::{Gate, Pass};

@@ -11,7 +11,7 @@ use std::{
 };
 
 use blobstore::Fetched;
-use futures_util::{StreamExt, stream};
+use futures_util::{StreamExt, TryStreamExt, stream};
 use namespace::{Content, EntryKind, RelPath};
 use serde_json::json;
 use tokio::sync::mpsc;
@@ -29,13 +29,13 @@ use crate::{
 };
 
 /// Trees on their way to a directory of the user's.
-struct Getting {
-    node: Node,
+pub(super) struct Getting {
+    pub(super) node: Node,
     reporter: Reporter,
-    destination: Arc<Destination>,
+    pub(super) destination: Arc<Destination>,
     /// The directory, for messages.
     dir: PathBuf,
-    done: Arc<AtomicU64>,
+    pub(super) done: Arc<AtomicU64>,
     totals: Mutex<Totals>,
 }
 
@@ -51,15 +51,15 @@ struct Totals {
 }
 
 /// A file or link to be put at `to`.
-struct Job {
-    source: Target,
-    to: RelPath,
-    content: Content,
-    mtime: UnixTime,
+pub(super) struct Job {
+    pub(super) source: Target,
+    pub(super) to: RelPath,
+    pub(super) content: Content,
+    pub(super) mtime: UnixTime,
 }
 
 /// How a file came to where it is.
-enum Got {
+pub(super) enum Got {
     Copied(Fetched),
     /// It was there already.
     Skipped,
@@ -133,11 +133,11 @@ impl Getting {
         let listing = blocking(move || getting.list(&source, &top, &jobs));
         let jobs = stream::poll_fn(move |context| listed.poll_recv(context));
         let getting = self.clone();
-        let working = jobs.for_each_concurrent(FILES_AT_ONCE, move |job| {
+        let working = jobs.ready_chunks(BUNDLE_FILES_MAX).for_each_concurrent(BUNDLES_AT_ONCE, move |jobs| {
             let getting = getting.clone();
             async move {
                 if !getting.reporter.is_closed() {
-                    let _ = getting.run(job).await;
+                    let _ = getting.run(jobs).await;
                 }
             }
         });
@@ -193,7 +193,28 @@ impl Getting {
         Ok(())
     }
 
-    async fn run(self: &Arc<Self>, job: Job) -> Result<(), NobodyListens> {
+    /// Puts files and links where they are to be, small files together.
+    async fn run(self: &Arc<Self>, jobs: Vec<Job>) -> Result<(), NobodyListens> {
+        let (small, others): (Vec<_>, Vec<_>) = jobs.into_iter().partition(|job| job.small().is_some());
+        let small: Arc<[Job]> = small.into();
+        let bundle = async {
+            for (job, got) in small.iter().zip(self.place_bundle(&small).await) {
+                self.report(job, got).await?;
+            }
+            Ok(())
+        };
+        let getting = self.clone();
+        let others = stream::iter(others.into_iter().map(Ok)).try_for_each_concurrent(OTHERS_AT_ONCE, move |job| {
+            let getting = getting.clone();
+            async move {
+                let got = getting.place(&job).await;
+                getting.report(&job, got).await
+            }
+        });
+        tokio::try_join!(bundle, others).map(drop)
+    }
+
+    async fn report(&self, job: &Job, got: Result<Got, Failure>) -> Result<(), NobodyListens> {
         let (bytes, blob) = match job.content {
             Content::File { size, blob, .. } => (size, Some(blob)),
             _ => (0, None),
@@ -206,7 +227,7 @@ impl Getting {
             bytes_received,
             bytes_sent: None,
         };
-        let event = match self.place(&job).await {
+        let event = match got {
             Ok(Got::Copied(fetched)) => {
                 let mut totals = self.totals();
                 totals.files += 1;
@@ -269,7 +290,7 @@ impl Getting {
     }
 
     /// Whether `content` is at `to` already. Fails if something else is.
-    fn is_there(&self, to: &RelPath, content: &Content) -> Result<bool, Failure> {
+    pub(super) fn is_there(&self, to: &RelPath, content: &Content) -> Result<bool, Failure> {
         let same = match (self.destination.existing(to).while_doing(self.creating(to))?, content) {
             (None, _) => return Ok(false),
             (Some(Existing::File(file, found)), Content::File { blob, size, .. }) => {
@@ -286,7 +307,7 @@ impl Getting {
     }
 
     /// What is being done, for errors.
-    fn creating(&self, path: &RelPath) -> String {
+    pub(super) fn creating(&self, path: &RelPath) -> String {
         format!("create {:?}", self.absolute(path))
     }
 
@@ -313,6 +334,9 @@ fn last_component(target: &Target) -> Result<RelPath, Failure> {
 
 /// How long to wait for catalogs that are still coming in.
 const CATALOG_LIMIT: Duration = Duration::from_secs(10);
-/// More than this do not make it faster; their bytes are bounded by themselves.
-const FILES_AT_ONCE: usize = 64;
+/// So many small files are looked for, asked for and written together; so many bundles of them at a time.
+const BUNDLE_FILES_MAX: usize = 128;
+const BUNDLES_AT_ONCE: usize = 4;
+/// So many others beside a bundle; their bytes are bounded by themselves.
+const OTHERS_AT_ONCE: usize = 16;
 const JOBS_AHEAD: usize = 256;

@@ -2,6 +2,7 @@
 //! at other machines (`cp`, `mv`).
 
 mod arrive;
+mod bundle;
 mod get;
 mod hands;
 mod obey;

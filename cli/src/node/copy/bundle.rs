@@ -1,0 +1,109 @@
+//! Many small files at a time: what each costs by itself, in threads and round trips, is shared by all of them.
+
+use std::{
+    io::Write,
+    sync::{Arc, atomic::Ordering},
+};
+
+use blobstore::Fetched;
+use bytes::Bytes;
+use namespace::Content;
+use peers::{Class, SMALL_BYTES_MAX};
+use tree::{BlobId, Geometry};
+
+use super::{
+    super::{blocking, read::fetch_failure},
+    get::{Getting, Got, Job},
+};
+use crate::failure::{Failure, WhileDoing};
+
+/// Where the bytes of one file of a bundle are.
+enum Found {
+    /// The file is there already.
+    There,
+    /// They are on this machine.
+    Here(Vec<Bytes>),
+    Absent,
+}
+
+impl Job {
+    /// The blob and size of a file that may go in a bundle.
+    pub(super) fn small(&self) -> Option<(BlobId, u64)> {
+        match self.content {
+            Content::File { blob, size, .. } if size <= SMALL_BYTES_MAX => Some((blob, size)),
+            _ => None,
+        }
+    }
+}
+
+impl Getting {
+    /// Puts files that are [small](Job::small) where they are to be. Returns what came of each.
+    pub(super) async fn place_bundle(self: &Arc<Self>, jobs: &Arc<[Job]>) -> Vec<Result<Got, Failure>> {
+        let bytes = jobs.iter().filter_map(Job::small).map(|(_, size)| size.max(FILE_BYTES_LEAST)).sum();
+        let _pass = self.node.inner.gate.pass(bytes).await;
+        let found = self.for_each(jobs, |getting, job| getting.find(job)).await;
+        let absent = |(job, found): (&Job, &Result<Found, Failure>)| match found {
+            Ok(Found::Absent) => job.small(),
+            _ => None,
+        };
+        let wanted: Vec<_> = jobs.iter().zip(&found).filter_map(absent).collect();
+        let mut fetched = self.node.inner.peers.fetch_small(Class::Copy, &wanted).await.into_iter();
+        let mut came = found.into_iter().map(|found| match found? {
+            Found::There => Ok(None),
+            Found::Here(pieces) => Ok(Some((pieces, Fetched::default()))),
+            Found::Absent => {
+                let (pieces, fetched) = fetched.next().expect("each one was fetched").map_err(fetch_failure)?;
+                Ok(Some((pieces.into_iter().map(|piece| piece.bytes().clone()).collect(), fetched)))
+            }
+        });
+        let came: Vec<Result<_, Failure>> = came.by_ref().collect();
+        let came = std::sync::Mutex::new(came.into_iter());
+        self.for_each(jobs, move |getting, job| {
+            let next = came.lock().unwrap_or_else(std::sync::PoisonError::into_inner).next();
+            match next.expect("something came of each")? {
+                None => Ok(Got::Skipped),
+                Some((pieces, fetched)) => getting.write(job, &pieces).map(|()| Got::Copied(fetched)),
+            }
+        })
+        .await
+    }
+
+    /// Does something with each job, on one thread that may block.
+    async fn for_each<T: Send + 'static>(
+        self: &Arc<Self>,
+        jobs: &Arc<[Job]>,
+        work: impl Fn(&Self, &Job) -> Result<T, Failure> + Send + 'static,
+    ) -> Vec<Result<T, Failure>> {
+        let (getting, jobs) = (self.clone(), jobs.clone());
+        let done = blocking(move || Ok(jobs.iter().map(|job| work(&getting, job)).collect()));
+        done.await.unwrap_or_default()
+    }
+
+    fn find(&self, job: &Job) -> Result<Found, Failure> {
+        if self.is_there(&job.to, &job.content)? {
+            return Ok(Found::There);
+        }
+        let Some((blob, size)) = job.small() else { return Ok(Found::Absent) };
+        let outcome = self.node.inner.store.read(blob, size, Geometry::new(size).all())?;
+        Ok(match outcome.missing.is_empty() {
+            true => Found::Here(outcome.pieces.iter().map(|piece| piece.bytes().clone()).collect()),
+            false => Found::Absent,
+        })
+    }
+
+    fn write(&self, job: &Job, pieces: &[Bytes]) -> Result<(), Failure> {
+        let Content::File { size, mode, .. } = job.content else { return Ok(()) };
+        let create = || {
+            let mut staged = self.destination.stage(&job.to)?;
+            pieces.iter().try_for_each(|piece| staged.file().write_all(piece))?;
+            staged.set_attributes(mode, job.mtime)?;
+            staged.publish(&job.to)
+        };
+        create().while_doing(self.creating(&job.to))?;
+        self.done.fetch_add(size, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+/// What a file counts in flight, however short it is.
+const FILE_BYTES_LEAST: u64 = 4096;
