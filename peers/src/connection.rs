@@ -10,7 +10,7 @@ use tokio::sync::Semaphore;
 use tracing::{debug, info, warn};
 
 use crate::{
-    Peer, catalog, dial,
+    Peer, catalog, chunks, dial,
     endpoint::{Close, GREETING_LIMIT, Inner, unix_now},
     frame::{FrameError, GREETING_BYTES_MAX, StreamKind, read_frame, within, write_frame},
     hello::Hello,
@@ -197,6 +197,8 @@ async fn stream(
             let _permit = answers.acquire().await;
             serve::serve_have(&inner, send, recv).await
         }
+        // Its own bounds hold it, so that making a list does not keep answers waiting.
+        (Ok(()), Some(StreamKind::Chunks)) => chunks::serve_chunks(&inner, send, recv).await,
         (Ok(()), Some(StreamKind::Through)) => through::serve_through(&inner, peer, answers, send, recv).await,
         (Ok(()), _) => return warn!(peer = name, kind = kind[0], "refused: a stream of an unknown kind"),
         (Err(error), _) => Err(error),

@@ -15,6 +15,7 @@ use tree::BlobId;
 
 use crate::{
     Identity, Roster,
+    chunks::Listing,
     connection::{self, Live, PeerStatus},
     dial::{self, Dialler},
     hello::{Hello, is_address, is_name},
@@ -100,6 +101,8 @@ pub(crate) struct Inner {
     pub(crate) hints: Hints,
     /// The blobs that are being brought into the cache, or taken from it.
     pub(crate) bringing: Mutex<HashMap<BlobId, Arc<tokio::sync::Mutex<()>>>>,
+    /// Who may make and send lists of chunks.
+    pub(crate) listing: Listing,
     /// Permits for connections of strangers.
     strangers: Arc<Semaphore>,
 }
@@ -178,6 +181,7 @@ impl Peers {
             closing: watch::Sender::new(false),
             hints: Hints::default(),
             bringing: Mutex::default(),
+            listing: Listing::default(),
             strangers: Arc::new(Semaphore::new(STRANGERS_MAX)),
         });
         if let Some(listener) = inner.listener.clone() {

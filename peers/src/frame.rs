@@ -29,12 +29,14 @@ pub enum StreamKind {
     /// The opener asks for ranges of a blob, and the other fetches what it lacks from peers that have it: how many hops
     /// that may make, the blob's size, and iroh-blobs' request follow.
     Through = 6,
+    /// The opener asks how a blob is cut by its content: a [`ChunksRequest`](crate::wire::ChunksRequest) follows.
+    Chunks = 9,
 }
 
 impl StreamKind {
     /// The kind that the first byte of a stream says.
     pub fn from_byte(byte: u8) -> Option<Self> {
-        let kinds = [Self::Hello, Self::Catalog, Self::Get, Self::Have, Self::Nodes, Self::Through];
+        let kinds = [Self::Hello, Self::Catalog, Self::Get, Self::Have, Self::Nodes, Self::Through, Self::Chunks];
         kinds.into_iter().find(|&kind| kind as u8 == byte)
     }
 }
@@ -173,6 +175,8 @@ pub(crate) const GREETING_BYTES_MAX: usize = 16 << 10;
 pub(crate) const ASK_BYTES_MAX: usize = 512 << 10;
 /// The longest [`Have`] that is read: one of the most ranges that there may be fits.
 pub(crate) const HAVE_BYTES_MAX: usize = 64 << 10;
+/// The longest [`Chunks`](crate::wire::Chunks) that is read.
+pub(crate) const CHUNKS_BYTES_MAX: usize = 1 << 20;
 /// The longest [`Nodes`](crate::wire::Nodes) that is read: 1,024 pairs fit.
 pub(crate) const NODES_BYTES_MAX: usize = 65 << 10;
 

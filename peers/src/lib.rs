@@ -14,6 +14,7 @@ mod answer;
 mod backoff;
 mod bring;
 mod catalog;
+mod chunks;
 mod connection;
 mod dial;
 mod endpoint;
@@ -27,6 +28,7 @@ mod iroh_wire;
 mod join;
 mod nodes;
 mod plan;
+mod reuse;
 mod roster;
 mod serve;
 mod sharing;
@@ -48,6 +50,7 @@ pub use ticket::{Ticket, TicketError};
 /// What strangers and peers can see of the wire, for tests that speak it on their own.
 pub mod wire {
     pub use crate::{
+        chunks::{Chunks, ChunksRequest},
         frame::{Ask, FrameError, Have, Telling, read_frame, write_frame},
         hello::Hello,
         nodes::{NODES_MAX, Nodes, NodesRequest},

@@ -218,7 +218,7 @@ impl Shared {
             Some(StreamKind::Get) => self.get(send, recv).await,
             Some(StreamKind::Have) => self.have(send, recv).await,
             Some(StreamKind::Nodes) => self.nodes(send, recv).await,
-            Some(StreamKind::Through) | None => {}
+            Some(StreamKind::Through | StreamKind::Chunks) | None => {}
         }
     }
 

@@ -1,6 +1,7 @@
 //! Reading through a peer what somebody has whom one never meets. Several machines in one process, on loopback.
 
 mod machine;
+#[allow(dead_code, reason = "other tests use the rest of it")]
 mod raw;
 
 use std::time::{Duration, Instant};
