@@ -251,7 +251,7 @@ impl Getting {
                 let fetched = if *size <= SMALL_BYTES_MAX {
                     self.place_small(*blob, *size, to).await?
                 } else {
-                    self.place_large(*blob, *size, to).await?
+                    self.place_large(&job.source, *blob, *size, to).await?
                 };
                 Ok(Arrived::Copied(fetched))
             }
@@ -295,7 +295,14 @@ impl Getting {
     }
 
     /// By way of the cache, where it goes on after an interruption, unless all of it is here in place.
-    async fn place_large(self: &Arc<Self>, blob: BlobId, size: u64, to: To) -> Result<Fetched, Failure> {
+    /// What is here already of other versions of the file is not fetched.
+    async fn place_large(
+        self: &Arc<Self>,
+        source: &Target,
+        blob: BlobId,
+        size: u64,
+        to: To,
+    ) -> Result<Fetched, Failure> {
         // From here on nobody else fetches this blob, or takes it from the cache.
         let _alone = self.node.inner.peers.alone_with(blob).await;
         let store = self.node.inner.store.clone();
@@ -310,7 +317,8 @@ impl Getting {
         }
         let (done, reporter) = (self.done.clone(), self.reporter.clone());
         let files = self.totals().files;
-        let bring = self.node.bring(blob, size, move |bytes| {
+        let like = self.node.like(blob, source, &self.absolute(&to.0)).await?;
+        let bring = self.node.bring(blob, size, &like, move |bytes| {
             let done = done.fetch_add(bytes, Ordering::Relaxed) + bytes;
             reporter.progress("getting", done, None, files);
         });

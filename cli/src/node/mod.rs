@@ -2,6 +2,7 @@
 
 mod get;
 mod index;
+mod like;
 mod list;
 mod place;
 mod read;
