@@ -288,7 +288,11 @@ fn lists_out_of_bounds_are_refused() {
     assert!(assembly.is_complete());
     let end = ChunkListError::Total { bytes: (1 << 20) + 1 };
     assert_eq!(assembly.list(&[chunk(1)]), Err(end));
-    // All equal: found at once, and asked for no more.
+    // All equal: found at once, and asked for no more. What is as long as none of them is none of them.
+    let mut other = Assembly::new(1 << 20);
+    other.list(&vec![chunk(sizes.min()); most]).unwrap();
+    other.offer(0, 5, chunk(sizes.max()));
+    assert_eq!(other.into_spans(), []);
     assembly.offer(0, 5, chunk(sizes.min()));
     assembly.offer(0, 6, chunk(sizes.min()));
     let spans = assembly.into_spans();
@@ -314,6 +318,15 @@ fn a_patchwork_reads_zeros_where_there_is_nothing() {
     assert_eq!(part, expected[20..35]);
     assert!(patchwork.read_exact_at(&mut part, 86).is_err());
     assert!(patchwork.whole_groups().is_empty());
+    struct Bad;
+    impl ReadAt for Bad {
+        fn read_exact_at(&self, buf: &mut [u8], _: u64) -> std::io::Result<()> {
+            buf.fill(7);
+            Err(std::io::ErrorKind::InvalidData.into())
+        }
+    }
+    Patchwork::new(100, [span(0, 100, 0, 0)], vec![Bad]).read_exact_at(&mut part, 0).unwrap();
+    assert_eq!(part, [0; 15], "what a read that failed left behind is nothing");
     let size = 3 * GROUP as u64 + 5;
     let groups = |spans: &[Span]| Patchwork::new(size, spans.iter().copied(), vec![&a[..]]).whole_groups();
     assert_eq!(groups(&[span(1, 20_000, 0, 0), span(20_001, 29_152, 0, 9)]), range(GROUP, 3 * GROUP).into());
@@ -344,4 +357,15 @@ fn a_comparison_may_stop_early_and_leave_out() {
     assert_eq!(levels, [(1, 64), (1, 32), (1, 16), (1, 8), (1, 4), (1, 2)]);
     let differing: RangeSet = [range(0, 32 * GROUP), range(40 * GROUP, 42 * GROUP)].into_iter().collect();
     assert_eq!(comparison.differing(), &differing);
+
+    // Three nodes tell of all quarters, and not of the depth of one.
+    let mut new = old.clone();
+    [0, 63].iter().for_each(|group| new[group * GROUP] ^= 1);
+    let theirs = hash(&new[..], size).unwrap();
+    let mut comparison = Comparison::new(size, ours.id, theirs.id).highest_first();
+    for _ in 0..3 {
+        let node = comparison.wanted(1)[0];
+        comparison.descend(&[(pair(&ours, node), pair(&theirs, node))]).unwrap();
+    }
+    assert_eq!(comparison.undecided(), [range(0, 16 * GROUP), range(48 * GROUP, 64 * GROUP)].into_iter().collect());
 }
