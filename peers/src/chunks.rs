@@ -196,8 +196,8 @@ fn limit(size: u64) -> Duration {
 const SCANS_AT_ONCE: usize = 2;
 /// So many lists are in memory at a time.
 const ANSWERS_AT_ONCE: usize = 8;
-/// A frame of so many chunks has at most 224 KiB.
-const PART_CHUNKS: usize = 8192;
+/// A frame of so many chunks has at most 14 KiB.
+const PART_CHUNKS: usize = 512;
 /// How often the asker hears that a list is still being made.
 const KEEP_ALIVE: Duration = Duration::from_secs(5);
 const LIMIT_LEAST: Duration = Duration::from_secs(60);
@@ -219,7 +219,7 @@ mod tests {
         assert_eq!(HEXLOWER.encode(&postcard::to_stdvec(&chunks).unwrap()), hex);
         assert_eq!(postcard::to_stdvec(&Chunks::default()).unwrap(), [0, 0]);
         let most = Chunks { chunks: vec![Chunk { len: u64::MAX, hash: [0xff; 16] }; PART_CHUNKS], is_last: false };
-        assert!(postcard::to_stdvec(&most).unwrap().len() <= 224 << 10);
+        assert!(postcard::to_stdvec(&most).unwrap().len() <= 14 << 10);
     }
 
     #[test]
