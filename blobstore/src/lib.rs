@@ -16,11 +16,13 @@
 //! spec/store.md.
 
 mod cache;
+mod candidate;
 mod dirs;
 mod disk;
 mod error;
 mod fetch;
 mod link;
+mod lists;
 mod mend;
 mod outboard;
 mod pages;
@@ -32,6 +34,7 @@ mod store;
 mod verify;
 
 pub use cache::{CacheUsage, Lease, Partial, Passage};
+pub use candidate::{Candidate, in_the_same_place};
 pub use disk::{Access, Disk, DiskFile, RealDisk};
 pub use error::StoreError;
 pub use fetch::{Collected, Fetch, FetchError, Fetched, SharedSink, Sink, Want};

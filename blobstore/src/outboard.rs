@@ -34,10 +34,10 @@ enum NewPairs {
 }
 
 /// A file that is deleted when this is dropped, unless it was renamed by then.
-struct Staged {
-    disk: Arc<dyn Disk>,
-    path: PathBuf,
-    grain: Grain,
+pub(crate) struct Staged {
+    pub(crate) disk: Arc<dyn Disk>,
+    pub(crate) path: PathBuf,
+    pub(crate) grain: Grain,
 }
 
 /// An outboard as it is kept, perhaps damaged.

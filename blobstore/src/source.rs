@@ -72,6 +72,16 @@ impl Source {
         &self.available
     }
 
+    /// The blob whose bytes these are.
+    pub fn blob(&self) -> BlobId {
+        self.blob
+    }
+
+    /// The bytes as they are, unproven.
+    pub(crate) fn into_data(self) -> Data {
+        self.data
+    }
+
     pub(crate) fn is_cached(&self) -> bool {
         matches!(self.data, Data::Cached(..))
     }

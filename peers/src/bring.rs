@@ -21,7 +21,8 @@ impl Peers {
     }
 
     /// Brings what the cache lacks of `ranges` of `blob`, said to have `size` bytes, into the cache: whole chunk groups, and
-    /// the last one besides if the size has not been proven yet. `on_piece` hears how many more bytes came.
+    /// the last one besides if the size has not been proven yet. What a file here has is copied, and the rest is fetched.
+    /// `on_piece` hears how many more bytes came.
     ///
     /// The caller is [alone with](Self::alone_with) the blob, and holds a lease on `ranges` or has it pass through. What
     /// came before a failure stays. Ends in bounded time even if no peer answers. [`FetchError::Sink`] if the cache
@@ -47,21 +48,27 @@ impl Peers {
         on_piece: impl Fn(u64) + Send + 'static,
     ) -> Result<Fetched, FetchError> {
         let store = self.inner.store.clone();
-        let open = move || Ok((store.partial(blob, size)?, store.missing_from_cache(blob, size, &ranges)?));
+        let open = move || {
+            let mut sink = Counting { sink: store.partial(blob, size)?, on_piece };
+            let missing = store.missing_from_cache(blob, size, &ranges)?;
+            // What a file here has of the same blob, beside what of it may be damaged, is not fetched.
+            let copied = store.copy_from_places(blob, size, &missing, &mut sink)?;
+            Ok((sink, missing.difference(&copied)))
+        };
         let opened = match spawn_blocking(open).await {
             Ok(opened) => opened.map_err(|source: StoreError| FetchError::Sink { blob, source }),
             Err(panic) => std::panic::resume_unwind(panic.into_panic()),
         };
-        let (partial, ranges) = opened?;
-        let sink = Arc::new(Mutex::new(Counting { sink: partial, on_piece }));
+        let (sink, ranges) = opened?;
+        let sink = Arc::new(Mutex::new(sink));
         self.fetch_for(behalf, Want { blob, size, ranges }, sink).await
     }
 }
 
 /// Passes pieces on, and tells how many bytes they have.
-struct Counting<S, F> {
-    sink: S,
-    on_piece: F,
+pub(crate) struct Counting<S, F> {
+    pub(crate) sink: S,
+    pub(crate) on_piece: F,
 }
 
 impl<S: Sink, F: Fn(u64) + Send> Sink for Counting<S, F> {

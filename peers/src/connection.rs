@@ -10,7 +10,7 @@ use tokio::{sync::Semaphore, time::sleep};
 use tracing::{Instrument, debug, error_span, info, warn};
 
 use crate::{
-    Peer, batch, catalog, dial,
+    Peer, batch, catalog, chunks, dial,
     endpoint::{Close, GREETING_LIMIT, Inner, unix_now},
     frame::{FrameError, GREETING_BYTES_MAX, StreamKind, read_frame, within, write_frame},
     hello::Hello,
@@ -282,6 +282,8 @@ impl Stream {
                     let _permit = answers.acquire().await;
                     serve::serve_have(&inner, send, recv).await
                 }
+                // Its own bounds hold it, so that making a list does not keep answers waiting.
+                StreamKind::Chunks => chunks::serve_chunks(&inner, send, recv).await,
                 StreamKind::Orders => obey::serve_orders(&inner, peer, send, recv).await,
                 StreamKind::Get | StreamKind::Through | StreamKind::Batch => {
                     let mut manner = [0];

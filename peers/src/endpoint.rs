@@ -22,6 +22,7 @@ use tree::BlobId;
 
 use crate::{
     Identity, Roster,
+    chunks::Listing,
     connection::{self, Live, PeerStatus, plain},
     dial::{self, Dialler},
     hello::{Hello, is_address, is_listen_address, is_name},
@@ -129,6 +130,8 @@ pub(crate) struct Inner {
     pub(crate) bringing: Mutex<HashMap<BlobId, Arc<tokio::sync::Mutex<()>>>>,
     /// Permits for handshakes, at all listeners together.
     handshakes: Arc<Semaphore>,
+    /// Who may make and send lists of chunks.
+    pub(crate) listing: Listing,
     /// Permits for connections of strangers.
     strangers: Arc<Semaphore>,
     /// Permits for names that are being looked up.
@@ -218,6 +221,7 @@ impl Peers {
             obeying: Obeying::default(),
             bringing: Mutex::default(),
             handshakes: Arc::new(Semaphore::new(HANDSHAKES_MAX)),
+            listing: Listing::default(),
             strangers: Arc::new(Semaphore::new(STRANGERS_MAX)),
             lookups: Arc::new(Semaphore::new(LOOKUPS_MAX)),
         });

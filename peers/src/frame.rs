@@ -33,13 +33,15 @@ pub enum StreamKind {
     Batch = 7,
     /// The opener has the other carry out [`Order`](crate::Order)s: they follow.
     Orders = 8,
+    /// The opener asks how a blob is cut by its content: a [`ChunksRequest`](crate::wire::ChunksRequest) follows.
+    Chunks = 9,
 }
 
 impl StreamKind {
     /// The kind that the first byte of a stream says.
     pub fn from_byte(byte: u8) -> Option<Self> {
-        use StreamKind::{Batch, Catalog, Get, Have, Hello, Nodes, Orders, Through};
-        let kinds = [Hello, Catalog, Get, Have, Nodes, Through, Batch, Orders];
+        use StreamKind::{Batch, Catalog, Chunks, Get, Have, Hello, Nodes, Orders, Through};
+        let kinds = [Hello, Catalog, Get, Have, Nodes, Through, Batch, Orders, Chunks];
         kinds.into_iter().find(|&kind| kind as u8 == byte)
     }
 }
@@ -181,6 +183,8 @@ pub(crate) const GREETING_BYTES_MAX: usize = 16 << 10;
 pub(crate) const ASK_BYTES_MAX: usize = 512 << 10;
 /// The longest [`Have`] that is read: one of the most ranges that there may be fits.
 pub(crate) const HAVE_BYTES_MAX: usize = 64 << 10;
+/// The longest [`Chunks`](crate::wire::Chunks) that is read.
+pub(crate) const CHUNKS_BYTES_MAX: usize = 1 << 20;
 /// The longest [`Nodes`](crate::wire::Nodes) that is read: 1,024 pairs fit.
 pub(crate) const NODES_BYTES_MAX: usize = 65 << 10;
 

@@ -15,6 +15,7 @@ mod backoff;
 mod batch;
 mod bring;
 mod catalog;
+mod chunks;
 mod connection;
 mod dial;
 mod endpoint;
@@ -39,6 +40,7 @@ mod packing;
 mod plan;
 mod race;
 mod racing;
+mod reuse;
 mod roles;
 mod roster;
 mod serve;
@@ -69,6 +71,7 @@ pub use ticket::{Ticket, TicketError};
 pub mod wire {
     pub use crate::{
         batch::{BLOB_BYTES_MAX, BLOBS_MAX, BatchRequest},
+        chunks::{Chunks, ChunksRequest},
         frame::{Ask, FrameError, Have, Telling, read_frame, write_frame},
         hello::Hello,
         nodes::{NODES_MAX, Nodes, NodesRequest},

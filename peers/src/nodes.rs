@@ -70,7 +70,7 @@ impl Peers {
     }
 }
 
-async fn ask(connection: &quinn::Connection, request: &NodesRequest) -> Result<Nodes, FrameError> {
+pub(crate) async fn ask(connection: &quinn::Connection, request: &NodesRequest) -> Result<Nodes, FrameError> {
     let (mut send, mut recv) = connection.open_bi().await.map_err(|error| FrameError::Stream(error.into()))?;
     send.write_all(&[StreamKind::Nodes as u8]).await.map_err(|error| FrameError::Stream(error.into()))?;
     write_frame(&mut send, request).await?;

@@ -183,7 +183,10 @@ fn garbage_of_a_known_peer_does_no_harm() {
         let catalog = [StreamKind::Catalog as u8];
         let get = [StreamKind::Get as u8, 0];
         let nodes = [StreamKind::Nodes as u8];
-        let streams: [Vec<u8>; 11] = [
+        let chunks = [StreamKind::Chunks as u8];
+        let streams: [Vec<u8>; 13] = [
+            [&chunks[..], &[0xff; 4]].concat(),
+            [&chunks[..], &[42, 0, 0, 0], &[7; 32], &[0xff; 9], &[1]].concat(),
             huge.to_vec(),
             [&catalog[..], &[3, 0, 0, 0, 0xff, 0xff, 0xff]].concat(),
             [&catalog[..], &[2, 0, 0, 0]].concat(),

@@ -1,3 +1,5 @@
+use std::collections::VecDeque;
+
 use crate::{
     cv::{Cv, parent_cv, split},
     geometry::{Geometry, Grain, Subtree},
@@ -27,20 +29,36 @@ pub enum CompareError {
 /// Neither tree need be here: what is needed of them is asked for, node by node, and proven when it comes. Calling
 /// order: [`wanted`](Self::wanted) names nodes; [`descend`](Self::descend) takes the pairs that both trees have
 /// there; and so on until nothing is wanted. With k chunk groups that differ among n, at most k · log n pairs of each
-/// tree are asked for. Memory grows with what is asked for at a time, times the depth of the tree.
+/// tree are asked for. Memory grows with what is asked for at a time, times the depth of the tree; with
+/// [`highest_first`](Self::highest_first), with all that was asked for.
 #[derive(Debug, Clone)]
 pub struct Comparison {
     /// Subtrees that differ: their hashes in our tree and in theirs. The next ones are at the end.
-    pending: Vec<(Subtree, Cv, Cv)>,
+    pending: VecDeque<(Subtree, Cv, Cv)>,
     differing: RangeSet,
+    within: RangeSet,
+    highest_first: bool,
 }
 
 impl Comparison {
     /// Of the trees of two blobs that both have `size` bytes.
     pub fn new(size: u64, ours: BlobId, theirs: BlobId) -> Self {
-        let mut comparison = Self { pending: Vec::new(), differing: RangeSet::new() };
+        Self::within(size, ours, theirs, Geometry::new(size).all().into())
+    }
+
+    /// The same, where only differences in `within` matter: subtrees without any of it are not looked into, and count
+    /// as differing if they do.
+    pub fn within(size: u64, ours: BlobId, theirs: BlobId, within: RangeSet) -> Self {
+        let (pending, differing) = (VecDeque::new(), RangeSet::new());
+        let mut comparison = Self { pending, differing, within, highest_first: false };
         comparison.push(Subtree::root(Geometry::new(size)), *ours.as_bytes(), *theirs.as_bytes());
         comparison
+    }
+
+    /// Looks at all nodes of a level before those below, so that much is known wherever one stops.
+    pub fn highest_first(mut self) -> Self {
+        self.highest_first = true;
+        self
     }
 
     /// The nodes whose pairs are to come next, at most `max`, by their number in pre-order; none at the end.
@@ -86,7 +104,9 @@ impl Comparison {
         }
         match subtree.groups() {
             1 => self.differing.insert(subtree.bytes()),
-            _ => self.pending.push((subtree, ours, theirs)),
+            _ if !self.within.overlaps(subtree.bytes()) => self.differing.insert(subtree.bytes()),
+            _ if self.highest_first => self.pending.push_front((subtree, ours, theirs)),
+            _ => self.pending.push_back((subtree, ours, theirs)),
         }
     }
 }

@@ -16,6 +16,7 @@
 //! | prove ranges that arrive from elsewhere | [`Decoder`] |
 //! | find what is damaged | [`find_damage`], [`DamageSearch`] |
 //! | find where two trees differ, wherever they are | [`Comparison`] |
+//! | find bytes of a blob in others, wherever they moved | [`Chunker`], [`Assembly`], [`Patchwork`] |
 //! | prove with a part of a tree, and ask for the rest | [`PartialTree`] |
 //! | tell an edited file from a rotten one | [`Fingerprint::drift`] |
 //!
@@ -45,6 +46,7 @@
 
 mod bulk;
 mod causes;
+mod chunks;
 mod compare;
 mod cv;
 mod damage;
@@ -54,6 +56,7 @@ mod geometry;
 mod hash;
 mod id;
 mod partial;
+mod patchwork;
 mod prove;
 mod query;
 mod range;
@@ -62,6 +65,7 @@ mod verified;
 mod walk;
 
 pub use causes::{causes, reason};
+pub use chunks::{Assembly, Chunk, ChunkListError, ChunkSizes, Chunker};
 pub use compare::{CompareError, Comparison};
 pub use damage::{Damage, DamageSearch, find_damage};
 pub use decode::{DecodeError, Decoder};
@@ -70,6 +74,7 @@ pub use geometry::{CHUNK_BYTES, GROUP_BYTES, Geometry, Grain};
 pub use hash::{Hashed, blob_id, hash, hash_into};
 pub use id::{BlobId, ParseBlobIdError};
 pub use partial::{NodeError, PartialTree, node_pair};
+pub use patchwork::{Patchwork, Span, clip_spans};
 pub use prove::{ProveError, Prover};
 pub use query::Query;
 pub use range::{ByteRange, RangeSet};

@@ -5,6 +5,7 @@
 mod common;
 mod home;
 
+mod alike;
 mod budget;
 mod cache;
 mod changed;

@@ -2,6 +2,7 @@
 
 mod copy;
 mod index;
+mod like;
 mod list;
 mod read;
 mod repair;

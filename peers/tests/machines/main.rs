@@ -4,5 +4,7 @@ mod connect;
 mod machine;
 mod net;
 mod raw;
+mod reuse;
 mod several;
 mod through;
+mod wire;

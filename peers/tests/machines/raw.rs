@@ -13,10 +13,13 @@ use std::{
 use namespace::PeerId;
 use peers::{
     Identity, decode_request, encode_request,
-    wire::{ALPN, Ask, BatchRequest, Have, Hello, StreamKind, client_config, read_frame, server_config, write_frame},
+    wire::{
+        ALPN, Ask, BatchRequest, Chunks, ChunksRequest, Have, Hello, Nodes, NodesRequest, StreamKind, client_config,
+        read_frame, server_config, write_frame,
+    },
 };
 use tokio::sync::Semaphore;
-use tree::{BlobId, Prover, Query};
+use tree::{BlobId, Chunk, ChunkSizes, Chunker, Prover, Query};
 
 use crate::machine::{DEADLINE, Machine};
 
@@ -67,7 +70,7 @@ pub(crate) struct Puppet {
 }
 
 /// How a puppet answers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) enum Manner {
     /// With a bit of the last byte flipped.
     Lying,
@@ -75,6 +78,15 @@ pub(crate) enum Manner {
     Late(usize),
     /// As it should up to so many bytes, and then never anything more.
     Stalling(usize),
+    /// As it should, where bytes are asked for, and otherwise with what becomes of the truth.
+    Telling(Tale),
+}
+
+/// What becomes of the truth: of pairs of nodes, one behind the other, and of a list of chunks.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Tale {
+    pub(crate) nodes: fn(&mut Vec<u8>),
+    pub(crate) chunks: fn(&mut Vec<Chunk>),
 }
 
 #[derive(Default)]
@@ -168,6 +180,7 @@ async fn serve(
                     let _ = send.stopped().await;
                     return;
                 }
+                Manner::Telling(_) => {}
                 Manner::Lying => *wire.last_mut().unwrap() ^= 1,
                 Manner::Late(count) => {
                     let open = counts.open.fetch_add(1, Ordering::Relaxed) + 1;
@@ -194,7 +207,7 @@ async fn serve(
                 let mut wire = answer(bytes, &Query::all());
                 match manner {
                     Manner::Lying => *wire.last_mut().unwrap() ^= 1,
-                    Manner::Late(_) => {}
+                    Manner::Late(_) | Manner::Telling(_) => {}
                     Manner::Stalling(bytes) => {
                         let _ = send.write_all(&wire[..bytes.min(wire.len())]).await;
                         let _ = send.stopped().await;
@@ -204,7 +217,31 @@ async fn serve(
                 let _ = send.write_all(&[&[1], &wire[..]].concat()).await;
             }
         }
-        StreamKind::Nodes | StreamKind::Orders => return,
+        StreamKind::Orders => return,
+        StreamKind::Nodes => {
+            let Manner::Telling(tale) = manner else { return };
+            let request: NodesRequest = read_frame(&mut recv, 16 << 10).await.unwrap();
+            let bytes = &blobs[&request.blob];
+            let outboard = tree::hash(&bytes[..], bytes.len() as u64).unwrap().outboard;
+            let pairs = request.nodes.iter().flat_map(|&node| &outboard[node as usize * 64..][..64]);
+            let mut pairs = pairs.copied().collect();
+            (tale.nodes)(&mut pairs);
+            write_frame(&mut send, &Nodes { pairs }).await.unwrap();
+        }
+        StreamKind::Chunks => {
+            let Manner::Telling(tale) = manner else { return };
+            let request: ChunksRequest = read_frame(&mut recv, 16 << 10).await.unwrap();
+            let (mut chunker, mut chunks) = (Chunker::new(ChunkSizes::of(request.size)), Vec::new());
+            chunker.push(0, &blobs[&request.blob], &mut |_, chunk| chunks.push(chunk));
+            chunker.finish(&mut |_, chunk| chunks.push(chunk));
+            (tale.chunks)(&mut chunks);
+            // Who is told too much stops listening.
+            for part in chunks.chunks(30_000) {
+                let part = Chunks { chunks: part.to_vec(), is_last: false };
+                let _ = write_frame(&mut send, &part).await;
+            }
+            let _ = write_frame(&mut send, &Chunks { chunks: Vec::new(), is_last: true }).await;
+        }
     }
     let _ = send.finish();
     let _ = send.stopped().await;

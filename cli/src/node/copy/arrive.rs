@@ -16,7 +16,10 @@ use super::{
     super::{Node, blocking, read::READ_BYTES_MAX},
     place::{Destination, Staged},
 };
-use crate::failure::{Code, Failure};
+use crate::{
+    failure::{Code, Failure},
+    target::Target,
+};
 
 /// A file whose bytes have all arrived, proven. Dropped, it leaves nothing at its destination; what came stays in the
 /// cache, so far as it went there.
@@ -37,17 +40,19 @@ pub(super) struct Passing {
 }
 
 impl Node {
-    /// Brings a blob's bytes for a file that is to stand at `to` in `destination`. `on_bytes` hears how many more have come.
+    /// Brings a blob's bytes for a file that is to stand at `to` in `destination`. What other versions of the file that is at
+    /// one of `near` have of a large one is not fetched. `on_bytes` hears how many more have come.
     pub(super) async fn arrive(
         &self,
         blob: BlobId,
         size: u64,
         destination: &Arc<Destination>,
         to: &RelPath,
+        near: Vec<Target>,
         on_bytes: impl Fn(u64) + Send + 'static,
     ) -> Result<(Arrived, Fetched), Failure> {
         if size > SMALL_BYTES_MAX {
-            return self.arrive_by_cache(blob, size, destination, to, on_bytes).await;
+            return self.arrive_by_cache(blob, size, destination, to, near, on_bytes).await;
         }
         let (pieces, fetched) = self.read_small(blob, size).await?;
         let (destination, to) = (destination.clone(), to.clone());
@@ -73,6 +78,7 @@ impl Node {
         size: u64,
         destination: &Arc<Destination>,
         to: &RelPath,
+        near: Vec<Target>,
         on_bytes: impl Fn(u64) + Send + 'static,
     ) -> Result<(Arrived, Fetched), Failure> {
         // From here on nobody else fetches this blob, or takes it from the cache.
@@ -90,7 +96,8 @@ impl Node {
             let staged = self.copy_from_here(blob, size, destination, to, on_bytes).await?;
             return Ok((Arrived::Copied(staged, passing), Fetched::default()));
         }
-        let fetched = self.bring(blob, size, on_bytes).await?;
+        let like = self.like(blob, near).await?;
+        let fetched = self.bring(blob, size, &like, on_bytes).await?;
         let (near, path, cache) = (destination.clone(), to.clone(), self.inner.home.cache.clone());
         if blocking(move || Ok(near.shares_file_system(&path, &cache)?)).await? {
             return Ok((Arrived::Cached(passing), fetched));

@@ -273,7 +273,11 @@ impl Getting {
                     let done = done.fetch_add(bytes, Ordering::Relaxed) + bytes;
                     reporter.progress("getting", done, None, files);
                 };
-                let (arrived, fetched) = self.node.arrive(*blob, *size, &self.destination, &job.to, on_bytes).await?;
+                let (getting, to) = (self.clone(), self.absolute(&job.to));
+                let there = blocking(move || getting.node.target_of(&to)).await?;
+                let near = there.into_iter().chain([job.source.clone()]).collect();
+                let arriving = self.node.arrive(*blob, *size, &self.destination, &job.to, near, on_bytes);
+                let (arrived, fetched) = arriving.await?;
                 let (getting, to, mode, mtime) = (self.clone(), job.to.clone(), *mode, job.mtime);
                 blocking(move || {
                     let store = &getting.node.inner.store;

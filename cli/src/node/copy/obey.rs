@@ -31,6 +31,7 @@ use super::{
     settle::{HeldArena, Last, Step, changed},
 };
 use crate::failure::{Code, Failure, WhileDoing};
+use crate::target::Target;
 
 impl Orders for Inner {
     fn roles(&self) -> Result<Roles, String> {
@@ -140,7 +141,8 @@ impl Node {
                 let on_bytes = move |more| {
                     bytes.fetch_add(more, Ordering::Relaxed);
                 };
-                let (arrived, fetched) = self.arrive(blob, size, &arena.destination, &path, on_bytes).await?;
+                let near = vec![Target { arena: arena.name.clone(), path: Some(path.clone()) }];
+                let (arrived, fetched) = self.arrive(blob, size, &arena.destination, &path, near, on_bytes).await?;
                 let store = self.inner.store.clone();
                 let hash = move || Ok((arrived.hash(&store, blob, size)?, arrived));
                 let (hashed, arrived) = blocking(hash).await?;
