@@ -52,7 +52,8 @@ fn names_for_a_moment() {
     let mut expected = others.map(str::to_owned).to_vec();
     // A directory is a directory.
     expected.extend(["d".to_owned(), format!("d/{}", staging_name(7))]);
-    (seen.sort(), expected.sort());
+    seen.sort();
+    expected.sort();
     assert_eq!(seen, expected);
     assert_eq!(*passed.lock().unwrap(), [path(&name), path("d/.blobd-ffffffffffffffff.part")]);
     assert_eq!(Walk::new(root.path(), Vec::new()).within(path(&name)).count(), 0);

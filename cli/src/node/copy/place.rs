@@ -34,7 +34,10 @@ pub(super) struct Destination {
 /// Directories that were made because something was to be in them: whoever then says what they are to be like makes them
 /// so. So many at most; a directory that is forgotten keeps its mode.
 #[derive(Clone, Default)]
-pub(in super::super) struct Implied(Arc<Mutex<HashSet<(RootId, Vec<u8>)>>>);
+pub(in super::super) struct Implied(Arc<Mutex<HashSet<Directory>>>);
+
+/// A directory by its path below a root.
+type Directory = (RootId, Vec<u8>);
 
 impl Implied {
     fn note(&self, root: RootId, dir: &[u8]) {
