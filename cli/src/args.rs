@@ -16,7 +16,7 @@ use crate::{
     failure::{Code, Failure, WhileDoing},
     home::Home,
     log,
-    node::HistoryScope,
+    node::{HistoryScope, LimitChange},
 };
 
 /// Your files on all your machines: found, fetched, proven and mended.
@@ -84,6 +84,17 @@ pub(crate) struct CopyArgs {
     pub(crate) dry_run: bool,
 }
 
+/// Bytes a second; or none, for no limit.
+#[derive(Debug, Clone, Copy)]
+struct Rate(Option<u64>);
+
+fn rate(text: &str) -> Result<Rate, String> {
+    if text == "none" {
+        return Ok(Rate(None));
+    }
+    text.parse().map(|rate: bytesize::ByteSize| Rate(Some(rate.as_u64())))
+}
+
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Start here: index DIRs, run the daemon in the foreground, print a ticket for other machines.
@@ -118,6 +129,19 @@ enum Command {
     /// Know other machines.
     #[command(subcommand)]
     Peer(PeerCommand),
+    /// Limit how many bytes a second go to peers and come from them, until the daemon ends; show the limits.
+    #[command(after_help = LIMIT_EXAMPLES)]
+    Limit {
+        /// What may go out, such as 2MiB; or none.
+        #[arg(long, value_name = "RATE", value_parser = rate)]
+        up: Option<Rate>,
+        /// What may come in, such as 500KiB; or none.
+        #[arg(long, value_name = "RATE", value_parser = rate)]
+        down: Option<Rate>,
+        /// Of this peer alone, beside the limits of all.
+        #[arg(long, value_name = "NAME")]
+        peer: Option<String>,
+    },
     /// Show this machine, its arenas and its peers.
     Status {
         /// List what is in arenas and not indexed, and why.
@@ -307,6 +331,10 @@ pub fn main_blob() -> ExitCode {
         Command::Invite { expires, role } => commands::invite(home, common, &expires, role.into()).await,
         Command::Join { ticket } => commands::join(home, common, ticket).await,
         Command::Peer(command) => commands::peer(home, common, command).await,
+        Command::Limit { up, down, peer } => {
+            let change = LimitChange { peer, up: up.map(|rate| rate.0), down: down.map(|rate| rate.0) };
+            commands::limit(home, common, change).await
+        }
         Command::Status { skipped } => commands::status(home, common, skipped).await,
         Command::Ls { long, recursive, target } => commands::ls(home, common, long, recursive, target).await,
         Command::Stat { target } => commands::stat(home, common, &target).await,
@@ -412,6 +440,13 @@ Examples:
 A file is removed only after the destination has said that it has it, durably and proven, and after the source has read it
 once more and found it unchanged. What changed meanwhile stays, and is reported. Within one machine, use plain mv.";
 
+const LIMIT_EXAMPLES: &str = "Examples:
+  blob limit --up 2MiB               at most 2 MiB a second to all peers together
+  blob limit --down none             as much as comes
+  blob limit --peer nas --up 500KiB  to one of them
+  blob limit                         what holds now
+
+Limits that last are in config.toml: [limits].";
 const CONFLICTS_EXAMPLES: &str = "\
 Every version stays where it is. To end a conflict, let one machine have the other's content, or delete its own:
   blob conflicts

@@ -32,6 +32,8 @@ pub(crate) struct Config {
     pub cache: CacheConfig,
     /// How bytes travel between machines.
     pub transfer: TransferConfig,
+    /// How much may go to peers and come from them.
+    pub limits: LimitsConfig,
     /// How the daemon looks for damage by itself.
     pub scrub: ScrubConfig,
     /// How the daemon follows changes of the files held here.
@@ -118,6 +120,28 @@ impl Default for TransferConfig {
     fn default() -> Self {
         Self { in_flight: ByteSize::mib(64), compress: Compress::Auto }
     }
+}
+
+/// `[limits]`: bytes a second.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct LimitsConfig {
+    /// To all peers together.
+    pub up: Option<ByteSize>,
+    /// From all peers together.
+    pub down: Option<ByteSize>,
+    /// Those of single peers, by name, beside these.
+    pub peers: BTreeMap<String, LimitConfig>,
+}
+
+/// `[limits.peers.NAME]`: bytes a second.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct LimitConfig {
+    /// To the peer.
+    pub up: Option<ByteSize>,
+    /// From it.
+    pub down: Option<ByteSize>,
 }
 
 /// `[scrub]`
@@ -284,6 +308,12 @@ const TEMPLATE: &str = r#"# blobd's settings. Everything has a default, shown he
 # Whether what is sent is compressed: "auto" does it on networks that are slower than that, for what shrinks; or "off", or
 # always at a level from 1 to 19.
 #compress = "auto"
+
+[limits]
+# How many bytes a second may go to all peers together, and come from them, 64 KiB at the least; and of a single peer, in
+# a section [limits.peers.NAME]. They can be changed at any time: blob limit.
+#up = "2 MiB"
+#down = "2 MiB"
 
 [scrub]
 # The daemon reads and verifies everything it holds once in this time, by itself, at this many bytes a second at most;

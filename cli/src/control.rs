@@ -30,7 +30,7 @@ use tree::{BlobId, ByteRange, UnixTime};
 use crate::{
     event::{Event, Reporter, summary},
     failure::{Code, Failure, WhileDoing},
-    node::{CopyScope, HistoryScope, Node, Scope, rfc3339},
+    node::{CopyScope, HistoryScope, LimitChange, Node, Scope, rfc3339},
     target::{JsonPath, Target},
 };
 
@@ -46,6 +46,7 @@ pub(crate) fn router(node: Node) -> Router {
         .route("/v1/peers", get(peers).post(add_peer))
         .route("/v1/peers/{name}", delete(remove_peer))
         .route("/v1/dial", post(dial))
+        .route("/v1/limits", get(limits).post(change_limits))
         .route("/v1/list", post(list))
         .route("/v1/stat", post(stat))
         .route("/v1/whereis", post(whereis))
@@ -276,6 +277,15 @@ async fn dial(State(node): State<Node>, body: Body_<Dial>) -> Answer {
         Some(line)
     });
     Ok(Json(lines.collect()))
+}
+
+async fn limits(State(node): State<Node>) -> Answer {
+    Ok(Json(json!(node.limits())))
+}
+
+async fn change_limits(State(node): State<Node>, body: Body_<LimitChange>) -> Answer {
+    node.change_limits(&understood(body)?).while_doing("change the limits")?;
+    limits(State(node)).await
 }
 
 async fn remove_peer(State(node): State<Node>, Path(name): Path<String>) -> Answer {

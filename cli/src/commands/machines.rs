@@ -10,6 +10,7 @@ use crate::{
     control::{AddPeer, Dial, Invite, Join},
     failure::{Code, Failure},
     home::Home,
+    node::LimitChange,
     output::printable,
 };
 
@@ -88,6 +89,23 @@ pub(crate) async fn peer(home: &Home, common: &Common, command: PeerCommand) -> 
             print(common, "removed", json!({ "name": name }), |_| String::new())
         }
     }
+}
+
+/// `blob limit`
+pub(crate) async fn limit(home: &Home, common: &Common, change: LimitChange) -> Result<Code, Failure> {
+    let client = daemon(home)?;
+    let limits = match change {
+        LimitChange { peer: None, up: None, down: None } => client.value(Method::GET, "/v1/limits", &()).await?,
+        change => client.value(Method::POST, "/v1/limits", &change).await?,
+    };
+    for limit in limits.as_array().into_iter().flatten() {
+        print(common, "limit", limit.clone(), |limit| {
+            let rate =
+                |field: &str| limit[field].as_u64().map_or("none".to_owned(), |rate| format!("{}/s", HumanBytes(rate)));
+            format!("{}  up {}  down {}", limit["peer"].as_str().unwrap_or("all"), rate("up"), rate("down"))
+        })?;
+    }
+    Ok(Code::Ok)
 }
 
 /// `blob status`

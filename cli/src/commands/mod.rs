@@ -27,7 +27,7 @@ use crate::{
 
 pub(crate) use arenas::arena;
 pub(crate) use blobs::{cat, copy, get, hash, ls, repair, verify};
-pub(crate) use machines::{id, init, invite, join, peer, status};
+pub(crate) use machines::{id, init, invite, join, limit, peer, status};
 pub(crate) use up::{serve, up};
 pub(crate) use versions::{conflicts, history, stat, whereis};
 

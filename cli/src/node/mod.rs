@@ -3,6 +3,7 @@
 mod copy;
 mod index;
 mod like;
+mod limits;
 mod list;
 mod read;
 mod repair;
@@ -38,6 +39,7 @@ use watch::Watching;
 
 pub(crate) use copy::{CopyScope, Place};
 pub(crate) use index::ScanTotals;
+pub(crate) use limits::LimitChange;
 pub(crate) use list::rfc3339;
 pub(crate) use read::READ_BYTES_MAX;
 pub(crate) use scrub::{ScrubSettings, ScrubStatus};
@@ -220,6 +222,7 @@ impl Node {
         node.make_aside();
         let orders: Weak<Inner> = Arc::downgrade(&node.inner);
         node.inner.peers.obey(orders);
+        node.configure_limits(&config.limits)?;
         Ok(node)
     }
 
