@@ -1,5 +1,6 @@
 use std::{
     io::{self, BufRead, BufReader},
+    net::SocketAddr,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     thread,
@@ -13,7 +14,8 @@ pub(crate) struct Machine {
     /// There until it is stopped.
     home: Option<tempfile::TempDir>,
     daemon: Child,
-    ticket: String,
+    /// What it said when it was ready.
+    ready: Value,
 }
 
 impl Machine {
@@ -24,27 +26,29 @@ impl Machine {
 
     /// The same with a configuration.
     pub(crate) fn start_with(work: &Path, arena: Option<&Path>, config: &str) -> io::Result<Self> {
-        let home = tempfile::Builder::new().prefix("home-").tempdir_in(work)?;
-        std::fs::write(home.path().join("config.toml"), config)?;
-        Self::start_in(home, arena)
+        Self::start_in(new_home(work, config)?, arena, LISTEN)
+    }
+
+    /// The same without an arena; and nobody can dial it.
+    pub(crate) fn start_deaf(work: &Path, config: &str) -> io::Result<Self> {
+        Self::start_in(new_home(work, config)?, None, "none")
     }
 
     /// Starts the daemon of a home that was stopped.
     pub(crate) fn again(home: tempfile::TempDir) -> io::Result<Self> {
-        Self::start_in(home, None)
+        Self::start_in(home, None, LISTEN)
     }
 
-    fn start_in(home: tempfile::TempDir, arena: Option<&Path>) -> io::Result<Self> {
+    fn start_in(home: tempfile::TempDir, arena: Option<&Path>, listen: &str) -> io::Result<Self> {
         let mut command = Command::new(program("blob"));
         command.args(["--json", "--home"]).arg(home.path()).arg("up").args(arena);
-        command.args(["--listen", "127.0.0.1:0"]).stdout(Stdio::piped()).stderr(Stdio::null());
+        command.args(["--listen", listen]).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut daemon = command.spawn()?;
         let lines = BufReader::new(daemon.stdout.take().ok_or_else(|| io::Error::other("no output"))?).lines();
         for line in lines {
             let line: Value = serde_json::from_str(&line?)?;
             if line["type"] == "ready" {
-                let ticket = line["ticket"].as_str().unwrap_or_default().to_owned();
-                return Ok(Self { home: Some(home), daemon, ticket });
+                return Ok(Self { home: Some(home), daemon, ready: line });
             }
         }
         Err(io::Error::other("the daemon ended before it was ready"))
@@ -53,6 +57,14 @@ impl Machine {
     /// Runs `blob` with `args`; its exit code must be 0. Returns what it prints.
     pub(crate) fn run(&self, args: &[&str]) -> io::Result<String> {
         succeed(Command::new(program("blob")).arg("--home").arg(self.path()).args(args))
+    }
+
+    /// The same for a command that ends with a summary, which it returns.
+    pub(crate) fn summary(&self, args: &[&str]) -> io::Result<Value> {
+        let lines = self.run(&[&["--json"], args].concat())?;
+        let summary = lines.lines().rev().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let mut summary = summary.filter(|line| line["type"] == "summary");
+        summary.next().ok_or_else(|| io::Error::other(format!("{args:?} ended without a summary")))
     }
 
     /// Where it keeps its state.
@@ -71,9 +83,47 @@ impl Machine {
         self.home.take().expect("it is only taken here")
     }
 
+    fn ticket(&self) -> &str {
+        self.ready["ticket"].as_str().unwrap_or_default()
+    }
+
+    /// Where it listens.
+    pub(crate) fn address(&self) -> io::Result<SocketAddr> {
+        let address = self.ready["listens_on"].as_str().unwrap_or_default();
+        address.parse().map_err(|error| io::Error::other(format!("it listens on {address:?}: {error}")))
+    }
+
+    /// Knows `other`, by `name`, at `address` only; and `other` knows this machine, and has no address to dial.
+    pub(crate) fn pair_at(&self, name: &str, other: &Machine, address: SocketAddr) -> io::Result<()> {
+        let id = |machine: &Machine| machine.run(&["id"]).map(|id| id.trim().to_owned());
+        other.run(&["peer", "add", "bench", &id(self)?])?;
+        self.run(&["peer", "add", name, &id(other)?, "--address", &address.to_string()])?;
+        self.wait_for("a connection", |status| status["peers"][0]["connected"].is_string())?;
+        self.is_connected_at(address)
+    }
+
+    /// Fails if it is not connected with its only peer at `address`.
+    pub(crate) fn is_connected_at(&self, address: SocketAddr) -> io::Result<()> {
+        let connected = self.status()?["peers"][0]["connected"].clone();
+        if connected == address.to_string() {
+            Ok(())
+        } else {
+            Err(io::Error::other(format!("connected at {connected}, and not at {address}")))
+        }
+    }
+
+    /// How long processors have worked for the daemon so far.
+    pub(crate) fn cpu(&self) -> io::Result<Duration> {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.daemon.id()))?;
+        // Behind the name, which may have spaces in it: the 14th and the 15th field of all.
+        let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+        let ticks: u64 = fields.skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
+        Ok(Duration::from_millis(ticks * 1000 / TICKS_PER_S))
+    }
+
     /// Pairs with `other`.
     pub(crate) fn pair(&self, other: &Machine) -> io::Result<()> {
-        self.run(&["join", &other.ticket]).map(drop)
+        self.run(&["join", other.ticket()]).map(drop)
     }
 
     /// Waits until all that `other` has said so far is known here.
@@ -103,7 +153,7 @@ impl Machine {
     }
 
     pub(crate) fn join(&self, other: &Machine) -> io::Result<()> {
-        self.run(&["join", &other.ticket])?;
+        self.run(&["join", other.ticket()])?;
         self.wait_for_peer_with("tree")
     }
 
@@ -125,6 +175,12 @@ impl Drop for Machine {
         let _ = self.daemon.kill();
         let _ = self.daemon.wait();
     }
+}
+
+fn new_home(work: &Path, config: &str) -> io::Result<tempfile::TempDir> {
+    let home = tempfile::Builder::new().prefix("home-").tempdir_in(work)?;
+    std::fs::write(home.path().join("config.toml"), config)?;
+    Ok(home)
 }
 
 /// Runs `blob hash` in `dir`, on so many threads if that is said.
@@ -168,3 +224,7 @@ pub(crate) fn succeed(command: &mut Command) -> io::Result<String> {
 fn program(name: &str) -> PathBuf {
     std::env::current_exe().map(|exe| exe.with_file_name(name)).unwrap_or_else(|_| name.into())
 }
+
+const LISTEN: &str = "127.0.0.1:0";
+/// What Linux counts processor time in for programs, on every architecture that matters here.
+const TICKS_PER_S: u64 = 100;

@@ -3,9 +3,14 @@
 //! Build the programs first: `cargo build --release -p cli`. Rivals that are not installed are left out. Every figure
 //! is the median of the rounds; what counts is the ratio, for machines differ.
 
+mod changed;
 mod machine;
 mod namespace;
+mod quic;
+mod race;
 mod rivals;
+mod slow;
+mod transfer;
 
 use std::{
     fs::{self, File},
@@ -63,17 +68,13 @@ enum Bench {
         #[arg(long, default_value_t = 50_000)]
         files: usize,
     },
-    /// Get one large file over loopback; beside rsync from an rsync daemon.
-    Get {
-        /// The file's size in MiB.
-        #[arg(long, default_value_t = 2048)]
-        mib: u64,
-    },
-    /// Get many small files over loopback; beside rsync from an rsync daemon.
-    GetSmall {
-        /// How many files of 4 KiB.
-        #[arg(long, default_value_t = 20_000)]
-        files: usize,
+    /// Move files between machines over loopback; beside rsync, plain QUIC, sendme and casync.
+    Transfer(transfer::Args),
+    /// Serve a file over plain QUIC, for `transfer`.
+    #[command(name = quic::SERVE, hide = true)]
+    QuicServe {
+        /// The file.
+        file: PathBuf,
     },
     /// Index many tiny files, look at them again, tell another machine, list them; beside find.
     Namespace {
@@ -91,21 +92,17 @@ enum Bench {
 
 fn main() -> io::Result<()> {
     let Args { dir, rounds, bench } = Args::parse();
+    if let Bench::QuicServe { file } = bench {
+        return quic::serve(&file);
+    }
     let work = tempfile::Builder::new().prefix("blobd-bench-").tempdir_in(dir)?;
     let work = work.path();
     match bench {
         Bench::Index { mib, files } => index(work, rounds, mib, files),
         Bench::Tree { mib, files, sparse_gib } => tree(work, rounds, mib, files, sparse_gib),
         Bench::Store { mib, files } => store(work, rounds, mib, files),
-        Bench::Get { mib } => {
-            fs::create_dir(work.join("tree"))?;
-            large_file(&work.join("tree/large"), mib << 20)?;
-            get(work, rounds, mib << 20)
-        }
-        Bench::GetSmall { files } => {
-            small_files(&work.join("tree"), files)?;
-            get(work, rounds, files as u64 * 4096)
-        }
+        Bench::Transfer(args) => transfer::transfer(work, rounds, &args),
+        Bench::QuicServe { .. } => unreachable!("it needs no data"),
         Bench::Namespace { files } => namespace::namespace(work, rounds, files),
         Bench::Repair { mib } => repair(work, mib << 20),
     }
@@ -173,8 +170,7 @@ fn tree(work: &Path, rounds: usize, mib: u64, files: usize, sparse_gib: u64) -> 
         let machine = Machine::start_with(work, None, &config)?;
         machine.run(&["arena", "add", "large", &large.to_string_lossy()])?;
         let outboards = machine.state().join("outboards");
-        let sizes = files_below(&outboards)?.into_iter().map(|path| Ok(fs::metadata(outboards.join(path))?.len()));
-        let bytes = sizes.sum::<io::Result<u64>>()?;
+        let bytes = bytes_below(&outboards)?;
         println!("  {grain:8} {bytes:10} bytes {:7.4} %", bytes as f64 / (mib << 20) as f64 * 100.0);
     }
     Ok(())
@@ -207,27 +203,6 @@ fn store(work: &Path, rounds: usize, mib: u64, files: usize) -> io::Result<()> {
         ];
         table(bytes, &rows);
     }
-    Ok(())
-}
-
-fn get(work: &Path, rounds: usize, bytes: u64) -> io::Result<()> {
-    let tree = work.join("tree");
-    let a = Machine::start(work, Some(&tree))?;
-    let b = Machine::start(work, None)?;
-    b.join(&a)?;
-    let rsync = rivals::RsyncDaemon::start(work, &tree)?;
-    let mut times: [Vec<Duration>; 2] = Default::default();
-    for round in 0..rounds {
-        if let Some(rsync) = &rsync {
-            let to = work.join(format!("rsync-{round}"));
-            times[0].push(timed(|| rsync.get(&to))?);
-            fs::remove_dir_all(to)?;
-        }
-        let to = work.join(format!("blob-{round}"));
-        times[1].push(timed(|| b.run(&["get", "tree", &to.to_string_lossy()]))?);
-        fs::remove_dir_all(to)?;
-    }
-    table(bytes, &[("rsync -aW from a daemon", &times[0]), ("blob get", &times[1])]);
     Ok(())
 }
 
@@ -277,7 +252,7 @@ fn table(bytes: u64, rows: &[(&str, &Vec<Duration>)]) {
     }
 }
 
-fn large_file(path: &Path, bytes: u64) -> io::Result<()> {
+pub(crate) fn large_file(path: &Path, bytes: u64) -> io::Result<()> {
     let mut file = File::create(path)?;
     let mut rng = fastrand::Rng::with_seed(bytes);
     let mut block = vec![0; 1 << 20];
@@ -291,7 +266,7 @@ fn large_file(path: &Path, bytes: u64) -> io::Result<()> {
     file.sync_all()
 }
 
-fn small_files(dir: &Path, files: usize) -> io::Result<()> {
+pub(crate) fn small_files(dir: &Path, files: usize) -> io::Result<()> {
     let mut rng = fastrand::Rng::with_seed(1);
     let mut bytes = [0; 4096];
     for number in 0..files {
@@ -304,7 +279,7 @@ fn small_files(dir: &Path, files: usize) -> io::Result<()> {
 }
 
 /// All files below `dir`, by their paths from there: thousands of short ones fit on one command line.
-fn files_below(dir: &Path) -> io::Result<Vec<PathBuf>> {
+pub(crate) fn files_below(dir: &Path) -> io::Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
@@ -316,6 +291,12 @@ fn files_below(dir: &Path) -> io::Result<Vec<PathBuf>> {
         }
     }
     Ok(files)
+}
+
+/// How many bytes the files below `dir` have.
+pub(crate) fn bytes_below(dir: &Path) -> io::Result<u64> {
+    let sizes = files_below(dir)?.into_iter().map(|path| Ok(fs::symlink_metadata(dir.join(path))?.len()));
+    sizes.sum()
 }
 
 fn flip_bit(path: &Path, offset: u64) -> io::Result<()> {

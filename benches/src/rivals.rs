@@ -1,5 +1,6 @@
 use std::{
-    fs, io,
+    fs,
+    io::{self, BufRead, BufReader},
     net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -7,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{machine::succeed, timed};
+use crate::{bytes_below, machine::succeed, timed};
 
 /// Whether a rival is installed.
 pub(crate) fn is_installed(program: &str, version: &str) -> bool {
@@ -96,9 +97,83 @@ impl RsyncDaemon {
         Ok(Some(daemon))
     }
 
-    pub(crate) fn get(&self, to: &Path) -> io::Result<String> {
+    /// Brings all of it to `to`.
+    pub(crate) fn get(&self, options: &[&str], to: &Path) -> io::Result<String> {
         let from = format!("rsync://127.0.0.1:{}/tree/", self.port);
-        succeed(Command::new("rsync").args(["-aW", &from]).arg(to))
+        succeed(Command::new("rsync").args(options).arg(&from).arg(to))
+    }
+}
+
+/// A sendme that sends one directory, without a relay.
+pub(crate) struct Sendme {
+    sender: Child,
+    ticket: String,
+}
+
+impl Sendme {
+    /// Starts one, in `work`; `None` if sendme is not installed.
+    pub(crate) fn start(work: &Path, dir: &Path) -> io::Result<Option<Self>> {
+        if !is_installed("sendme", "--version") {
+            return Ok(None);
+        }
+        let mut command = Command::new("sendme");
+        command.current_dir(work).args(["send", "--relay", "disabled", "--ticket-type", "addresses"]).arg(dir);
+        let mut sender = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn()?;
+        let stdout = sender.stdout.take().ok_or_else(|| io::Error::other("no output"))?;
+        let mut sendme = Self { sender, ticket: String::new() };
+        for line in BufReader::new(stdout).lines() {
+            if let Some(ticket) = line?.trim().strip_prefix("sendme receive ") {
+                sendme.ticket = ticket.to_owned();
+                return Ok(Some(sendme));
+            }
+        }
+        Err(io::Error::other("sendme ended before it had a ticket"))
+    }
+
+    /// Brings it into the directory `to`, which there must be, under its name.
+    pub(crate) fn receive(&self, to: &Path) -> io::Result<String> {
+        succeed(Command::new("sendme").current_dir(to).args(["receive", "--relay", "disabled", &self.ticket]))
+    }
+}
+
+impl Drop for Sendme {
+    fn drop(&mut self) {
+        let _ = self.sender.kill();
+        let _ = self.sender.wait();
+    }
+}
+
+/// A casync store on the same file system, with the chunks of one file.
+pub(crate) struct Casync {
+    store: PathBuf,
+    index: PathBuf,
+    /// The chunks, compressed, that a file does not have which was put into the store before.
+    pub(crate) new_bytes: u64,
+}
+
+impl Casync {
+    /// Makes one below `work` that has `old` and then `new`; `None` if casync is not installed.
+    pub(crate) fn make(work: &Path, old: &Path, new: &Path) -> io::Result<Option<Self>> {
+        if !is_installed("casync", "--version") {
+            return Ok(None);
+        }
+        let store = work.join("casync.castr");
+        let make = |index: &Path, file: &Path| {
+            let mut command = Command::new("casync");
+            succeed(command.args(["make", "--store"]).arg(&store).arg(index).arg(file))
+        };
+        make(&work.join("old.caibx"), old)?;
+        let before = bytes_below(&store)?;
+        let index = work.join("new.caibx");
+        make(&index, new)?;
+        Ok(Some(Self { new_bytes: bytes_below(&store)? - before, store, index }))
+    }
+
+    /// Makes the file at `to`, from the store and what `seed` has of it.
+    pub(crate) fn extract(&self, seed: &Path, to: &Path) -> io::Result<String> {
+        let mut command = Command::new("casync");
+        command.args(["extract", "--store"]).arg(&self.store).arg("--seed").arg(seed);
+        succeed(command.arg(&self.index).arg(to))
     }
 }
 

@@ -162,7 +162,7 @@ impl Peers {
         if let Some(address) = not_an_address.or(options.listen.get(SOCKETS_MAX)) {
             return Err(StartError::ListenAddress(address.clone()));
         }
-        let transport = Arc::new(transport());
+        let transport = Arc::new(transport_config());
         let admits = {
             let (roster, open) = (options.roster.clone(), options.public.is_some());
             Arc::new(move |peer| {
@@ -473,7 +473,8 @@ fn endpoint(socket: UdpSocket, identity: &Identity, server: Option<ServerConfig>
     quinn::Endpoint::new(config, server, socket, Arc::new(TokioRuntime))
 }
 
-fn transport() -> TransportConfig {
+/// The settings of every connection between peers.
+pub fn transport_config() -> TransportConfig {
     let mut transport = TransportConfig::default();
     let mut mtu = MtuDiscoveryConfig::default();
     mtu.upper_bound(UDP_PAYLOAD_BYTES_MAX);
@@ -520,5 +521,6 @@ const SHUTDOWN_LIMIT: Duration = Duration::from_secs(2);
 const STREAMS_MAX: u32 = 256;
 const STREAM_WINDOW_BYTES: u32 = 8 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 32 << 20;
-const UDP_PAYLOAD_BYTES_MAX: u16 = 6500;
+/// The largest datagrams that are sent, and that are taken.
+pub const UDP_PAYLOAD_BYTES_MAX: u16 = 6500;
 const IDLE_LIMIT_MS: u32 = 15_000;

@@ -67,11 +67,12 @@ pub use roles::{Role, Roles};
 pub use roster::{Peer, Roster, RosterError};
 pub use ticket::{Ticket, TicketError};
 
-/// What strangers and peers can see of the wire, for tests that speak it on their own.
+/// What strangers and peers can see of the wire, for tests and benchmarks that speak it on their own.
 pub mod wire {
     pub use crate::{
         batch::{BLOB_BYTES_MAX, BLOBS_MAX, BatchRequest},
         chunks::{Chunks, ChunksRequest},
+        endpoint::{UDP_PAYLOAD_BYTES_MAX, transport_config},
         frame::{Ask, FrameError, Have, Telling, read_frame, write_frame},
         hello::Hello,
         nodes::{NODES_MAX, Nodes, NodesRequest},
