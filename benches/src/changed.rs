@@ -55,7 +55,7 @@ pub(crate) fn changed(work: &Path, rounds: usize, args: &Args) -> io::Result<()>
             case.update(|to, _| measured(loopback_bytes, || rsync.get(&["-a", "--no-whole-file"], to).map(drop)))
         });
         race.add("blob cp --overwrite", || case.update(|to, _| blob(&case, to)));
-        race.add("casync extract --seed", || {
+        race.add("casync extract --seed, from disk", || {
             let Some(casync) = &casync else { return Ok(None) };
             case.update(|to, file| {
                 let made = to.join("made");

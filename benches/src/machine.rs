@@ -211,11 +211,12 @@ fn peak_bytes(process: u32) -> u64 {
     line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0) << 10
 }
 
-/// Runs a command that must succeed; returns what it prints.
+/// Runs a command that must succeed; returns what it prints, without what it says beside.
 pub(crate) fn succeed(command: &mut Command) -> io::Result<String> {
-    let output = command.stderr(Stdio::inherit()).output()?;
+    let output = command.output()?;
     if !output.status.success() {
-        return Err(io::Error::other(format!("{command:?}: {}", output.status)));
+        let said = String::from_utf8_lossy(&output.stderr);
+        return Err(io::Error::other(format!("{command:?}: {}: {}", output.status, said.trim())));
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

@@ -33,7 +33,19 @@ struct Args {
     #[arg(long, default_value_t = 5)]
     rounds: usize,
     #[command(subcommand)]
-    bench: Bench,
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    #[command(flatten)]
+    Bench(Bench),
+    /// Serve a file over plain QUIC, for `transfer`.
+    #[command(name = quic::SERVE, hide = true)]
+    QuicServe {
+        /// The file.
+        file: PathBuf,
+    },
 }
 
 #[derive(Subcommand)]
@@ -70,12 +82,6 @@ enum Bench {
     },
     /// Move files between machines over loopback; beside rsync, plain QUIC, sendme and casync.
     Transfer(transfer::Args),
-    /// Serve a file over plain QUIC, for `transfer`.
-    #[command(name = quic::SERVE, hide = true)]
-    QuicServe {
-        /// The file.
-        file: PathBuf,
-    },
     /// Index many tiny files, look at them again, tell another machine, list them; beside find.
     Namespace {
         /// How many files, 100 in each directory.
@@ -91,10 +97,11 @@ enum Bench {
 }
 
 fn main() -> io::Result<()> {
-    let Args { dir, rounds, bench } = Args::parse();
-    if let Bench::QuicServe { file } = bench {
-        return quic::serve(&file);
-    }
+    let Args { dir, rounds, command } = Args::parse();
+    let bench = match command {
+        Command::Bench(bench) => bench,
+        Command::QuicServe { file } => return quic::serve(&file),
+    };
     let work = tempfile::Builder::new().prefix("blobd-bench-").tempdir_in(dir)?;
     let work = work.path();
     match bench {
@@ -102,7 +109,6 @@ fn main() -> io::Result<()> {
         Bench::Tree { mib, files, sparse_gib } => tree(work, rounds, mib, files, sparse_gib),
         Bench::Store { mib, files } => store(work, rounds, mib, files),
         Bench::Transfer(args) => transfer::transfer(work, rounds, &args),
-        Bench::QuicServe { .. } => unreachable!("it needs no data"),
         Bench::Namespace { files } => namespace::namespace(work, rounds, files),
         Bench::Repair { mib } => repair(work, mib << 20),
     }

@@ -143,8 +143,8 @@ async fn send_file(mut send: quinn::SendStream, file: &Path) -> io::Result<()> {
         loop {
             let mut block = BytesMut::zeroed(BLOCK_BYTES);
             let block = file.read(&mut block).map(|len| block.split_to(len).freeze());
-            let is_last = block.as_ref().map_or(true, Bytes::is_empty);
-            if is_last && block.is_ok() || read.blocking_send(block).is_err() || is_last {
+            let is_over = block.as_ref().is_ok_and(Bytes::is_empty);
+            if is_over || read.blocking_send(block).is_err() {
                 return;
             }
         }

@@ -12,7 +12,7 @@ pub(crate) struct Run {
     pub(crate) wire: Option<u64>,
     /// Bytes that it says it received.
     pub(crate) told: Option<u64>,
-    /// What the sender's processors did for it.
+    /// How long the sender's processors worked for it. Known to 10 ms, so the mean is what is shown.
     pub(crate) cpu: Option<Duration>,
 }
 
@@ -73,8 +73,9 @@ impl<'a> Race<'a> {
             {
                 line += &bytes.map_or(String::new(), |bytes| format!(" {:10.1} KiB {what}", bytes as f64 / 1024.0));
             }
-            let cpu = column(runs, |run| run.cpu);
-            line += &cpu.map_or(String::new(), |cpu| format!(" {:6.2} s of CPU", cpu.as_secs_f64()));
+            if let Some(cpu) = runs.iter().map(|run| run.cpu).sum::<Option<Duration>>() {
+                line += &format!(" {:7.3} s of CPU", cpu.as_secs_f64() / runs.len() as f64);
+            }
             println!("{line}");
         }
         Ok(())

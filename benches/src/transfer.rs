@@ -1,4 +1,7 @@
 //! Moving files: one large one, many small ones, a tree of sources, what has changed, and slow links.
+//!
+//! `blob cp` syncs what it writes, which counts; no other does. What goes over the loopback device is all that does so
+//! meanwhile, also of other programs.
 
 use std::{
     env, fs, io,
@@ -133,8 +136,8 @@ impl Field<'_> {
         race.add("blob get", || self.bring(to, to, || b.run(&["get", arena, &to.to_string_lossy()]).map(drop)));
         if self.copies {
             race.add("blob cp into an arena", || {
-                let run = self.bring(inbox, inbox, || b.run(&["cp", &format!("a:{arena}"), "inbox"]).map(drop))?;
-                fs::create_dir(inbox)?;
+                let copy = || b.run(&["cp", &format!("a:{arena}"), "inbox/copy"]).map(drop);
+                let run = self.bring(&inbox.join("copy"), &inbox.join("copy"), copy)?;
                 b.run(&["arena", "scan", "inbox"])?;
                 Ok(run)
             });
