@@ -146,12 +146,12 @@ async fn receive(
 ) -> Result<(), String> {
     let stalled = |_| format!("it stalled: no blob came for {} s", STALL_LIMIT.as_secs());
     let open = async {
-        let (mut send, recv) = connection.open_bi().await.map_err(|error| error.to_string())?;
+        let (mut send, recv) = connection.open_bi().await.map_err(|error| tree::reason(&error))?;
         let head = [StreamKind::Batch as u8, terms.manner.byte()];
-        send.write_all(&head).await.map_err(|error| error.to_string())?;
+        send.write_all(&head).await.map_err(|error| tree::reason(&error))?;
         let request = BatchRequest { blobs: asked.to_vec() };
-        write_frame(&mut send, &request).await.map_err(|error| error.to_string())?;
-        send.finish().map_err(|error| error.to_string())?;
+        write_frame(&mut send, &request).await.map_err(|error| tree::reason(&error))?;
+        send.finish().map_err(|error| tree::reason(&error))?;
         Ok::<_, String>(recv)
     };
     let recv = timeout(STALL_LIMIT, open).await.map_err(stalled)??;

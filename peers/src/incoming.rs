@@ -71,11 +71,11 @@ impl Incoming {
     async fn next(&mut self) -> Result<Bytes, String> {
         loop {
             if let Some(unpacker) = &mut self.unpacker
-                && let Some(plain) = unpacker.next().map_err(|error| error.to_string())?
+                && let Some(plain) = unpacker.next().map_err(|error| tree::reason(&error))?
             {
                 return Ok(plain);
             }
-            let chunk = self.recv.read_chunk(CHUNK_BYTES, true).await.map_err(|error| error.to_string())?;
+            let chunk = self.recv.read_chunk(CHUNK_BYTES, true).await.map_err(|error| tree::reason(&error))?;
             let bytes = chunk.ok_or("the answer ended early")?.bytes;
             self.terms.take(bytes.len()).await;
             match &mut self.unpacker {

@@ -72,7 +72,7 @@ impl Peers {
             kind.map_err(|error| FrameError::Stream(error.into()))?;
             Ok((send, recv))
         };
-        let (send, recv) = within(REACH_LIMIT, open).await.map_err(|error| unreachable(error.to_string()))?;
+        let (send, recv) = within(REACH_LIMIT, open).await.map_err(|error| unreachable(tree::reason(&error)))?;
         let (orders, given) = mpsc::channel(UNDER_WAY_MAX);
         let waiting = Arc::new(Waiting::default());
         tokio::spawn(write(send, given, waiting.clone()));
@@ -142,7 +142,7 @@ async fn write(mut send: quinn::SendStream, mut given: mpsc::Receiver<(Order, Wa
     while let Some((order, waiter)) = given.recv().await {
         waiting.by_number.lock().unwrap_or_else(PoisonError::into_inner).insert(number, waiter);
         if let Err(error) = within(SILENCE_LIMIT, write_frame(&mut send, &order)).await {
-            return waiting.break_off(error.to_string());
+            return waiting.break_off(tree::reason(&error));
         }
         number += 1;
     }
@@ -170,7 +170,7 @@ async fn read(mut recv: quinn::RecvStream, waiting: Arc<Waiting>) {
             }
         }
     };
-    waiting.break_off(error.to_string());
+    waiting.break_off(tree::reason(&error));
 }
 
 /// How many orders are under way on one stream, at most.

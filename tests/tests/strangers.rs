@@ -230,7 +230,8 @@ fn garbage_of_a_known_peer_does_no_harm() {
         assert!(b.ok(["cat", "docs/file", "--range", "0..100"]).stdout == data[..100]);
         // Requests for all of it, whose answers nobody reads.
         let connection = introduced(&me, &a, &address).await;
-        let request = encode_request(BlobId::of(&data), &Query::all());
+        // Its manner comes first: plainly, as somebody reads it.
+        let request = [&[0][..], &encode_request(BlobId::of(&data), &Query::all())].concat();
         let mut unread = Vec::new();
         for (mut send, recv) in open_all(&connection).await {
             let _ = send.write_all(&request).await;

@@ -21,6 +21,7 @@ struct Two {
 impl Two {
     fn start(scratch: &Scratch, name: &str, far: &Machine, config: &str) -> Self {
         let near = Machine::up_with_config::<&Path>(scratch, name, &[], config);
+        near.stop();
         near.restart_deaf();
         let link = Link::start(far.address().parse().unwrap(), Quality::default()).unwrap();
         far.ok(["peer", "add", name, &near.id()]);
@@ -146,7 +147,8 @@ fn limits_hold_and_change_at_once() {
     assert!(fs::read(&to).unwrap() == noise);
 }
 
-/// The disk of the destination fills up in the middle of a move: nothing half is left, and the source keeps its file.
+/// The disk of the destination fills up in the middle of a move: nothing half is left, and the source keeps its file; and
+/// when there is room, the same command goes through.
 #[test]
 fn a_full_disk_ends_a_move_before_anything_is_lost() {
     let scratch = Scratch::new();
@@ -167,6 +169,10 @@ fn a_full_disk_ends_a_move_before_anything_is_lost() {
     assert!(said.contains("No space left on device") && !said.contains("os error"), "{said}");
     assert_eq!(fs::read_dir(&small_disk).unwrap().count(), 0);
     assert!(fs::read(docs.join("noise")).unwrap() == noise);
+    assert!(Command::new("mount").args(["-o", "remount,size=64m"]).arg(&small_disk).status().unwrap().success());
+    b.ok(["mv", "a:docs/noise", "small/noise"]);
+    assert!(fs::read(small_disk.join("noise")).unwrap() == noise);
+    assert!(!docs.join("noise").exists());
 }
 
 struct Unmount(PathBuf);

@@ -300,7 +300,7 @@ impl Copying {
                 let reason = "an arena is in the way: name a path in it".to_owned();
                 return self.failed(source, &target, None, Some(&known), reason).await;
             }
-            Err(error) => return self.failed(source, &target, None, Some(&known), error.to_string()).await,
+            Err(error) => return self.failed(source, &target, None, Some(&known), tree::reason(&error)).await,
         };
         let counted = AtomicU64::new(0);
         let on_bytes = |so_far: u64| {

@@ -15,7 +15,7 @@ pub(in super::super) fn root_of(node: &Node, arena: &Arena) -> Result<Result<(u6
     let dir = arena.dir.clone().unwrap_or_default();
     let root = match identity(&dir) {
         Ok(root) => root,
-        Err(error) => return Ok(Err(error.to_string())),
+        Err(error) => return Ok(Err(tree::reason(&error))),
     };
     if arena.root != Some(root) {
         let known = node.inner.namespace.known(&arena.name, None, None, KNOWN_LOOKED_FOR)?;
