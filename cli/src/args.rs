@@ -92,7 +92,8 @@ fn rate(text: &str) -> Result<Rate, String> {
     if text == "none" {
         return Ok(Rate(None));
     }
-    text.parse().map(|rate: bytesize::ByteSize| Rate(Some(rate.as_u64())))
+    let rate = text.parse::<bytesize::ByteSize>().map_err(|_| "that is no rate, such as 2MiB, and not none".to_owned());
+    rate.map(|rate| Rate(Some(rate.as_u64())))
 }
 
 #[derive(Debug, Subcommand)]
