@@ -6,6 +6,7 @@ use std::{
 };
 
 use rustix::io::Errno;
+use rustix::net::sockopt;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::{
@@ -65,6 +66,7 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<UdpSocket> {
             socket.set_only_v6(!address.ip().is_unspecified())?;
         }
         socket.bind(&address.into())?;
+        make_room(&socket);
         Ok(UdpSocket::from(socket))
     };
     open(address).or_else(|error: io::Error| {
@@ -75,6 +77,16 @@ pub(crate) fn bind(address: SocketAddr) -> io::Result<UdpSocket> {
             Err(error)
         }
     })
+}
+
+/// Makes room for a burst of packets, which are lost otherwise; as much as the system lets this user have.
+fn make_room(socket: &Socket) {
+    if sockopt::set_socket_recv_buffer_size_force(socket, BUFFER_BYTES).is_err() {
+        let _ = sockopt::set_socket_recv_buffer_size(socket, BUFFER_BYTES);
+    }
+    if sockopt::set_socket_send_buffer_size_force(socket, BUFFER_BYTES).is_err() {
+        let _ = sockopt::set_socket_send_buffer_size(socket, BUFFER_BYTES);
+    }
 }
 
 /// Why an address cannot be listened on.
@@ -89,6 +101,8 @@ pub(crate) fn why_not(error: &io::Error) -> String {
 
 /// So many names and so many sockets there may be.
 pub(crate) const SOCKETS_MAX: usize = 16;
+/// What a socket may hold of what has come and is not read, and the other way: some milliseconds of the fastest networks.
+const BUFFER_BYTES: usize = 4 << 20;
 
 #[cfg(test)]
 mod tests {
