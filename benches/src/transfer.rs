@@ -151,7 +151,7 @@ impl Field<'_> {
         race.run(rounds)
     }
 
-    /// Brings the tree to `at`, and then removes `to`, where it is, or above it.
+    /// Brings the tree to `at`, and then puts `to` away, where it is, or above it.
     fn bring(&self, to: &Path, at: &Path, work: impl FnOnce() -> io::Result<()>) -> io::Result<Option<Run>> {
         let run = measured(loopback_bytes, work)?;
         let what = at.display();
@@ -162,8 +162,21 @@ impl Field<'_> {
         if self.copies && run.wire < Some(bytes) {
             return Err(io::Error::other(format!("{:?} bytes on the wire, of {bytes}", run.wire)));
         }
-        remove(to)?;
+        self.put_away(to)?;
         Ok(Some(run))
+    }
+
+    /// One file is removed. Many are only moved aside: ext4 takes no inode again for minutes after it was deleted, and
+    /// whoever makes files meanwhile pays for the search.
+    fn put_away(&self, tree: &Path) -> io::Result<()> {
+        if self.file.is_some() {
+            return remove(tree);
+        }
+        let aside = self.work.join("aside");
+        fs::create_dir_all(&aside)?;
+        let number = fs::read_dir(&aside)?.count();
+        fs::rename(tree, aside.join(number.to_string()))?;
+        sync()
     }
 }
 
