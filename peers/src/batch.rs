@@ -4,7 +4,6 @@ use std::{
     collections::BTreeMap,
     ops::ControlFlow,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
 };
 
 use blobstore::{Collected, FetchError, Fetched, Store, StoreError, Want};
@@ -26,6 +25,7 @@ use crate::{
     incoming::{Incoming, Terms},
     outgoing::Outgoing,
     pace::Class,
+    transfer::STALL_LIMIT,
 };
 
 /// Asks for whole small blobs, on a [`StreamKind::Batch`] stream.
@@ -144,7 +144,6 @@ async fn receive(
     asked: &[(BlobId, u64)],
     came: &mut Vec<Option<Vec<u8>>>,
 ) -> Result<(), String> {
-    let stalled = |_| format!("it stalled: no blob came for {} s", STALL_LIMIT.as_secs());
     let open = async {
         let (mut send, recv) = connection.open_bi().await.map_err(|error| tree::reason(&error))?;
         let head = [StreamKind::Batch as u8, terms.manner.byte()];
@@ -154,20 +153,17 @@ async fn receive(
         send.finish().map_err(|error| tree::reason(&error))?;
         Ok::<_, String>(recv)
     };
+    let stalled = |_| format!("it takes no request for {} s", STALL_LIMIT.as_secs());
     let recv = timeout(STALL_LIMIT, open).await.map_err(stalled)??;
     let mut incoming = Incoming::new(terms, recv);
     for &(_, size) in asked {
-        let next = async {
-            let mut has = [0];
-            incoming.read_exact(&mut has).await?;
-            if has == [0] {
-                return Ok(None);
-            }
-            let mut encoded = vec![0; encoded_bytes(size)];
-            incoming.read_exact(&mut encoded).await?;
-            Ok::<_, String>(Some(encoded))
-        };
-        came.push(timeout(STALL_LIMIT, next).await.map_err(stalled)??);
+        let mut has = [0];
+        incoming.read_exact(&mut has).await?;
+        let mut encoded = (has != [0]).then(|| vec![0; encoded_bytes(size)]);
+        if let Some(encoded) = &mut encoded {
+            incoming.read_exact(encoded).await?;
+        }
+        came.push(encoded);
     }
     Ok(())
 }
@@ -238,8 +234,6 @@ fn encoded_bytes(size: u64) -> usize {
 pub const BLOBS_MAX: usize = 256;
 /// The longest blob that is asked for in a batch, in bytes.
 pub const BLOB_BYTES_MAX: u64 = 128 << 10;
-/// How long to wait for the next blob of a batch: others may have it, and it is asked for again, alone.
-const STALL_LIMIT: Duration = Duration::from_secs(5);
 /// What did not come in a batch is asked for so many at a time.
 const ALONE_AT_ONCE: usize = 8;
 

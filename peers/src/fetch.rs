@@ -43,6 +43,11 @@ impl Fetch for Peers {
 }
 
 impl Peers {
+    /// The same as [`Fetch::fetch`], which is of the class of copies, for something else.
+    pub async fn fetch_as(&self, class: Class, want: Want, sink: SharedSink) -> Result<Fetched, FetchError> {
+        self.fetch_for(Behalf::own(class), want, sink).await
+    }
+
     /// Asks all connected peers that have the blob, sharing it among them; then those that are not connected, or at the same
     /// time if it is large; and then, through those that told of them, the ones that are not on the roster or could not
     /// be reached.

@@ -1,5 +1,8 @@
+use std::time::Duration;
+
 use bytes::Bytes;
 use namespace::PeerId;
+use tokio::time::{Instant, timeout};
 
 use crate::{
     connection::packs,
@@ -7,6 +10,7 @@ use crate::{
     outgoing::{BITE_BYTES, Manner},
     pace::{Class, Limits},
     packing::{Compress, Unpacker},
+    transfer::{STALL_LIMIT, TRICKLE_BYTES},
 };
 
 /// On what terms a peer is asked for bytes.
@@ -24,6 +28,9 @@ pub(crate) struct Incoming {
     unpacker: Option<Unpacker>,
     /// Came, and not taken yet.
     plain: Bytes,
+    /// What came since when, so far as it was waited for.
+    came: usize,
+    since: Instant,
 }
 
 impl Terms {
@@ -51,10 +58,11 @@ impl Terms {
 
 impl Incoming {
     pub(crate) fn new(terms: Terms, recv: quinn::RecvStream) -> Self {
-        Self { unpacker: terms.unpacker(), terms, recv, plain: Bytes::new() }
+        Self { unpacker: terms.unpacker(), terms, recv, plain: Bytes::new(), came: 0, since: Instant::now() }
     }
 
-    /// Fills `buffer`. Fails if the answer ends before, or is no answer.
+    /// Fills `buffer`. Fails if the answer ends before, is no answer, or stalls: if nothing comes for 5 s, or hardly anything
+    /// for 15 s. What a limit here takes does not count.
     pub(crate) async fn read_exact(&mut self, mut buffer: &mut [u8]) -> Result<(), String> {
         while !buffer.is_empty() {
             if self.plain.is_empty() {
@@ -75,9 +83,20 @@ impl Incoming {
             {
                 return Ok(plain);
             }
-            let chunk = self.recv.read_chunk(CHUNK_BYTES, true).await.map_err(|error| tree::reason(&error))?;
+            let stalled = |limit: Duration| format!("it stalled: nothing came for {} s", limit.as_secs());
+            let chunk = timeout(SILENCE_LIMIT, self.recv.read_chunk(CHUNK_BYTES, true)).await;
+            let chunk = chunk.map_err(|_| stalled(SILENCE_LIMIT))?.map_err(|error| tree::reason(&error))?;
             let bytes = chunk.ok_or("the answer ended early")?.bytes;
+            self.came += bytes.len();
+            if self.since.elapsed() >= STALL_LIMIT {
+                if self.came < TRICKLE_BYTES {
+                    return Err(stalled(STALL_LIMIT));
+                }
+                (self.came, self.since) = (0, Instant::now());
+            }
+            let began = Instant::now();
             self.terms.take(bytes.len()).await;
+            self.since += began.elapsed();
             match &mut self.unpacker {
                 Some(unpacker) => unpacker.push(bytes),
                 None => return Ok(bytes),
@@ -87,3 +106,5 @@ impl Incoming {
 }
 
 const CHUNK_BYTES: usize = 64 << 10;
+/// Others may have what does not come, and it is asked for again.
+const SILENCE_LIMIT: Duration = Duration::from_secs(5);

@@ -251,7 +251,7 @@ fn keep(
 
 pub(crate) const STALL_LIMIT: Duration = Duration::from_secs(15);
 /// So many bytes must come within the stall limit, unless the answer ends.
-const TRICKLE_BYTES: usize = 4096;
+pub(crate) const TRICKLE_BYTES: usize = 4096;
 const CHUNKS_AT_ONCE: usize = 64;
 const BATCHES_AHEAD: usize = 16;
 /// How much may have to be fetched again after a power cut.

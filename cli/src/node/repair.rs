@@ -3,8 +3,8 @@ use std::{
     time::Instant,
 };
 
-use blobstore::{Fetch, FetchError, Fetched, FileRef, Mending, Sink, Verdict, Want};
-use peers::PeerStatus;
+use blobstore::{FetchError, Fetched, FileRef, Mending, Sink, Verdict, Want};
+use peers::{Class, PeerStatus};
 use serde_json::json;
 use tracing::{info, warn};
 use tree::{BlobId, ByteRange, RangeSet, UnixTime, Verified};
@@ -50,7 +50,7 @@ impl Node {
         let (damaged, unreadable_files) = damaged.await.while_doing(what)?;
         let (mut repaired_files, mut unrepaired_files, mut bytes_received) = (0u64, 0u64, 0u64);
         for damaged in damaged {
-            let mended = self.mend(&damaged).await?;
+            let mended = self.mend(Class::Copy, &damaged).await?;
             let Mended { ranges, fetched: Fetched { bytes_received: received, peers }, left, reason } = mended;
             bytes_received += received;
             let (file, blob, bytes_received) = (damaged.name, damaged.blob, received);
@@ -83,8 +83,8 @@ impl Node {
     }
 
     /// Mends one file, as far as that can be done now.
-    pub(super) async fn mend(&self, damaged: &Damaged) -> Result<Mended, Failure> {
-        let mended = self.try_to_mend(damaged).await?;
+    pub(super) async fn mend(&self, class: Class, damaged: &Damaged) -> Result<Mended, Failure> {
+        let mended = self.try_to_mend(class, damaged).await?;
         let (name, blob, bytes) = (&damaged.name, damaged.blob, mended.ranges.total_bytes());
         match &mended.reason {
             None => info!(arena = name.arena, path = name.path, %blob, bytes, "mended"),
@@ -93,7 +93,7 @@ impl Node {
         Ok(mended)
     }
 
-    async fn try_to_mend(&self, damaged: &Damaged) -> Result<Mended, Failure> {
+    async fn try_to_mend(&self, class: Class, damaged: &Damaged) -> Result<Mended, Failure> {
         let unrepaired = |left, reason: String| Ok(Mended { left, reason: Some(reason), ..Mended::default() });
         let Some((_, file)) = &damaged.place else {
             // The cache has forgotten what was damaged, which mends it: it is fetched anew when it is wanted.
@@ -109,7 +109,7 @@ impl Node {
         let mut mended = if data.is_empty() {
             Mended::default()
         } else {
-            match self.mend_data(file, damaged.blob).await {
+            match self.mend_data(class, file, damaged.blob).await {
                 Ok(mended) => mended,
                 Err(failure) => return unrepaired(data, failure.reason()),
             }
@@ -126,7 +126,7 @@ impl Node {
 
     /// Writes proven bytes over those under quarantine. Once the file is open for that, it is closed properly
     /// whatever happens: its mtime must not stay moved.
-    async fn mend_data(&self, file: &FileRef, blob: BlobId) -> Result<Mended, Failure> {
+    async fn mend_data(&self, class: Class, file: &FileRef, blob: BlobId) -> Result<Mended, Failure> {
         let tree_bytes = self.narrow(file, blob).await?;
         let (node, place) = (self.clone(), file.clone());
         let opened = blocking(move || {
@@ -139,7 +139,7 @@ impl Node {
         let mending = Arc::new(Mutex::new(mending));
         let (mut fetched, failure) = match copied {
             Err(failure) => (Fetched::default(), Some(failure)),
-            Ok(()) => match self.inner.peers.fetch(Want { blob, size, ranges }, mending.clone()).await {
+            Ok(()) => match self.inner.peers.fetch_as(class, Want { blob, size, ranges }, mending.clone()).await {
                 Ok(fetched) => (fetched, None),
                 Err(FetchError::AllFailed { blob, tried, fetched }) => {
                     let rest = Fetched::default();

@@ -10,6 +10,7 @@ use blobstore::{
     Verdict,
     scrub::{self, Agenda, Tally},
 };
+use peers::Class;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 use serde::Serialize;
 use thread_priority::{
@@ -201,7 +202,7 @@ impl Node {
             return Ok(());
         }
         let _turn = self.turn().await;
-        let mended = self.mend(&damaged).await?;
+        let mended = self.mend(Class::Background, &damaged).await?;
         if mended.reason.is_none() {
             self.update_scrub(|status| status.repaired_files += 1);
         }
