@@ -145,6 +145,8 @@ fn hard_links_are_moved_one_by_one() {
     for number in 0..20 {
         fs::hard_link(docs.join("stays"), docs.join(format!("d/{number}"))).unwrap();
     }
+    // The first names may have been taken note of before the last ones came, which touched them all.
+    a.ok(["arena", "scan", "docs"]);
     a.ok(["mv", "docs/d", "b:inbox"]);
     assert_eq!((fs::read_dir(inbox.join("d")).unwrap().count(), docs.join("d").exists()), (20, false));
     a.ok(["mv", "docs/stays", "b:inbox"]);
