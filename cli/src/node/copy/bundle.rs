@@ -15,7 +15,7 @@ use super::{
     super::{blocking, read::fetch_failure},
     get::{Getting, Got, Job},
 };
-use crate::failure::{Failure, WhileDoing};
+use crate::failure::{Code, Failure, WhileDoing};
 
 /// Where the bytes of one file of a bundle are.
 enum Found {
@@ -41,42 +41,41 @@ impl Getting {
     pub(super) async fn place_bundle(self: &Arc<Self>, jobs: &Arc<[Job]>) -> Vec<Result<Got, Failure>> {
         let bytes = jobs.iter().filter_map(Job::small).map(|(_, size)| size.max(FILE_BYTES_LEAST)).sum();
         let _pass = self.node.inner.gate.pass(bytes).await;
-        let found = self.for_each(jobs, |getting, job| getting.find(job)).await;
+        let found = self.for_each(jobs, vec![(); jobs.len()], |getting, job, ()| getting.find(job)).await;
         let absent = |(job, found): (&Job, &Result<Found, Failure>)| match found {
             Ok(Found::Absent) => job.small(),
             _ => None,
         };
         let wanted: Vec<_> = jobs.iter().zip(&found).filter_map(absent).collect();
         let mut fetched = self.node.inner.peers.fetch_small(Class::Copy, &wanted).await.into_iter();
-        let mut came = found.into_iter().map(|found| match found? {
+        let came = found.into_iter().map(|found| match found? {
             Found::There => Ok(None),
             Found::Here(pieces) => Ok(Some((pieces, Fetched::default()))),
             Found::Absent => {
-                let (pieces, fetched) = fetched.next().expect("each one was fetched").map_err(fetch_failure)?;
+                let lost = || Failure::new(Code::Error, "nothing came of it");
+                let (pieces, fetched) = fetched.next().ok_or_else(lost)?.map_err(fetch_failure)?;
                 Ok(Some((pieces.into_iter().map(|piece| piece.bytes().clone()).collect(), fetched)))
             }
         });
-        let came: Vec<Result<_, Failure>> = came.by_ref().collect();
-        let came = std::sync::Mutex::new(came.into_iter());
-        self.for_each(jobs, move |getting, job| {
-            let next = came.lock().unwrap_or_else(std::sync::PoisonError::into_inner).next();
-            match next.expect("something came of each")? {
-                None => Ok(Got::Skipped),
-                Some((pieces, fetched)) => getting.write(job, &pieces).map(|()| Got::Copied(fetched)),
-            }
+        let came: Vec<Result<_, Failure>> = came.collect();
+        self.for_each(jobs, came, |getting, job, came| match came? {
+            None => Ok(Got::Skipped),
+            Some((pieces, fetched)) => getting.write(job, &pieces).map(|()| Got::Copied(fetched)),
         })
         .await
     }
 
-    /// Does something with each job, on one thread that may block.
-    async fn for_each<T: Send + 'static>(
+    /// Does something with each job and what stands for it in `inputs`, on one thread that may block. Returns what came of
+    /// each; if the thread fails, that is what came of all.
+    async fn for_each<I: Send + 'static, T: Send + 'static>(
         self: &Arc<Self>,
         jobs: &Arc<[Job]>,
-        work: impl Fn(&Self, &Job) -> Result<T, Failure> + Send + 'static,
+        inputs: Vec<I>,
+        work: impl Fn(&Self, &Job, I) -> Result<T, Failure> + Send + 'static,
     ) -> Vec<Result<T, Failure>> {
-        let (getting, jobs) = (self.clone(), jobs.clone());
-        let done = blocking(move || Ok(jobs.iter().map(|job| work(&getting, job)).collect()));
-        done.await.unwrap_or_default()
+        let (getting, near) = (self.clone(), jobs.clone());
+        let each = move || Ok(near.iter().zip(inputs).map(|(job, input)| work(&getting, job, input)).collect());
+        blocking(each).await.unwrap_or_else(|failure| jobs.iter().map(|_| Err(failure.clone())).collect())
     }
 
     fn find(&self, job: &Job) -> Result<Found, Failure> {
