@@ -85,7 +85,7 @@ fn failed(done: Done, expected: Why) {
     assert!(matches!(&done, Done::Failed { why, .. } if *why == expected), "{expected:?}: {done:?}");
 }
 
-/// Whatever was done to a file since it was hashed, it stays; only what is just as it was goes.
+/// Whatever was done to a file since it was hashed, it stays; only what is as it was goes.
 #[test]
 fn a_file_that_changed_is_not_removed() {
     let scratch = Scratch::new();
@@ -129,9 +129,10 @@ fn a_file_that_changed_is_not_removed() {
     fs::remove_dir(&path).unwrap();
     // Gone is gone.
     assert_eq!(lab.remove("file", file(b"bytes")), Done::Removed);
-    // And what is as it was goes.
+    // And what is as it was goes, though it got another name meanwhile.
     fs::write(&path, b"bytes").unwrap();
     lab.machine.ok(["arena", "scan", "docs"]);
+    fs::hard_link(&path, scratch.path().join("another name")).unwrap();
     assert_eq!(lab.remove("file", file(b"bytes")), Done::Removed);
     assert!(!path.exists());
     lab.machine.exits(7, ["stat", "docs/file"]);

@@ -264,21 +264,8 @@ impl Node {
             Some(blob) => Some(self.inner.peers.alone_with(blob).await),
             None => None,
         };
-        let check = async |order: Remove| {
-            let (node, near) = (self.clone(), arena.clone());
-            blocking(move || node.check_removal(&near, &order)).await
-        };
-        let (step, _alone_by_now) = match check(order.clone()).await? {
-            Err(Done::Failed { why: Why::Changed, .. }) if _alone.is_none() => {
-                // Another name may just have gone, and what it moved not yet be written down.
-                let alone = match order.content.blob() {
-                    Some(blob) => Some(self.inner.peers.alone_with(blob).await),
-                    None => None,
-                };
-                (check(order).await?, alone)
-            }
-            step => (step, None),
-        };
+        let (node, near) = (self.clone(), arena.clone());
+        let step = blocking(move || node.check_removal(&near, &order)).await?;
         match step {
             Ok(step) => self.settle(Last { arena, path, step }).await,
             Err(done) => Ok(done),
@@ -312,7 +299,7 @@ impl Node {
                 }
                 Ok(Ok(Step::RemoveSymlink { parent, fingerprint }))
             }
-            Content::File { blob, .. } => {
+            Content::File { blob, mode, .. } => {
                 let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
                 let open = match rustix::fs::openat(&parent, file_name(path), flags, Mode::empty()) {
                     Ok(open) => File::from(open),
@@ -326,6 +313,9 @@ impl Node {
                 let fingerprint = Fingerprint::from(&meta);
                 if let Err(reason) = may_remove(row.as_ref(), *blob, meta.is_file().then_some(&fingerprint), *held) {
                     return stays(reason);
+                }
+                if (meta.mode() & 0o777) as u16 != *mode {
+                    return stays("its mode changed since it was copied");
                 }
                 let read = tree::blob_id(&open, fingerprint.size);
                 if Fingerprint::from(&open.metadata()?) != fingerprint {
@@ -342,8 +332,8 @@ impl Node {
     }
 }
 
-/// Whether a file may be removed because another machine has its blob: `row` is what is known of it, `now` what it is like
-/// (`None` if it is no regular file), and `held` what the other machine has. If not, why not.
+/// Whether a file may be removed because another machine has its blob, if its bytes are still read so: `row` is what is known
+/// of it, `now` what it is like (`None` if it is no regular file), and `held` what the other machine has. If not, why not.
 fn may_remove(
     row: Option<&FileRow>,
     blob: BlobId,
@@ -358,8 +348,8 @@ fn may_remove(
     if !row.damaged.is_empty() {
         return Err("it is damaged");
     }
-    // All of device, inode, size, mtime and ctime.
-    if row.fingerprint != *now {
+    // The ctime alone moves when the file gets or loses another name, and the device when it is mounted elsewhere.
+    if row.fingerprint.drift(now) == Drift::Edited {
         return Err("it changed since it was hashed");
     }
     match held {
@@ -422,13 +412,14 @@ mod tests {
         let damaged = RangeSet::from(ByteRange::new(0, 3).unwrap());
         stays(Some(&FileRow { damaged, ..row.clone() }), blob, Some(&now), elsewhere);
         for changed in [
-            Fingerprint { device: 9, ..now },
             Fingerprint { inode: 9, ..now },
             Fingerprint { size: 9, ..now },
             Fingerprint { mtime: time(9), ..now },
-            Fingerprint { ctime: time(9), ..now },
         ] {
             stays(Some(&row), blob, Some(&changed), elsewhere);
+        }
+        for touched in [Fingerprint { device: 9, ..now }, Fingerprint { ctime: time(9), ..now }] {
+            assert_eq!(may_remove(Some(&row), blob, Some(&touched), elsewhere), Ok(()));
         }
     }
 }
