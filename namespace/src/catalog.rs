@@ -250,7 +250,7 @@ impl Namespace {
                 refused = Some("there are too many peers");
                 return Ok(None);
             }
-            let mut tables = Tables::open(txn)?;
+            let mut tables = Tables::open(txn, &self.recent)?;
             let known = tables.head(number)?;
             let Some(mut head) = batch.follow(&known) else { return Ok(None) };
             head.via = via;
@@ -314,7 +314,7 @@ impl Namespace {
     pub fn contest_farewell(&self, peer: PeerId, farewell: Mark) -> Result<(), NamespaceError> {
         let contested = self.write_if("contest a farewell", |txn| {
             let number = peer_number(txn, peer)?;
-            let mut tables = Tables::open(txn)?;
+            let mut tables = Tables::open(txn, &self.recent)?;
             let head = tables.head(number)?;
             if head.mark >= farewell || farewell.epoch >= EPOCH_MAX {
                 return Ok(None);
@@ -332,7 +332,7 @@ impl Namespace {
     /// were lost, or are an older copy. Tells whether it has.
     pub fn renew_if_lost(&self, heard: Mark) -> Result<bool, NamespaceError> {
         let renewed = self.write_if("compare with what a peer has heard", |txn| {
-            let mut tables = Tables::open(txn)?;
+            let mut tables = Tables::open(txn, &self.recent)?;
             let head = tables.head(ME)?;
             // Whoever heard less than the log reaches back to gets a listing in any case.
             let other_session =

@@ -22,6 +22,7 @@ mod list;
 mod names;
 mod namespace;
 mod peer_id;
+mod recent;
 mod rows;
 mod scan;
 mod tables;

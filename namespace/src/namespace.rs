@@ -11,7 +11,8 @@ use tokio::sync::watch;
 use tree::{BlobId, UnixTime};
 
 use crate::{
-    ArenaName, Content, Mark, PeerId, RelPath, Version,
+    ArenaName, Content, Key, Mark, PeerId, RelPath, Version,
+    recent::Recent,
     rows::{
         ARENAS, ArenaRow, BLOBS, FORMAT, HEADS, HeadRow, LOG, LogRow, ME, META, NAMES, PEERS, VERSIONS, decode, encode,
     },
@@ -25,6 +26,7 @@ pub struct Namespace {
     db: Arc<Database>,
     changed: Arc<watch::Sender<u64>>,
     names: Arc<RwLock<HashMap<PeerId, String>>>,
+    pub(crate) recent: Arc<Recent>,
     origin: Origin,
 }
 
@@ -113,7 +115,7 @@ pub enum NamespaceError {
 impl Namespace {
     /// Opens the namespace whose rows are in `db`, and makes it if it is not there.
     pub fn open(db: Arc<Database>, origin: Origin) -> Result<Self, NamespaceError> {
-        let namespace = Self { db, changed: Arc::default(), names: Arc::default(), origin };
+        let namespace = Self { db, changed: Arc::default(), names: Arc::default(), recent: Arc::default(), origin };
         let names = namespace.write("open the namespace", |txn| {
             let mut meta = txn.open_table(META)?;
             let format = meta.get("format")?.map_or(FORMAT, |format| format.value());
@@ -123,7 +125,7 @@ impl Namespace {
             meta.insert("format", FORMAT)?;
             txn.open_table(ARENAS)?;
             txn.open_table(PEERS)?;
-            let mut tables = Tables::open(txn)?;
+            let mut tables = Tables::open(txn, &namespace.recent)?;
             let mut head = tables.head(ME)?;
             if head.mark.epoch == 0 {
                 let epoch = origin.now.clamp(1, (1 << 30) - 1) << 32 | origin.random & 0xffff_ffff;
@@ -171,6 +173,18 @@ impl Namespace {
     /// Tells whenever something was said or heard. The number is of no meaning.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
+    }
+
+    /// How many transactions were committed; to be asked before what is to be compared is read.
+    pub fn generation(&self) -> u64 {
+        self.recent.generation()
+    }
+
+    /// The paths of which something was said, heard or forgotten behind [`generation`](Self::generation) `since`, in order,
+    /// some perhaps more than once. `None` if they are more than are remembered: then it may be any. Arenas that come and
+    /// go by themselves are not among them.
+    pub fn changed_since(&self, since: u64) -> Option<Vec<Key>> {
+        self.recent.since(since)
     }
 
     pub(crate) fn notify(&self) {
@@ -230,7 +244,7 @@ impl Namespace {
     /// `at` is the time, as in [`commit`](Self::commit).
     pub fn remove_arena(&self, arena: &ArenaName, at: u64) -> Result<(), NamespaceError> {
         self.write("remove an arena", |txn| {
-            let mut tables = Tables::open(txn)?;
+            let mut tables = Tables::open(txn, &self.recent)?;
             let mut head = tables.head(ME)?;
             let mut after = Vec::new();
             loop {
@@ -320,7 +334,7 @@ impl Namespace {
         holds: &mut dyn FnMut(&Change) -> bool,
     ) -> Result<u64, NamespaceError> {
         let (before, after) = self.write("commit changes", |txn| {
-            let mut tables = Tables::open(txn)?;
+            let mut tables = Tables::open(txn, &self.recent)?;
             let mut head = tables.head(ME)?;
             let before = head.mark.seq;
             for change in changes {
@@ -410,6 +424,20 @@ impl Namespace {
         })
     }
 
+    /// What any peer has said of a path, as far as the logs reach back. Reads all of them.
+    pub fn past(&self, arena: &ArenaName, path: &RelPath) -> Result<Vec<Version>, NamespaceError> {
+        self.read("look through the logs", |txn| {
+            let mut found = Vec::new();
+            for row in txn.open_table(LOG)?.iter()? {
+                let LogRow { key, version, .. } = decode(row?.1.value())?;
+                if (&key.0, &key.1) == (arena, path) {
+                    found.push(version);
+                }
+            }
+            Ok(found)
+        })
+    }
+
     /// Runs `body` in a write transaction and commits it, durable on return.
     pub(crate) fn write<T>(
         &self,
@@ -434,18 +462,25 @@ impl Namespace {
         body: impl FnOnce(&WriteTransaction) -> Result<T, redb::Error>,
         is_kept: impl FnOnce(&T) -> bool,
     ) -> Result<T, NamespaceError> {
-        let run = || -> Result<T, redb::Error> {
+        let run = || -> Result<(T, bool), redb::Error> {
             let mut txn = self.db.begin_write()?;
             txn.set_quick_repair(true);
             let result = body(&txn)?;
-            if is_kept(&result) {
+            let is_kept = is_kept(&result);
+            if is_kept {
                 txn.commit()?
             } else {
                 txn.abort()?
             }
-            Ok(result)
+            Ok((result, is_kept))
         };
-        run().map_err(|source| NamespaceError::Database { action, source: Box::new(source) })
+        // Until what was touched is told, no other transaction of this namespace touches anything.
+        let _turn = self.recent.turn();
+        let outcome = run();
+        self.recent.end(outcome.as_ref().is_ok_and(|&(_, is_kept)| is_kept));
+        outcome
+            .map(|(result, _)| result)
+            .map_err(|source| NamespaceError::Database { action, source: Box::new(source) })
     }
 
     /// Runs `body` on one unchanging view of the rows.

@@ -7,7 +7,8 @@ use tree::BlobId;
 
 use crate::{
     Key, Mark, Statement, Version,
-    namespace::session_of,
+    namespace::{arena_name, rel_path, session_of},
+    recent::Recent,
     rows::{BLOBS, HEADS, HeadRow, LOG, LogRow, ME, SESSIONS, VERSIONS, VersionKey, decode, encode},
 };
 
@@ -20,11 +21,14 @@ pub(crate) struct Tables<'txn> {
     /// Rows that are new and not yet in their table.
     new: BTreeMap<(String, Vec<u8>, u32), Version>,
     sessions: Table<'txn, (u32, u64), u64>,
+    recent: &'txn Recent,
 }
 
 impl<'txn> Tables<'txn> {
-    pub(crate) fn open(txn: &'txn WriteTransaction) -> Result<Self, redb::Error> {
+    /// `recent` hears which rows change.
+    pub(crate) fn open(txn: &'txn WriteTransaction, recent: &'txn Recent) -> Result<Self, redb::Error> {
         Ok(Self {
+            recent,
             versions: txn.open_table(VERSIONS)?,
             blobs: txn.open_table(BLOBS)?,
             log: txn.open_table(LOG)?,
@@ -98,6 +102,9 @@ impl<'txn> Tables<'txn> {
             }
         };
         let is_new = old.is_none();
+        if old.as_ref() != Some(version) {
+            self.touch(arena, path)?;
+        }
         self.recount(old.and_then(|old| old.content.blob()), version.content.blob(), origin)?;
         Ok(is_new)
     }
@@ -123,9 +130,15 @@ impl<'txn> Tables<'txn> {
     }
 
     fn remove(&mut self, arena: &str, path: &[u8], origin: u32) -> Result<(), redb::Error> {
+        self.touch(arena, path)?;
         let old = self.versions.remove((arena, path, origin))?;
         let old = old.map(|old| decode::<Version>(old.value())).transpose()?;
         self.recount(old.and_then(|old| old.content.blob()), None, origin)
+    }
+
+    fn touch(&self, arena: &str, path: &[u8]) -> Result<(), redb::Error> {
+        self.recent.touch((arena_name(arena)?, rel_path(path)?));
+        Ok(())
     }
 
     fn recount(&mut self, before: Option<BlobId>, after: Option<BlobId>, origin: u32) -> Result<(), redb::Error> {
