@@ -1,9 +1,12 @@
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     ops::Bound,
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError, RwLock, atomic::AtomicU64},
+    sync::{
+        Arc, Mutex, PoisonError, RwLock, Weak,
+        atomic::{AtomicBool, AtomicU64},
+    },
 };
 
 use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable, WriteTransaction};
@@ -43,6 +46,8 @@ pub(crate) struct Inner {
     pub(crate) ledger: Mutex<Ledger>,
     /// Held shared by those who write to files of the cache, and alone by those who make, punch or delete them.
     pub(crate) cache_files: RwLock<()>,
+    /// For each blob that is coming into the cache: set once its files were taken from there.
+    pub(crate) taken: Mutex<HashMap<BlobId, Weak<AtomicBool>>>,
     /// The files that are being mended now.
     pub(crate) mending: Mutex<HashSet<FileRef>>,
 }
@@ -82,6 +87,7 @@ impl Store {
             linking: Mutex::default(),
             ledger: Mutex::default(),
             cache_files: RwLock::default(),
+            taken: Mutex::default(),
             mending: Mutex::default(),
         };
         let store = Self { inner: Arc::new(inner) };

@@ -7,7 +7,7 @@ use std::{
     collections::{HashMap, HashSet},
     io,
     path::{Path, PathBuf},
-    sync::{Arc, MutexGuard, PoisonError},
+    sync::{Arc, MutexGuard, PoisonError, atomic::Ordering},
 };
 
 use redb::ReadableTable;
@@ -145,6 +145,10 @@ impl Store {
             write().map_err(StoreError::file("write", &path))?;
         }
         self.forget_row(blob)?;
+        let flag = self.inner.taken.lock().unwrap_or_else(PoisonError::into_inner).remove(&blob);
+        if let Some(flag) = flag.and_then(|flag| flag.upgrade()) {
+            flag.store(true, Ordering::Release);
+        }
         let outboard = self.cache_outboard_file(blob);
         self.inner.disk.remove(&outboard).map_err(StoreError::file("remove", outboard))?;
         Ok(Some(path))

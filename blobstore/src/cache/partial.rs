@@ -1,4 +1,11 @@
-use std::{io, path::Path, sync::PoisonError};
+use std::{
+    io,
+    path::Path,
+    sync::{
+        Arc, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use redb::ReadableTable;
 use tracing::{debug, info, warn};
@@ -14,8 +21,8 @@ use crate::{
 ///
 /// Pieces are written where they belong in a sparse file; [`commit`](Sink::commit) syncs them and only then
 /// records them as proven. What was not committed when the power went counts as not there. A small blob waits in
-/// memory for its row. What was written is not evicted as long as this lives. Callers see to it that nobody takes the
-/// blob's file ([`Store::take_cached`]) while one of these is open.
+/// memory for its row. What was written is not evicted as long as this lives. If somebody takes the blob's file
+/// ([`Store::take_cached`]), what comes from then on is dropped: nothing is written to a file that is another's.
 pub struct Partial {
     store: Store,
     blob: BlobId,
@@ -30,6 +37,8 @@ pub struct Partial {
     room: u64,
     /// How much of that room counts as taken, until the disk is looked at.
     reserved: u64,
+    /// Whether its files were taken from the cache.
+    is_taken: Arc<AtomicBool>,
 }
 
 enum Place {
@@ -80,10 +89,23 @@ impl Store {
             }
         };
         let lease = self.lease_now(blob, RangeSet::new());
+        let is_taken = self.taken_flag(blob);
         drop(alone);
         let store = self.clone();
         let (written, recorded) = (RangeSet::new(), row.is_some());
-        Ok(Partial { store, blob, geometry, place, written, recorded, lease, room: 0, reserved: 0 })
+        Ok(Partial { store, blob, geometry, place, written, recorded, lease, room: 0, reserved: 0, is_taken })
+    }
+
+    /// What tells those who write to a blob's files in the cache that these were taken from it.
+    fn taken_flag(&self, blob: BlobId) -> Arc<AtomicBool> {
+        let mut flags = self.inner.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(flag) = flags.get(&blob).and_then(Weak::upgrade) {
+            return flag;
+        }
+        flags.retain(|_, flag| flag.strong_count() > 0);
+        let flag = Arc::default();
+        flags.insert(blob, Arc::downgrade(&flag));
+        flag
     }
 
     /// Whether the row's bytes, or both files, of a cached blob are there, and as long as they must be.
@@ -121,7 +143,7 @@ impl Partial {
     fn write_or_evict(&self, bytes: u64, write: impl Fn(&Place) -> io::Result<()>) -> Result<(), StoreError> {
         let attempt = || {
             let _writing = self.store.inner.cache_files.read().unwrap_or_else(PoisonError::into_inner);
-            write(&self.place)
+            if self.is_taken.load(Ordering::Acquire) { Ok(()) } else { write(&self.place) }
         };
         let outcome = match attempt() {
             Err(error) if is_full(&error) => {
@@ -216,7 +238,7 @@ impl Sink for Partial {
         // Once a sync has failed nobody knows what is on the disk, and the next sync does not say.
         let written = std::mem::take(&mut self.written);
         if let Place::Files { data, outboard, named } = &mut self.place {
-            if !is_named(&self.store, &**data, &path)? {
+            if self.is_taken.load(Ordering::Acquire) || !is_named(&self.store, &**data, &path)? {
                 debug!(blob = %self.blob, "its files were taken from the cache meanwhile");
                 return Ok(());
             }

@@ -57,6 +57,32 @@ fn a_blob_arrives_in_any_order_and_over_restarts() {
     }
 }
 
+/// Whoever else is bringing a blob writes nothing more to its file once that was given away.
+#[test]
+fn a_file_that_was_given_away_is_written_to_by_nobody() {
+    let (bytes, home) = (random(7, LARGE), Home::new());
+    let (blob, size) = (BlobId::of(&bytes), bytes.len() as u64);
+    let (mut one, mut other) = (home.store.partial(blob, size).unwrap(), home.store.partial(blob, size).unwrap());
+    feed(&mut one, &bytes, &all(LARGE));
+    one.commit().unwrap();
+    feed(&mut other, &bytes, &groups(LARGE, [0]));
+    let taken = home.store.take_cached(blob).unwrap().expect("it is complete");
+    fs::write(&taken, b"somebody's own by now").unwrap();
+    let modified = fs::metadata(&taken).unwrap().modified().unwrap();
+    feed(&mut other, &bytes, &all(LARGE));
+    other.commit().unwrap();
+    assert_eq!(fs::read(&taken).unwrap(), b"somebody's own by now");
+    assert_eq!(fs::metadata(&taken).unwrap().modified().unwrap(), modified);
+    assert!(home.store.cached_ranges(blob).unwrap().is_empty());
+    // Who comes later begins anew.
+    fs::remove_file(&taken).unwrap();
+    drop((one, other));
+    let mut partial = home.store.partial(blob, size).unwrap();
+    feed(&mut partial, &bytes, &all(LARGE));
+    partial.commit().unwrap();
+    assert!(fs::read(home.store.take_cached(blob).unwrap().unwrap()).unwrap() == bytes);
+}
+
 /// What was never committed is not here, and its files are gone after the next start.
 #[test]
 fn uncommitted_pieces_leave_nothing() {
