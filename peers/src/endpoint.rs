@@ -467,7 +467,7 @@ impl ConnectionIdGenerator for RandomIds {
 
 fn endpoint(socket: UdpSocket, identity: &Identity, server: Option<ServerConfig>) -> io::Result<quinn::Endpoint> {
     // The same after a restart: so whoever goes on with a connection from before is told that it is gone.
-    let mut config = EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, identity.reset_key())));
+    let mut config = EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &identity.reset_key())));
     config.cid_generator(|| Box::new(RandomIds));
     config.max_udp_payload_size(UDP_PAYLOAD_BYTES_MAX).map_err(io::Error::other)?;
     quinn::Endpoint::new(config, server, socket, Arc::new(TokioRuntime))

@@ -23,7 +23,7 @@ use rustls::{
 pub struct Identity {
     peer: PeerId,
     key: Arc<CertifiedKey>,
-    reset_key: [u8; 32],
+    secret: hmac::Key,
 }
 
 /// Why there is no key.
@@ -92,9 +92,8 @@ impl Identity {
         let peer = PeerId::from_bytes(pair.public_key().as_ref().try_into().ok()?);
         let signer = any_eddsa_type(&PrivatePkcs8KeyDer::from(pkcs8.to_owned())).ok()?;
         let public = CertificateDer::from(signer.public_key()?.to_vec());
-        let reset_key =
-            hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, pkcs8), RESET_CONTEXT).as_ref().try_into().ok()?;
-        Some(Self { peer, key: Arc::new(CertifiedKey::new(vec![public], signer)), reset_key })
+        let secret = hmac::Key::new(hmac::HMAC_SHA256, pkcs8);
+        Some(Self { peer, key: Arc::new(CertifiedKey::new(vec![public], signer)), secret })
     }
 
     /// The public key.
@@ -102,9 +101,17 @@ impl Identity {
         self.peer
     }
 
-    /// A secret that is the same whenever the machine starts: with it, it tells others that their connections are gone.
-    pub(crate) fn reset_key(&self) -> &[u8; 32] {
-        &self.reset_key
+    /// A secret for one purpose, which is the same whenever the machine starts: HMAC-SHA-256 of `context`, which names the
+    /// purpose, under the secret key.
+    pub fn derive(&self, context: &[u8]) -> [u8; 32] {
+        let mut secret = [0; 32];
+        secret.copy_from_slice(hmac::sign(&self.secret, context).as_ref());
+        secret
+    }
+
+    /// With it, this machine tells others that their connections are gone.
+    pub(crate) fn reset_key(&self) -> [u8; 32] {
+        self.derive(RESET_CONTEXT)
     }
 
     /// The pair as rustls takes it; the "certificate" is the bare public key (RFC 7250).
