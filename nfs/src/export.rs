@@ -1,0 +1,90 @@
+//! What is exported, and how its objects look to a client. Attributes: spec/nfs.md, "The tree".
+
+use std::path::PathBuf;
+
+use nfs3_types::nfs3::{fattr3, ftype3, nfstime3, specdata3};
+use tree::UnixTime;
+
+use crate::{
+    directory::{Entry, FileVersion, Kind},
+    reader::Reader,
+    view::{Object, View},
+};
+
+/// Everything that a client can ask for.
+pub(crate) struct Export {
+    pub(crate) view: View,
+    pub(crate) reader: Reader,
+    /// Whose file system `df` shows.
+    pub(crate) home: PathBuf,
+    pub(crate) look: Look,
+}
+
+/// How objects look.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Look {
+    pub(crate) uid: u32,
+    pub(crate) gid: u32,
+    /// Whether modes are without write permission.
+    pub(crate) read_only: bool,
+}
+
+impl Look {
+    pub(crate) fn object(&self, object: &Object) -> fattr3 {
+        match object {
+            Object::Directory(directory) => {
+                let links = directory.directories.saturating_add(2);
+                let (id, mtime) = (directory.id, directory.mtime);
+                self.attributes(ftype3::NF3DIR, 0o775, links, DIRECTORY_BYTES, id, mtime)
+            }
+            Object::File { id, version, .. } => self.file(*id, version),
+            Object::Symlink { id, target, mtime } => self.symlink(*id, target, *mtime),
+        }
+    }
+
+    /// Of an entry that is no directory.
+    pub(crate) fn leaf(&self, entry: &Entry) -> Option<fattr3> {
+        match &entry.kind {
+            Kind::Directory { .. } => None,
+            Kind::File(version) => Some(self.file(entry.id, version)),
+            Kind::Symlink { target, mtime } => Some(self.symlink(entry.id, target, *mtime)),
+        }
+    }
+
+    fn file(&self, id: u64, version: &FileVersion) -> fattr3 {
+        let mode = if version.is_executable { 0o775 } else { 0o664 };
+        self.attributes(ftype3::NF3REG, mode, 1, version.size, id, version.mtime)
+    }
+
+    fn symlink(&self, id: u64, target: &[u8], mtime: UnixTime) -> fattr3 {
+        let attributes = self.attributes(ftype3::NF3LNK, 0o777, 1, target.len() as u64, id, mtime);
+        fattr3 { mode: 0o777, ..attributes }
+    }
+
+    fn attributes(&self, type_: ftype3, mode: u32, nlink: u32, size: u64, fileid: u64, mtime: UnixTime) -> fattr3 {
+        let mode = if self.read_only { mode & !0o222 } else { mode };
+        let time = match u32::try_from(mtime.seconds) {
+            Ok(seconds) => nfstime3 { seconds, nseconds: mtime.nanos },
+            Err(_) if mtime.seconds < 0 => nfstime3 { seconds: 0, nseconds: 0 },
+            Err(_) => nfstime3 { seconds: u32::MAX, nseconds: 0 },
+        };
+        fattr3 {
+            type_,
+            mode,
+            nlink,
+            uid: self.uid,
+            gid: self.gid,
+            size,
+            used: size,
+            rdev: specdata3 { specdata1: 0, specdata2: 0 },
+            fsid: FSID,
+            fileid,
+            atime: time,
+            mtime: time,
+            ctime: time,
+        }
+    }
+}
+
+const DIRECTORY_BYTES: u64 = 4096;
+const FSID: u64 = 0x626c_6f62;

@@ -1,0 +1,295 @@
+//! Reading blobs: what is here at once, what is not from whoever has it, and ahead of those who read in order.
+
+use std::{
+    collections::HashMap,
+    pin::Pin,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
+    time::Duration,
+};
+
+use blobstore::{Fetch, FetchError, Fetched, Store, StoreError, Want};
+use bytes::Bytes;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
+    task::spawn_blocking,
+    time::{Instant, timeout_at},
+};
+use tracing::{debug, warn};
+use tree::{BlobId, ByteRange, Geometry, RangeSet, VerifiedData};
+
+use crate::{
+    flight::{Flight, Landing, Lost, assemble},
+    window::Windows,
+};
+
+/// Reads blobs. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Reader {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    store: Store,
+    fetch: Arc<dyn Fetch>,
+    read_ahead: u64,
+    limit: Duration,
+    blobs: Mutex<HashMap<BlobId, Blob>>,
+    held: Arc<AtomicU64>,
+    /// Hears of blobs of which something in place was found damaged, and is here anew.
+    mend: mpsc::Sender<BlobId>,
+}
+
+/// A blob that is being read.
+struct Blob {
+    windows: Windows,
+    flights: Vec<Arc<Flight>>,
+    used: Instant,
+}
+
+/// Bytes that were read, and the room that they take until they are dropped.
+pub(crate) struct Read {
+    pub(crate) pieces: Vec<Bytes>,
+    pub(crate) room: OwnedSemaphorePermit,
+}
+
+/// Why bytes could not be read.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ReadError {
+    #[error("nobody has it")]
+    Nowhere,
+    #[error("{0}")]
+    Unreachable(String),
+    #[error("nobody gave it within {0:?}")]
+    TimedOut(Duration),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl Reader {
+    pub(crate) fn new(
+        store: Store,
+        fetch: Arc<dyn Fetch>,
+        read_ahead: u64,
+        limit: Duration,
+        mend: mpsc::Sender<BlobId>,
+    ) -> Self {
+        let (blobs, held) = (Mutex::default(), Arc::default());
+        Self { inner: Arc::new(Inner { store, fetch, read_ahead, limit, blobs, held, mend }) }
+    }
+
+    /// Reads `range`, which is not empty and lies within the `size` bytes of `blob`. Of `room` it takes as much as it
+    /// reads, and none while it waits for others.
+    pub(crate) async fn read(
+        &self,
+        blob: BlobId,
+        size: u64,
+        range: ByteRange,
+        room: &Arc<Semaphore>,
+    ) -> Result<Read, ReadError> {
+        let ahead = self.inner.with(blob, |state| state.windows.note(range, self.inner.read_ahead));
+        if let Some(ahead) = ahead {
+            self.fetch_ahead(blob, size, ahead);
+        }
+        let until = Instant::now() + self.inner.limit;
+        let mut brought = Vec::new();
+        // What is here may be found damaged, or be evicted, while the rest is on its way.
+        for _ in 0..ATTEMPTS {
+            let permit = self.room_for(range, room).await;
+            if let Some(pieces) = assemble(range, brought.clone()) {
+                return Ok(Read { pieces, room: permit });
+            }
+            let (here, missing) = self.read_here(blob, size, range).await?;
+            if let Some(pieces) = assemble(range, here.into_iter().chain(brought.iter().cloned()).collect()) {
+                return Ok(Read { pieces, room: permit });
+            }
+            drop(permit);
+            let waiting = timeout_at(until, self.wait_for(blob, size, range, &missing));
+            brought.extend(waiting.await.map_err(|_| ReadError::TimedOut(self.inner.limit))??);
+        }
+        Err(ReadError::Unreachable("it came, and was lost again".to_owned()))
+    }
+
+    async fn room_for(&self, range: ByteRange, room: &Arc<Semaphore>) -> OwnedSemaphorePermit {
+        let bytes = u32::try_from(range.len()).unwrap_or(u32::MAX);
+        match room.clone().acquire_many_owned(bytes).await {
+            Ok(permit) => permit,
+            Err(_) => unreachable!("the room is never closed"),
+        }
+    }
+
+    async fn read_here(
+        &self,
+        blob: BlobId,
+        size: u64,
+        range: ByteRange,
+    ) -> Result<(Vec<VerifiedData>, RangeSet), ReadError> {
+        let store = self.inner.store.clone();
+        let outcome = join(spawn_blocking(move || store.read(blob, size, range))).await?;
+        Ok((outcome.pieces, outcome.missing))
+    }
+
+    /// Waits until what is `missing` of `range` is here, having it fetched unless it is on its way.
+    async fn wait_for(
+        &self,
+        blob: BlobId,
+        size: u64,
+        range: ByteRange,
+        missing: &RangeSet,
+    ) -> Result<Vec<VerifiedData>, ReadError> {
+        let ahead = self.inner.with(blob, |state| state.windows.miss(range, self.inner.read_ahead));
+        let flights = self.start(blob, size, missing).await?;
+        if let Some(ahead) = ahead {
+            self.fetch_ahead(blob, size, ahead);
+        }
+        let mut pieces = Vec::new();
+        for flight in flights {
+            match flight.wait(missing).await {
+                Ok(came) => pieces.extend(came),
+                Err(Lost::Nowhere) => return Err(ReadError::Nowhere),
+                Err(Lost::Unreachable(reason)) => return Err(ReadError::Unreachable(reason)),
+            }
+        }
+        Ok(pieces)
+    }
+
+    /// Fetches what of `range` is not here and not on its way, without anybody waiting for it.
+    fn fetch_ahead(&self, blob: BlobId, size: u64, range: ByteRange) {
+        let range = range.intersection(Geometry::new(size).all());
+        if range.is_empty() {
+            return;
+        }
+        let reader = self.clone();
+        tokio::spawn(async move {
+            if let Err(error) = reader.start_missing(blob, size, range).await {
+                debug!(%blob, %range, reason = tree::reason(&error), "not read ahead");
+            }
+        });
+    }
+
+    async fn start_missing(&self, blob: BlobId, size: u64, range: ByteRange) -> Result<(), ReadError> {
+        let store = self.inner.store.clone();
+        let look = move || {
+            let mut missing = RangeSet::from(Geometry::new(size).round_out(range));
+            for source in store.sources(blob)?.iter().filter(|source| source.size() == size) {
+                missing = missing.difference(source.available());
+            }
+            Ok::<_, ReadError>(missing)
+        };
+        let missing = join(spawn_blocking(look)).await?;
+        if !missing.is_empty() {
+            self.start(blob, size, &missing).await?;
+        }
+        Ok(())
+    }
+
+    /// Begins to fetch what of `missing` is not on its way. Returns the flights that bring any of it.
+    async fn start(&self, blob: BlobId, size: u64, missing: &RangeSet) -> Result<Vec<Arc<Flight>>, ReadError> {
+        let (store, wanted) = (self.inner.store.clone(), missing.clone());
+        // With the last chunk group, where the size has not been proven yet.
+        let wanted = join(spawn_blocking(move || store.missing_from_cache(blob, size, &wanted))).await?;
+        let (bringing, new) = self.inner.with(blob, |state| {
+            let on_way = state.flights.iter().fold(RangeSet::new(), |all, flight| all.union(&flight.ranges));
+            let new = if missing.difference(&on_way).is_empty() { RangeSet::new() } else { wanted.difference(&on_way) };
+            let new: Vec<_> =
+                split(&new).map(|ranges| Arc::new(Flight::new(ranges, self.inner.held.clone()))).collect();
+            state.flights.extend(new.iter().cloned());
+            let brings = |flight: &&Arc<Flight>| !flight.ranges.intersection(missing).is_empty();
+            (state.flights.iter().filter(brings).cloned().collect(), new)
+        });
+        for flight in new {
+            tokio::spawn(self.clone().fly(blob, size, flight));
+        }
+        Ok(bringing)
+    }
+
+    async fn fly(self, blob: BlobId, size: u64, flight: Arc<Flight>) {
+        let inner = &self.inner;
+        let landing = Landing { flight: flight.clone(), store: inner.store.clone(), blob, size, cache: None };
+        let want = Want { blob, size, ranges: flight.ranges.clone() };
+        let fetching: Pin<Box<dyn Future<Output = Result<Fetched, FetchError>> + Send + '_>> =
+            inner.fetch.fetch(want, Arc::new(Mutex::new(landing)));
+        let outcome = fetching.await;
+        inner.with(blob, |state| state.flights.retain(|other| !Arc::ptr_eq(other, &flight)));
+        flight.end(match outcome {
+            Ok(_) => {
+                self.have_mended(blob).await;
+                Ok(())
+            }
+            Err(FetchError::NoPeerHasIt { .. }) => Err(Lost::Nowhere),
+            Err(error) => Err(Lost::Unreachable(tree::reason(&error))),
+        });
+    }
+
+    /// Has files in place mended of which something damaged is here anew.
+    async fn have_mended(&self, blob: BlobId) {
+        let store = self.inner.store.clone();
+        let is_damaged = move || {
+            let holders = store.holders(blob, HOLDERS_LOOKED_AT)?;
+            let mut rows = holders.iter().map(|file| store.file(file));
+            rows.try_fold(false, |found, row| Ok(found || row?.is_some_and(|row| !row.damaged.is_empty())))
+        };
+        match join(spawn_blocking(is_damaged)).await {
+            Ok::<_, StoreError>(true) => {
+                // Whoever mends is told once more by the next reader.
+                let _ = self.inner.mend.try_send(blob);
+            }
+            Ok(false) => {}
+            Err(error) => warn!(%blob, reason = tree::reason(&error), "not looked whether it needs mending"),
+        }
+    }
+}
+
+impl Inner {
+    /// Does something with what is known of the reading of a blob.
+    fn with<T>(&self, blob: BlobId, act: impl FnOnce(&mut Blob) -> T) -> T {
+        let mut blobs: MutexGuard<'_, HashMap<BlobId, Blob>> =
+            self.blobs.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        if blobs.len() > BLOBS_MAX {
+            let mut uses: Vec<Instant> = blobs.values().map(|blob| blob.used).collect();
+            let (_, &mut median, _) = uses.select_nth_unstable(BLOBS_MAX / 2);
+            blobs.retain(|_, blob| blob.used > median || !blob.flights.is_empty());
+        }
+        let blob =
+            blobs.entry(blob).or_insert_with(|| Blob { windows: Windows::default(), flights: Vec::new(), used: now });
+        blob.used = now;
+        act(blob)
+    }
+}
+
+/// Parts of at most a flight's size, in order.
+fn split(ranges: &RangeSet) -> impl Iterator<Item = RangeSet> {
+    let mut parts: Vec<RangeSet> = Vec::new();
+    let mut room = 0;
+    for range in ranges.iter() {
+        let mut from = range.start();
+        while from < range.end() {
+            if room == 0 {
+                parts.push(RangeSet::new());
+                room = FLIGHT_BYTES_MAX;
+            }
+            let to = range.end().min(from + room);
+            if let (Some(part), Some(range)) = (parts.last_mut(), ByteRange::new(from, to)) {
+                part.insert(range);
+            }
+            room -= to - from;
+            from = to;
+        }
+    }
+    parts.into_iter()
+}
+
+async fn join<T>(handle: tokio::task::JoinHandle<T>) -> T {
+    match handle.await {
+        Ok(value) => value,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
+/// A read that finds something lost again and again fails.
+const ATTEMPTS: usize = 4;
+/// A multiple of chunk groups.
+const FLIGHT_BYTES_MAX: u64 = 8 << 20;
+/// Of so many blobs it is known who reads them.
+const BLOBS_MAX: usize = 1_024;
+const HOLDERS_LOOKED_AT: usize = 64;
