@@ -143,6 +143,22 @@ enum Command {
         #[arg(long, value_name = "NAME")]
         peer: Option<String>,
     },
+    /// Mount everything as a folder, by the system's NFS client.
+    #[command(after_help = MOUNT_EXAMPLES)]
+    Mount {
+        /// An empty directory.
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+        /// Only print the command.
+        #[arg(long)]
+        dry_run: bool,
+    },
+    /// Take the folder away again.
+    Umount {
+        /// Where it is mounted.
+        #[arg(value_name = "DIR")]
+        dir: PathBuf,
+    },
     /// Show this machine, its arenas and its peers.
     Status {
         /// List what is in arenas and not indexed, and why.
@@ -332,6 +348,8 @@ pub fn main_blob() -> ExitCode {
         Command::Invite { expires, role } => commands::invite(home, common, &expires, role.into()).await,
         Command::Join { ticket } => commands::join(home, common, ticket).await,
         Command::Peer(command) => commands::peer(home, common, command).await,
+        Command::Mount { dir, dry_run } => commands::mount(home, common, &dir, dry_run).await,
+        Command::Umount { dir } => commands::umount(&dir),
         Command::Limit { up, down, peer } => {
             let change = LimitChange { peer, up: up.map(|rate| rate.0), down: down.map(|rate| rate.0) };
             commands::limit(home, common, change).await
@@ -440,6 +458,14 @@ Examples:
 
 A file is removed only after the destination has said that it has it, durably and proven, and after the source has read it
 once more and found it unchanged. What changed meanwhile stays, and is reported. Within one machine, use plain mv.";
+
+const MOUNT_EXAMPLES: &str = "Examples:
+  sudo blob mount /mnt/all             everything, below /mnt/all
+  blob mount --dry-run /mnt/all        the command that does it, here or at another machine
+  sudo blob umount /mnt/all
+
+Mounting needs root, and the system's NFS client: on Debian, the package nfs-common. Other machines may mount it if
+config.toml says so: [nfs], listen and allow.";
 
 const LIMIT_EXAMPLES: &str = "Examples:
   blob limit --up 2MiB               at most 2 MiB a second to all peers together

@@ -12,7 +12,7 @@ use tree::Grain;
 use crate::{
     failure::{Code, Failure, WhileDoing},
     home::{Home, is_not_found},
-    node::WatchSettings,
+    node::{MountListen, MountSettings, WatchSettings},
 };
 
 /// What the user set in `config.toml`. Everything has a default.
@@ -42,6 +42,8 @@ pub(crate) struct Config {
     pub history: HistoryConfig,
     /// Who besides peers is served.
     pub serve: Serve,
+    /// How everything is offered as a folder.
+    pub nfs: NfsConfig,
     /// Which arenas peers may write to, by name or id.
     pub roles: BTreeMap<String, RoleConfig>,
 }
@@ -202,6 +204,34 @@ pub(crate) struct Serve {
     pub iroh: bool,
 }
 
+/// `[nfs]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct NfsConfig {
+    /// `ADDR:PORT`, or `"none"`. By default 127.0.0.1:7701, or another port if that is taken.
+    pub listen: Option<String>,
+    /// The addresses and networks of clients that are let in.
+    pub allow: Vec<String>,
+    /// How far ahead of readers is fetched.
+    pub read_ahead: ByteSize,
+    /// How long a read waits for bytes that are not here.
+    pub fetch_timeout: String,
+    /// Whether modes are without write permission.
+    pub read_only: bool,
+}
+
+impl Default for NfsConfig {
+    fn default() -> Self {
+        Self {
+            listen: None,
+            allow: vec!["127.0.0.0/8".to_owned(), "::1".to_owned()],
+            read_ahead: ByteSize::mib(8),
+            fetch_timeout: "15s".to_owned(),
+            read_only: false,
+        }
+    }
+}
+
 /// What a peer may do here, in `[roles]`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -244,6 +274,31 @@ impl Config {
     /// Within what time everything here is to be verified.
     pub(crate) fn scrub_period(&self) -> Result<Duration, Failure> {
         positive("scrub.period", &self.scrub.period)
+    }
+
+    /// How everything is offered as a folder.
+    pub(crate) fn mount_settings(&self) -> Result<MountSettings, Failure> {
+        let NfsConfig { listen, allow, read_ahead, fetch_timeout, read_only } = &self.nfs;
+        let listen = match listen.as_deref() {
+            None => MountListen::Default,
+            Some("none") => MountListen::Nowhere,
+            Some(address) => MountListen::At(address.parse().map_err(|_| {
+                Failure::new(Code::Usage, format!("nfs.listen is {address:?}"))
+                    .hint("such as 127.0.0.1:7701 or [::1]:7701, or none")
+            })?),
+        };
+        let allowed = |network: &String| {
+            network.parse().map_err(|error: nfs::ParseNetworkError| {
+                Failure::new(Code::Usage, error.to_string()).while_doing("understand nfs.allow")
+            })
+        };
+        Ok(MountSettings {
+            listen,
+            allow: allow.iter().map(allowed).collect::<Result<_, _>>()?,
+            read_ahead: read_ahead.as_u64(),
+            fetch_timeout: positive("nfs.fetch_timeout", fetch_timeout)?,
+            read_only: *read_only,
+        })
     }
 
     /// Who may write here.
@@ -336,6 +391,16 @@ const TEMPLATE: &str = r#"# blobd's settings. Everything has a default, shown he
 [serve]
 # Whether anyone who knows a blob id may read the blobs of public arenas in iroh-blobs' protocol.
 #iroh = false
+
+[nfs]
+# Everything as a folder: where to listen for `blob mount`, or "none"; another port if this one is taken. Whose clients are let in: they
+# read everything. How far ahead of who reads in order is fetched, how long a read waits for bytes that are not here, and
+# whether files look read-only.
+#listen = "127.0.0.1:7701"
+#allow = ["127.0.0.0/8", "::1"]
+#read_ahead = "8 MiB"
+#fetch_timeout = "15s"
+#read_only = false
 
 [roles]
 # Other machines read what is here, and no more. Those that may also copy and move files into and out of arenas, by

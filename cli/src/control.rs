@@ -176,6 +176,7 @@ async fn status(State(node): State<Node>) -> Answer {
         "peers": peers_json(&node),
         "cache": { "bytes": cache.bytes, "limit": cache.limit, "free": cache.free, "keep_free": cache.keep_free },
         "scrub": node.scrub_status(),
+        "nfs": node.mount_address(),
         "seq": node.namespace().mark()?.seq,
     })))
 }

@@ -1,5 +1,6 @@
 use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 
+use nfs::Mount;
 use tokio::{
     net::{UnixListener, UnixStream},
     signal::unix::{SignalKind, signal},
@@ -18,6 +19,7 @@ use crate::{
 pub(crate) struct Daemon {
     /// Its home.
     pub node: Node,
+    mount: Option<Mount>,
     stop: watch::Sender<bool>,
     serving: tokio::task::JoinHandle<()>,
 }
@@ -31,6 +33,9 @@ impl Daemon {
             let _ = fs::remove_file(&home.socket);
         })?;
         let (stop, mut stopped) = watch::channel(false);
+        let mount = node.serve_mount(stop.subscribe()).await.inspect_err(|_| {
+            let _ = fs::remove_file(&home.socket);
+        })?;
         let router = control::router(node.clone());
         let serving = tokio::spawn(async move {
             let until = async move {
@@ -43,7 +48,7 @@ impl Daemon {
         let (scrubbing, stopped) = (node.clone(), stop.subscribe());
         tokio::spawn(async move { scrubbing.scrub(scrubbing.scrub_settings(), stopped).await });
         tokio::spawn(node.clone().keep_up(node.watch_settings(), stop.subscribe()));
-        Ok(Self { node, stop, serving })
+        Ok(Self { node, mount, stop, serving })
     }
 
     /// Ends everything, in order. Takes a few seconds at most.
@@ -53,6 +58,9 @@ impl Daemon {
         self.serving.abort();
         let _ = self.serving.await;
         let _ = fs::remove_file(socket);
+        if let Some(mount) = self.mount {
+            mount.stop().await;
+        }
         self.node.shutdown().await;
     }
 }

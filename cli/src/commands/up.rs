@@ -8,7 +8,7 @@ use namespace::ArenaName;
 use peers::Role;
 use serde_json::json;
 
-use super::style;
+use super::{mount_command, style};
 use crate::{
     args::{Common, DaemonArgs},
     client::Client,
@@ -76,7 +76,7 @@ async fn set_up(daemon: &Daemon, common: &Common, dirs: &[PathBuf]) -> Result<()
         let ready = json!({
             "type": "ready", "peer": peers.me().to_string(), "name": node.name(),
             "listens_on": peers.listens_on(), "listeners": peers.listeners(), "not_listening": peers.not_listening(),
-            "arenas": arenas, "ticket": ticket,
+            "arenas": arenas, "ticket": ticket, "nfs": node.mount_address(),
         });
         writeln!(out, "{ready}").while_doing(WRITING)?;
         return Ok(());
@@ -95,6 +95,10 @@ async fn set_up(daemon: &Daemon, common: &Common, dirs: &[PathBuf]) -> Result<()
     }
     if let Some(ticket) = ticket {
         writeln!(out, "\nOn another machine, within the hour:\n\n    blob up\n    blob join {ticket}\n")
+            .while_doing(WRITING)?;
+    }
+    if let Some(address) = node.mount_address() {
+        writeln!(out, "Everything as a folder:\n\n    sudo {}\n", mount_command(address, Path::new("DIR")).join(" "))
             .while_doing(WRITING)?;
     }
     writeln!(out, "Ready. Ctrl-C stops the daemon.").while_doing(WRITING)?;

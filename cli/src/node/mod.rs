@@ -5,6 +5,7 @@ mod index;
 mod like;
 mod limits;
 mod list;
+mod mount;
 mod read;
 mod repair;
 mod scrub;
@@ -14,6 +15,7 @@ mod watch;
 
 use std::{
     collections::HashMap,
+    net::SocketAddr,
     path::PathBuf,
     sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak},
     time::Duration,
@@ -41,6 +43,7 @@ pub(crate) use copy::{CopyScope, Place};
 pub(crate) use index::ScanTotals;
 pub(crate) use limits::LimitChange;
 pub(crate) use list::rfc3339;
+pub(crate) use mount::{MountListen, MountSettings};
 pub(crate) use read::READ_BYTES_MAX;
 pub(crate) use scrub::{ScrubSettings, ScrubStatus};
 pub(crate) use verify::Scope;
@@ -80,6 +83,8 @@ struct Inner {
     arenas: Mutex<HashMap<ArenaName, ArenaState>>,
     watch_settings: WatchSettings,
     watching: OnceLock<Arc<Watching>>,
+    /// Where everything is offered as a folder.
+    mount: OnceLock<SocketAddr>,
     /// What is to be looked at again.
     hints: Teller,
     hinted: Mutex<Option<News>>,
@@ -215,6 +220,7 @@ impl Node {
             arenas: Mutex::default(),
             watch_settings,
             watching: OnceLock::new(),
+            mount: OnceLock::new(),
             hints,
             hinted: Mutex::new(Some(hinted)),
         };

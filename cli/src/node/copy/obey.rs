@@ -411,11 +411,9 @@ mod tests {
         stays(Some(&row), blob, Some(&now), Some(Fingerprint { device: 77, ..now }.into()));
         let damaged = RangeSet::from(ByteRange::new(0, 3).unwrap());
         stays(Some(&FileRow { damaged, ..row.clone() }), blob, Some(&now), elsewhere);
-        for changed in [
-            Fingerprint { inode: 9, ..now },
-            Fingerprint { size: 9, ..now },
-            Fingerprint { mtime: time(9), ..now },
-        ] {
+        for changed in
+            [Fingerprint { inode: 9, ..now }, Fingerprint { size: 9, ..now }, Fingerprint { mtime: time(9), ..now }]
+        {
             stays(Some(&row), blob, Some(&changed), elsewhere);
         }
         for touched in [Fingerprint { device: 9, ..now }, Fingerprint { ctime: time(9), ..now }] {
