@@ -78,7 +78,10 @@ impl RsyncDaemon {
         let config = work.join("rsyncd.conf");
         fs::write(
             &config,
-            format!("use chroot = no\naddress = 127.0.0.1\n[tree]\npath = {}\nread only = yes\n", dir.display()),
+            format!(
+                "use chroot = no\nuid = 0\ngid = 0\naddress = 127.0.0.1\n[tree]\npath = {}\nread only = yes\n",
+                dir.display()
+            ),
         )?;
         let daemon = Command::new("rsync")
             .args(["--daemon", "--no-detach", "--port", &port.to_string(), "--config"])
