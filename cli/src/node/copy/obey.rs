@@ -158,8 +158,10 @@ impl Node {
     /// Settles something, and says what is in its way, if that came only now.
     async fn settle_at(&self, arena: HeldArena, path: RelPath, step: Step) -> Result<Done, Failure> {
         let (dir, at) = (arena.dir.clone(), path.clone());
+        let is_directory = matches!(step, Step::Directory { .. });
         let settled = self.settle(Last { arena, path, step }).await;
         match settled {
+            Err(failure) if is_directory => Err(failure),
             Err(failure) => match blocking(move || Ok(look(&dir, &at)?)).await {
                 Ok(Some(SeenKind::Directory { .. })) => Ok(a_directory()),
                 _ => Err(failure),
@@ -411,11 +413,9 @@ mod tests {
         stays(Some(&row), blob, Some(&now), Some(Fingerprint { device: 77, ..now }.into()));
         let damaged = RangeSet::from(ByteRange::new(0, 3).unwrap());
         stays(Some(&FileRow { damaged, ..row.clone() }), blob, Some(&now), elsewhere);
-        for changed in [
-            Fingerprint { inode: 9, ..now },
-            Fingerprint { size: 9, ..now },
-            Fingerprint { mtime: time(9), ..now },
-        ] {
+        for changed in
+            [Fingerprint { inode: 9, ..now }, Fingerprint { size: 9, ..now }, Fingerprint { mtime: time(9), ..now }]
+        {
             stays(Some(&row), blob, Some(&changed), elsewhere);
         }
         for touched in [Fingerprint { device: 9, ..now }, Fingerprint { ctime: time(9), ..now }] {
