@@ -460,9 +460,9 @@ A file is removed only after the destination has said that it has it, durably an
 once more and found it unchanged. What changed meanwhile stays, and is reported. Within one machine, use plain mv.";
 
 const MOUNT_EXAMPLES: &str = "Examples:
-  sudo blob mount /mnt/all             everything, below /mnt/all
+  blob mount /mnt/all                  everything, below /mnt/all; without being root, what to run as root
   blob mount --dry-run /mnt/all        the command that does it, here or at another machine
-  sudo blob umount /mnt/all
+  blob umount /mnt/all
 
 Mounting needs root, and the system's NFS client: on Debian, the package nfs-common. Other machines may mount it if
 config.toml says so: [nfs], listen and allow.";

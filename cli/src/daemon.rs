@@ -51,6 +51,17 @@ impl Daemon {
         Ok(Self { node, mount, stop, serving })
     }
 
+    /// Waits for SIGINT or SIGTERM; fails if the database does.
+    pub(crate) async fn over(&self) -> Result<(), Failure> {
+        tokio::select! {
+            interrupted = interrupted() => interrupted,
+            failure = self.node.database_failed() => {
+                error!(reason = failure.reason(), "stopping: the database failed");
+                Err(failure.hint("what was said to be done is done; start the daemon again once the disk is well"))
+            }
+        }
+    }
+
     /// Ends everything, in order. Takes a few seconds at most.
     pub(crate) async fn stop(self) {
         let socket = self.node.home().socket.clone();
@@ -66,7 +77,7 @@ impl Daemon {
 }
 
 /// Waits for SIGINT or SIGTERM.
-pub(crate) async fn interrupted() -> Result<(), Failure> {
+async fn interrupted() -> Result<(), Failure> {
     let mut terminate = signal(SignalKind::terminate()).while_doing("listen for signals")?;
     let mut interrupt = signal(SignalKind::interrupt()).while_doing("listen for signals")?;
     tokio::select! {

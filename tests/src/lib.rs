@@ -1,11 +1,12 @@
 //! What the end-to-end tests share: machines that run the real programs, real trees, an exact comparison of trees,
-//! and a peer that lies.
+//! faults of networks and disks, and a peer that lies.
 //!
 //! The tests run `blob` and `blobd` as users do, and look at nothing but what users see: output, exit codes, logs,
 //! and files. They wait for states, each wait with an end, and never for time to pass.
 
 mod caller;
 mod damage;
+mod faults;
 mod household;
 mod liar;
 mod link;
@@ -18,6 +19,7 @@ mod wait;
 
 pub use caller::{connect, introduced};
 pub use damage::{GROUP_BYTES, groups_of, path_of, ranges_of, rot, target};
+pub use faults::{Fault, Struck, can_attach};
 pub use household::{QUICK, listable, write_tree};
 pub use liar::{Answer, Liar, Statement, file_statement};
 pub use link::{Fate, Fates, Link, Quality, Way};

@@ -1,6 +1,6 @@
 use std::{
     io,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{
         Arc, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
@@ -139,8 +139,13 @@ impl Partial {
         Ok(())
     }
 
-    /// Writes, and if the disk is full, evicts and tries once more.
-    fn write_or_evict(&self, bytes: u64, write: impl Fn(&Place) -> io::Result<()>) -> Result<(), StoreError> {
+    /// Writes to the file at `path`, and if the disk is full, evicts and tries once more.
+    fn write_or_evict(
+        &self,
+        bytes: u64,
+        path: impl FnOnce() -> PathBuf,
+        write: impl Fn(&Place) -> io::Result<()>,
+    ) -> Result<(), StoreError> {
         let attempt = || {
             let _writing = self.store.inner.cache_files.read().unwrap_or_else(PoisonError::into_inner);
             if self.is_taken.load(Ordering::Acquire) { Ok(()) } else { write(&self.place) }
@@ -158,7 +163,7 @@ impl Partial {
                 let usage = self.store.cache_usage()?;
                 Err(StoreError::CacheFull { free: usage.free, keep_free: usage.keep_free })
             }
-            outcome => outcome.map_err(StoreError::file("write", self.store.cache_file(self.blob))),
+            outcome => outcome.map_err(|error| StoreError::file("write", path())(error)),
         }
     }
 
@@ -208,10 +213,14 @@ impl Sink for Partial {
                 if let Place::Row(bytes) = &mut self.place {
                     bytes[range.start() as usize..range.end() as usize].copy_from_slice(data.bytes());
                 }
-                self.write_or_evict(range.len(), |place| match place {
-                    Place::Row(_) => Ok(()),
-                    Place::Files { data: file, .. } => file.write_all_at(data.bytes(), data.offset()),
-                })?;
+                self.write_or_evict(
+                    range.len(),
+                    || self.store.cache_file(blob),
+                    |place| match place {
+                        Place::Row(_) => Ok(()),
+                        Place::Files { data: file, .. } => file.write_all_at(data.bytes(), data.offset()),
+                    },
+                )?;
                 if self.geometry.round_out(range) == range {
                     self.written.insert(range);
                 }
@@ -222,10 +231,14 @@ impl Sink for Partial {
                 if node.blob() != blob || offset >= self.geometry.outboard_bytes() {
                     return Err(StoreError::ForeignPiece { blob });
                 }
-                self.write_or_evict(GROUP_BYTES, |place| match place {
-                    Place::Row(_) => Ok(()),
-                    Place::Files { outboard, .. } => outboard.write_all_at(node.pair(), offset),
-                })
+                self.write_or_evict(
+                    GROUP_BYTES,
+                    || self.store.cache_outboard_file(blob),
+                    |place| match place {
+                        Place::Row(_) => Ok(()),
+                        Place::Files { outboard, .. } => outboard.write_all_at(node.pair(), offset),
+                    },
+                )
             }
         }
     }

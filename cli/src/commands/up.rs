@@ -14,7 +14,7 @@ use crate::{
     client::Client,
     config::Config,
     control::{self, AddArena},
-    daemon::{Daemon, interrupted},
+    daemon::Daemon,
     failure::{Code, Failure, WhileDoing},
     home::Home,
     node::NodeOptions,
@@ -25,9 +25,9 @@ use crate::{
 /// `blobd`
 pub(crate) async fn serve(home: &Home, args: DaemonArgs) -> Result<Code, Failure> {
     let daemon = start(home, args).await?;
-    interrupted().await?;
+    let over = daemon.over().await;
     daemon.stop().await;
-    Ok(Code::Ok)
+    over.map(|()| Code::Ok)
 }
 
 /// `blob up`
@@ -35,10 +35,10 @@ pub(crate) async fn up(home: &Home, common: &Common, dirs: &[PathBuf], args: Dae
     let daemon = start(home, args).await?;
     let outcome = tokio::select! {
         outcome = set_up(&daemon, common, dirs) => match outcome {
-            Ok(()) => interrupted().await,
+            Ok(()) => daemon.over().await,
             Err(failure) => Err(failure),
         },
-        interrupted = interrupted() => interrupted,
+        over = daemon.over() => over,
     };
     daemon.stop().await;
     outcome.map(|()| Code::Ok)

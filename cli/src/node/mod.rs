@@ -1,6 +1,7 @@
 //! A home that is open, and what is done with it. Knows nothing of HTTP or terminals.
 
 mod copy;
+mod database;
 mod index;
 mod like;
 mod limits;
@@ -24,7 +25,6 @@ use std::{
 use blobstore::{CacheUsage, RealDisk, RootId, Store, StoreError};
 use namespace::{Arena, ArenaName, Namespace, NamespaceError, News, Origin, PeerId, Teller};
 use peers::{Gate, Identity, Options, Peers, Roles, Roster, StartError};
-use redb::Database;
 use tokio::{sync::Semaphore, task::spawn_blocking};
 use tracing::{info, warn};
 
@@ -35,6 +35,7 @@ use crate::{
     home::{Home, host_name},
 };
 
+use database::DatabaseHealth;
 use index::ArenaState;
 use verify::now;
 use watch::Watching;
@@ -58,6 +59,7 @@ pub struct Node {
 
 struct Inner {
     home: Home,
+    database: DatabaseHealth,
     name: String,
     store: Store,
     namespace: Namespace,
@@ -111,14 +113,10 @@ impl Node {
     pub fn open(home: &Home, options: &NodeOptions) -> Result<Self, Failure> {
         let config = Config::load(&home.config)?;
         home.create()?;
-        let db = Database::builder().set_cache_size(DATABASE_CACHE_BYTES).create(home.database()).map_err(|error| {
-            match error {
-                redb::DatabaseError::DatabaseAlreadyOpen => {
-                    Failure::new(Code::Error, "another process has this home open")
-                        .while_doing(format!("open {:?}", home.database()))
-                }
-                error => Failure::from(error).while_doing(format!("open {:?}", home.database())),
-            }
+        let (db, database) = database::open(&home.database()).map_err(|error| match error {
+            redb::DatabaseError::DatabaseAlreadyOpen => Failure::new(Code::Error, "another process has this home open")
+                .while_doing(format!("open {:?}", home.database())),
+            error => Failure::from(error).while_doing(format!("open {:?}", home.database())),
         })?;
         let db = Arc::new(db);
         let opening = || format!("open {:?}", home.database());
@@ -203,6 +201,7 @@ impl Node {
         let (hints, hinted) = namespace::news(HINTS_MAX);
         let inner = Inner {
             home: home.clone(),
+            database,
             name,
             store,
             namespace,
@@ -255,6 +254,16 @@ impl Node {
             warn!(reason = failure.reason(), "the next start will not know when the cache was used");
         }
         info!("stopped");
+    }
+
+    /// Waits until the database cannot be relied on any more, which may be never; returns why.
+    pub(crate) async fn database_failed(&self) -> Failure {
+        let mut health = self.inner.database.clone();
+        let reason = match health.wait_for(Option::is_some).await {
+            Ok(reason) => reason.clone().unwrap_or_default(),
+            Err(_) => std::future::pending().await,
+        };
+        Failure::new(Code::Error, reason).while_doing(format!("use {:?}", self.inner.home.database()))
     }
 
     /// What this machine calls itself.
@@ -441,9 +450,5 @@ const HINTS_MAX: usize = 65_536;
 const DEFAULT_LISTEN: &str = "[::]:7700";
 const ANY_PORT: &str = "[::]:0";
 /// In how many places a blob may be for it to be found public.
-/// What redb keeps of the database in memory: up to a half of it pages that are not written yet, and the rest, or all of
-/// it while nobody writes, pages that were read. By itself it would take a gigabyte, which a scan of millions of files
-/// fills. With this the upper pages of every table stay in memory, and a scan is no slower.
-const DATABASE_CACHE_BYTES: usize = 64 << 20;
 /// In how many places a blob may be for it to be found public.
 const HOLDERS_ASKED: usize = 64;

@@ -281,10 +281,13 @@ impl Getting {
                 let (getting, to, mode, mtime) = (self.clone(), job.to.clone(), *mode, job.mtime);
                 blocking(move || {
                     let store = &getting.node.inner.store;
-                    let (mut staged, leftover) = arrived.take(store, &getting.destination, &to)?;
-                    staged.set_attributes(mode, mtime)?;
-                    staged.publish(&to)?;
-                    leftover.forget(store)
+                    let publish = || {
+                        let (mut staged, leftover) = arrived.take(store, &getting.destination, &to)?;
+                        staged.set_attributes(mode, mtime)?;
+                        staged.publish(&to)?;
+                        leftover.forget(store)
+                    };
+                    publish().while_doing(getting.creating(&to))
                 })
                 .await?;
                 Ok(Got::Copied(fetched))

@@ -158,8 +158,10 @@ impl Node {
     /// Settles something, and says what is in its way, if that came only now.
     async fn settle_at(&self, arena: HeldArena, path: RelPath, step: Step) -> Result<Done, Failure> {
         let (dir, at) = (arena.dir.clone(), path.clone());
+        let is_directory = matches!(step, Step::Directory { .. });
         let settled = self.settle(Last { arena, path, step }).await;
         match settled {
+            Err(failure) if is_directory => Err(failure),
             Err(failure) => match blocking(move || Ok(look(&dir, &at)?)).await {
                 Ok(Some(SeenKind::Directory { .. })) => Ok(a_directory()),
                 _ => Err(failure),
