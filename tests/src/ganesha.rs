@@ -35,7 +35,10 @@ impl Ganesha {
         // It does not start without a portmapper, which has its socket in /run.
         let mut command = network.command("unshare");
         command.args(["--mount", "--", "sh", "-c"]);
-        command.arg("mount -t tmpfs tmpfs /run; rpcbind -f & exec ganesha.nfsd -F -L \"$1\" -f \"$2\" -p /run/pid");
+        command.arg(
+            "mount -t tmpfs tmpfs /run; rpcbind -f & timeout 20 sh -c 'until [ -S /run/rpcbind.sock ]; do sleep 0.05; done'
+            exec ganesha.nfsd -F -L \"$1\" -f \"$2\" -p /run/pid",
+        );
         command.arg("sh").args([&log, &config]).process_group(0).stdin(Stdio::null());
         let said = File::create(scratch.path("ganesha.out")).expect("make a file");
         command.stdout(said.try_clone().expect("two of it")).stderr(said);
