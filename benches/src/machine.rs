@@ -8,6 +8,7 @@ use std::{
 };
 
 use serde_json::Value;
+use tests::Network;
 
 /// A home with its daemon.
 pub(crate) struct Machine {
@@ -29,6 +30,11 @@ impl Machine {
         Self::start_in(new_home(work, config)?, arena, LISTEN)
     }
 
+    /// The same in another network.
+    pub(crate) fn start_within(network: &Network, work: &Path, arena: &Path, config: &str) -> io::Result<Self> {
+        Self::start_by(network.command(program("blob")), new_home(work, config)?, Some(arena), LISTEN)
+    }
+
     /// The same without an arena; and nobody can dial it.
     pub(crate) fn start_deaf(work: &Path, config: &str) -> io::Result<Self> {
         Self::start_in(new_home(work, config)?, None, "none")
@@ -40,7 +46,10 @@ impl Machine {
     }
 
     fn start_in(home: tempfile::TempDir, arena: Option<&Path>, listen: &str) -> io::Result<Self> {
-        let mut command = Command::new(program("blob"));
+        Self::start_by(Command::new(program("blob")), home, arena, listen)
+    }
+
+    fn start_by(mut command: Command, home: tempfile::TempDir, arena: Option<&Path>, listen: &str) -> io::Result<Self> {
         command.args(["--json", "--home"]).arg(home.path()).arg("up").args(arena);
         command.args(["--listen", listen]).stdout(Stdio::piped()).stderr(Stdio::null());
         let mut daemon = command.spawn()?;
@@ -114,11 +123,7 @@ impl Machine {
 
     /// How long processors have worked for the daemon so far.
     pub(crate) fn cpu(&self) -> io::Result<Duration> {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.daemon.id()))?;
-        // Behind the name, which may have spaces in it: the 14th and the 15th field of all.
-        let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
-        let ticks: u64 = fields.skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
-        Ok(Duration::from_millis(ticks * 1000 / TICKS_PER_S))
+        cpu_of(self.daemon.id())
     }
 
     /// Pairs with `other`.
@@ -203,6 +208,15 @@ fn hash_command(dir: &Path, paths: &[PathBuf]) -> Command {
     let mut command = Command::new(program("blob"));
     command.current_dir(dir).arg("hash").args(paths);
     command
+}
+
+/// How long processors have worked for a process so far.
+pub(crate) fn cpu_of(process: u32) -> io::Result<Duration> {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat"))?;
+    // Behind the name, which may have spaces in it: the 14th and the 15th field of all.
+    let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+    let ticks: u64 = fields.skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
+    Ok(Duration::from_millis(ticks * 1000 / TICKS_PER_S))
 }
 
 fn peak_bytes(process: u32) -> u64 {

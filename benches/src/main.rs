@@ -5,6 +5,7 @@
 
 mod changed;
 mod machine;
+mod mount;
 mod namespace;
 mod quic;
 mod race;
@@ -46,6 +47,8 @@ enum Command {
         /// The file.
         file: PathBuf,
     },
+    #[command(flatten)]
+    MountPart(mount::Part),
 }
 
 #[derive(Subcommand)]
@@ -88,6 +91,9 @@ enum Bench {
         #[arg(long, default_value_t = 1_000_000)]
         files: usize,
     },
+    /// Read and list a tree over NFS with the Linux kernel's client; beside nfs-ganesha and nfsserve. Needs root, and
+    /// what `.ci/fetch-uml` brings.
+    Mount(mount::Args),
     /// Repair one flipped bit in a large file: bytes received, and bytes on the wire.
     Repair {
         /// The file's size in MiB.
@@ -101,6 +107,7 @@ fn main() -> io::Result<()> {
     let bench = match command {
         Command::Bench(bench) => bench,
         Command::QuicServe { file } => return quic::serve(&file),
+        Command::MountPart(part) => return part.run(),
     };
     let work = tempfile::Builder::new().prefix("blobd-bench-").tempdir_in(dir)?;
     let work = work.path();
@@ -110,6 +117,7 @@ fn main() -> io::Result<()> {
         Bench::Store { mib, files } => store(work, rounds, mib, files),
         Bench::Transfer(args) => transfer::transfer(work, rounds, &args),
         Bench::Namespace { files } => namespace::namespace(work, rounds, files),
+        Bench::Mount(args) => mount::mount(work, rounds, &args),
         Bench::Repair { mib } => repair(work, mib << 20),
     }
 }

@@ -19,16 +19,25 @@ pub(crate) struct Run {
 /// Does it once, and puts everything back; `None` if it is not installed.
 type Rival<'a> = Box<dyn FnMut() -> io::Result<Option<Run>> + 'a>;
 
-/// Rivals at moving so many bytes.
+/// Rivals at one thing.
 pub(crate) struct Race<'a> {
     title: String,
-    bytes: u64,
+    /// What is moved or done, for the rate, and of what there are so many.
+    amount: f64,
+    unit: &'static str,
     rivals: Vec<(String, Rival<'a>)>,
 }
 
 impl<'a> Race<'a> {
+    /// Rivals at moving so many bytes.
     pub(crate) fn new(title: impl Into<String>, bytes: u64) -> Self {
-        Self { title: title.into(), bytes, rivals: Vec::new() }
+        let title = format!("{}: {:.1} MiB", title.into(), bytes as f64 / f64::from(1 << 20));
+        Self { title, amount: bytes as f64 / 1e6, unit: "MB/s", rivals: Vec::new() }
+    }
+
+    /// Rivals at doing something so many times.
+    pub(crate) fn counting(title: impl Into<String>, count: u64) -> Self {
+        Self { title: title.into(), amount: count as f64 / 1e3, unit: "k/s", rivals: Vec::new() }
     }
 
     pub(crate) fn add(&mut self, name: &str, rival: impl FnMut() -> io::Result<Option<Run>> + 'a) {
@@ -54,7 +63,7 @@ impl<'a> Race<'a> {
                 runs.extend(rival()?);
             }
         }
-        println!("{}: {:.1} MiB, medians of {rounds}", self.title, self.bytes as f64 / f64::from(1 << 20));
+        println!("{}, medians of {rounds}", self.title);
         let mut first = None;
         for ((name, _), runs) in self.rivals.iter().zip(&runs) {
             let times: Vec<_> = runs.iter().map(|run| run.time).collect();
@@ -66,9 +75,9 @@ impl<'a> Race<'a> {
             let ratio = first.get_or_insert(seconds).to_owned() / seconds;
             let [least, most] =
                 [times.iter().min(), times.iter().max()].map(|time| time.map_or(0.0, |time| time.as_secs_f64()));
-            let rate = self.bytes as f64 / seconds / 1e6;
+            let (rate, unit) = (self.amount / seconds, self.unit);
             let mut line =
-                format!("  {name:32} {seconds:8.3} s ({least:.3} to {most:.3}) {rate:7.1} MB/s {ratio:6.2} x");
+                format!("  {name:32} {seconds:8.3} s ({least:.3} to {most:.3}) {rate:7.1} {unit} {ratio:6.2} x");
             for (what, bytes) in [("on the wire", column(runs, |run| run.wire)), ("told", column(runs, |run| run.told))]
             {
                 line += &bytes.map_or(String::new(), |bytes| format!(" {:10.1} KiB {what}", bytes as f64 / 1024.0));

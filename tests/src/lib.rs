@@ -1,5 +1,5 @@
 //! What the end-to-end tests share: machines that run the real programs, real trees, an exact comparison of trees,
-//! faults of networks and disks, and a peer that lies.
+//! faults of networks and disks, a peer that lies, and a Linux that mounts.
 //!
 //! The tests run `blob` and `blobd` as users do, and look at nothing but what users see: output, exit codes, logs,
 //! and files. They wait for states, each wait with an end, and never for time to pass.
@@ -7,6 +7,7 @@
 mod caller;
 mod damage;
 mod faults;
+mod ganesha;
 mod household;
 mod liar;
 mod link;
@@ -14,12 +15,15 @@ mod machine;
 mod network;
 mod nfs;
 mod real_tree;
+mod skipped;
 mod snapshot;
+mod uml;
 mod wait;
 
 pub use caller::{connect, introduced};
 pub use damage::{GROUP_BYTES, groups_of, path_of, ranges_of, rot, target};
 pub use faults::{Fault, Struck, can_attach};
+pub use ganesha::Ganesha;
 pub use household::{QUICK, listable, write_tree};
 pub use liar::{Answer, Liar, Statement, file_statement};
 pub use link::{Fate, Fates, Link, Quality, Way};
@@ -27,5 +31,7 @@ pub use machine::{Machine, Output, Scratch, blob, blobd};
 pub use network::Network;
 pub use nfs::{Attributes, Listed, Nfs, Results, Xdr, status};
 pub use real_tree::{BIG, BIG_BYTES, SMALL_ENOUGH, TreeSpec, build_tree, random_bytes, set_mtime, write_random};
+pub use skipped::skipped;
 pub use snapshot::{Item, Mtime, Tree, differences, indexed, snapshot, without_link_times};
+pub use uml::{Guest, Hardware, MOUNT, NFS_PORT, Running, SCRIPT_LIMIT, SERVER, Shell, Unavailable};
 pub use wait::wait_for;

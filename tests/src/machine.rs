@@ -134,10 +134,21 @@ impl Machine {
 
     /// The same in another network than the machine's own, listening at all addresses there.
     pub fn up_in(network: &Network, scratch: &Scratch, name: &str) -> Self {
-        let mut machine = Self::new(scratch.dir(&format!("{name}.home")), scratch, name, "");
+        Self::up_in_with_config::<&Path>(network, scratch, name, &[], "")
+    }
+
+    /// The same with a configuration file, and directories to index.
+    pub fn up_in_with_config<P: AsRef<Path>>(
+        network: &Network,
+        scratch: &Scratch,
+        name: &str,
+        dirs: &[P],
+        config: &str,
+    ) -> Self {
+        let mut machine = Self::new(scratch.dir(&format!("{name}.home")), scratch, name, config);
         machine.listen = Some("[::]:0".to_owned());
         machine.network = Some(network.pid());
-        machine.start::<&Path>(&[])
+        machine.start(dirs)
     }
 
     /// The same in a home that is there, with its configuration.

@@ -4,9 +4,9 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
-use crate::Output;
+use crate::{Output, skipped};
 
-/// A network of a test's own, with a loopback interface that is up, and nothing else.
+/// A network of a test's own, with a loopback interface that is up, and nothing else until [`crate::Guest`] is in it.
 pub struct Network {
     /// The process that keeps it.
     keeper: Child,
@@ -18,13 +18,13 @@ impl Network {
         let mut command = Command::new("unshare");
         command.args(["--net", "--", "sh", "-c", "ip link set lo up && echo ready && exec cat"]);
         let keeper = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
-        let mut keeper = keeper.map_err(|error| eprintln!("skipped: cannot run unshare: {error}")).ok()?;
+        let mut keeper = keeper.map_err(|error| skipped(&format!("cannot run unshare: {error}"))).ok()?;
         let mut line = String::new();
         let stdout = keeper.stdout.as_mut().expect("it is a pipe");
         BufReader::new(stdout).read_line(&mut line).expect("read what it says");
         let network = Self { keeper };
         if line.trim() != "ready" {
-            eprintln!("skipped: no network of its own can be made here; it takes root, unshare and ip");
+            skipped("no network of its own can be made here; it takes root, unshare and ip");
             return None;
         }
         Some(network)
@@ -44,10 +44,21 @@ impl Network {
     /// Runs a script in it, which must succeed.
     #[track_caller]
     pub fn run(&self, script: &str) {
-        let mut command = Self::command_in(self.pid(), "sh");
-        command.args(["-c", script]);
-        let output = Output::of(command);
+        let output = self.try_run(script);
         assert_eq!(output.code, 0, "{script}: {}", output.stderr);
+    }
+
+    /// Runs a script in it.
+    #[track_caller]
+    pub fn try_run(&self, script: &str) -> Output {
+        let mut command = self.command("sh");
+        command.args(["-c", script]);
+        Output::of(command)
+    }
+
+    /// A command line that runs in it: a server for [`crate::Guest`], say.
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
+        Self::command_in(self.pid(), program)
     }
 }
 

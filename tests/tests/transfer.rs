@@ -9,7 +9,7 @@ use std::{
 
 use fastrand::Rng;
 use serde_json::json;
-use tests::{Fate, Link, Machine, Quality, Scratch, Way, random_bytes, wait_for};
+use tests::{Fate, Link, Machine, Quality, Scratch, Way, random_bytes, skipped, wait_for};
 
 /// Two machines with a network between them: the one that has files, and one that only dials it through the link.
 struct Two {
@@ -155,7 +155,7 @@ fn a_full_disk_ends_a_move_before_anything_is_lost() {
     let (docs, small_disk) = (scratch.dir("docs"), scratch.dir("small"));
     let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=8m", "tmpfs"]).arg(&small_disk).status();
     if !mounted.is_ok_and(|status| status.success()) {
-        return eprintln!("skipped: this user may not mount a small disk");
+        return skipped("this user may not mount a small disk");
     }
     let _unmount = Unmount(small_disk.clone());
     let noise = random_bytes(20 << 20, &mut Rng::with_seed(5));
