@@ -1,6 +1,8 @@
 //! The mount, as clients see it that speak NFS themselves.
 
 mod abuse;
+mod kernel;
+mod libnfs;
 mod reading;
 mod tree;
 
