@@ -132,7 +132,7 @@ fn a_file_that_changed_is_not_removed() {
     // And what is as it was goes, though it got another name meanwhile.
     fs::write(&path, b"bytes").unwrap();
     lab.machine.ok(["arena", "scan", "docs"]);
-    fs::hard_link(&path, scratch.path().join("another name")).unwrap();
+    fs::hard_link(&path, scratch.path("another name")).unwrap();
     assert_eq!(lab.remove("file", file(b"bytes")), Done::Removed);
     assert!(!path.exists());
     lab.machine.exits(7, ["stat", "docs/file"]);
