@@ -63,7 +63,7 @@ pub(super) enum Found {
 /// What is to be done where something is to be removed.
 enum Removal {
     /// The last steps.
-    Ready(Last),
+    Ready(Box<Last>),
     /// Nothing; that is the end of it.
     Done(Done),
     /// First to be alone with the blob, of which there are several names.
@@ -282,7 +282,7 @@ impl Node {
             }
         };
         drop(making_ready);
-        self.settle(last).await
+        self.settle(*last).await
     }
 
     fn begin_removal(&self, arena: &ArenaName, order: Remove, is_alone: bool) -> Result<Removal, Failure> {
@@ -300,7 +300,7 @@ impl Node {
             }
         }
         Ok(match self.check_removal(&arena, &order)? {
-            Ok(step) => Removal::Ready(Last { arena, path: order.path, step }),
+            Ok(step) => Removal::Ready(Box::new(Last { arena, path: order.path, step })),
             Err(done) => Removal::Done(done),
         })
     }
