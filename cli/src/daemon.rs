@@ -1,6 +1,7 @@
 use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 
 use nfs::Mount;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::{
     net::{UnixListener, UnixStream},
     signal::unix::{SignalKind, signal},
@@ -28,6 +29,7 @@ impl Daemon {
     /// Opens the home and listens on its socket. Fails if another daemon does.
     pub(crate) async fn start(home: &Home, options: &NodeOptions) -> Result<Self, Failure> {
         home.create()?;
+        raise_open_files();
         let listener = listen(&home.socket).await?;
         let node = Node::open(home, options).inspect_err(|_| {
             let _ = fs::remove_file(&home.socket);
@@ -75,6 +77,17 @@ impl Daemon {
         self.node.shutdown().await;
     }
 }
+
+/// Lets this process have more files open than a shell or an init system gives it to begin with: copies have many.
+fn raise_open_files() {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let wanted = maximum.map_or(OPEN_FILES_MAX, |maximum| maximum.min(OPEN_FILES_MAX));
+    if current.is_some_and(|current| current < wanted) {
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum });
+    }
+}
+
+const OPEN_FILES_MAX: u64 = 4096;
 
 /// Waits for SIGINT or SIGTERM.
 async fn interrupted() -> Result<(), Failure> {

@@ -42,6 +42,21 @@ impl Peers {
     /// Fetches whole blobs into memory, each named with its size; those of at most [`BLOB_BYTES_MAX`] bytes travel many at a
     /// time. Returns what came of each, in order. How much that is together, is the caller's to bound.
     pub async fn fetch_small(&self, class: Class, blobs: &[(BlobId, u64)]) -> Vec<Result<Small, FetchError>> {
+        let came = self.fetch_together(class, blobs).await;
+        // What the first who was asked did not have, others may.
+        let rest = came.into_iter().zip(blobs.iter().copied()).map(|(came, (blob, size))| async move {
+            match came {
+                Some(small) => Ok(small),
+                None => self.fetch_alone(class, blob, size).await,
+            }
+        });
+        stream::iter(rest).buffered(ALONE_AT_ONCE).collect().await
+    }
+
+    /// The same for what connected peers send many at a time. Returns what came, in order: `None` for what is longer than
+    /// that, what nobody who is connected is known to have, and what did not come or prove. A peer that takes no request
+    /// for 15 s, or of which nothing comes for 5 s, is given up.
+    pub async fn fetch_together(&self, class: Class, blobs: &[(BlobId, u64)]) -> Vec<Option<Small>> {
         let mut came: Vec<Option<Small>> = vec![None; blobs.len()];
         let batches = self.assign(blobs).await;
         let exchanges = batches.into_iter().map(|(peer, connection, numbers)| async move {
@@ -66,14 +81,7 @@ impl Peers {
                 }
             }
         }
-        // What the first who was asked did not have, others may.
-        let rest = came.into_iter().zip(blobs.iter().copied()).map(|(came, (blob, size))| async move {
-            match came {
-                Some(small) => Ok(small),
-                None => self.fetch_alone(class, blob, size).await,
-            }
-        });
-        stream::iter(rest).buffered(ALONE_AT_ONCE).collect().await
+        came
     }
 
     async fn fetch_alone(&self, class: Class, blob: BlobId, size: u64) -> Result<Small, FetchError> {

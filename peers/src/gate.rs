@@ -22,6 +22,11 @@ impl Gate {
         Self { units: Arc::new(Semaphore::new(units_max as usize)), units_max }
     }
 
+    /// How many bytes may be in flight: 4 KiB or more.
+    pub fn bytes_max(&self) -> u64 {
+        u64::from(self.units_max) * UNIT_BYTES
+    }
+
     /// Waits until `bytes` more may be in flight. What is larger than the whole waits to be alone. Every file counts at
     /// least 4 KiB.
     pub async fn pass(&self, bytes: u64) -> Pass {

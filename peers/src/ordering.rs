@@ -174,6 +174,6 @@ async fn read(mut recv: quinn::RecvStream, waiting: Arc<Waiting>) {
 }
 
 /// How many orders are under way on one stream, at most.
-pub(crate) const UNDER_WAY_MAX: usize = 256;
+pub(crate) const UNDER_WAY_MAX: usize = 1024;
 /// How long an order may be without news.
 const SILENCE_LIMIT: Duration = Duration::from_secs(60);

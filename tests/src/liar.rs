@@ -11,7 +11,9 @@ use std::{
 use namespace::{Content, Mark, Part, PeerId, Version};
 use peers::{
     Identity, decode_request,
-    wire::{ALPN, Ask, Have, Hello, Nodes, NodesRequest, StreamKind, read_frame, server_config, write_frame},
+    wire::{
+        ALPN, Ask, BatchRequest, Have, Hello, Nodes, NodesRequest, StreamKind, read_frame, server_config, write_frame,
+    },
 };
 use serde::Serialize;
 use tokio::runtime::Runtime;
@@ -31,7 +33,9 @@ struct Shared {
     batch: Mutex<Vec<Statement>>,
     blobs: Mutex<HashMap<BlobId, (Vec<u8>, Hashed)>>,
     answer: Mutex<Answer>,
+    batches: Mutex<Batches>,
     asked: AtomicUsize,
+    batches_asked: AtomicUsize,
     catalogs_told: AtomicUsize,
 }
 
@@ -61,6 +65,20 @@ pub enum Answer {
     Reset,
     /// Never.
     Silence,
+}
+
+/// How a request for many small blobs is answered.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Batches {
+    /// With the end of the stream.
+    #[default]
+    Nothing,
+    /// As it should be.
+    Honest,
+    /// With one bit of this blob flipped.
+    Flipped(BlobId),
+    /// With so many blobs, half of the next one, and the end of the stream.
+    EndedAfter(usize),
 }
 
 /// A row of a catalog, which need not follow any rule.
@@ -107,7 +125,9 @@ impl Liar {
             batch: Mutex::default(),
             blobs: Mutex::default(),
             answer: Mutex::default(),
+            batches: Mutex::default(),
             asked: AtomicUsize::new(0),
+            batches_asked: AtomicUsize::new(0),
             catalogs_told: AtomicUsize::new(0),
         });
         let mut numbered = statements;
@@ -163,7 +183,17 @@ impl Liar {
         *self.shared.answer.lock().expect("nobody panics") = answer;
     }
 
-    /// How often it was asked for a blob so far.
+    /// Answers requests for many blobs in this way from now on.
+    pub fn answer_batches(&self, batches: Batches) {
+        *self.shared.batches.lock().expect("nobody panics") = batches;
+    }
+
+    /// How often it was asked for many blobs at a time so far.
+    pub fn batches_asked(&self) -> usize {
+        self.shared.batches_asked.load(Ordering::Relaxed)
+    }
+
+    /// How often it was asked for a blob alone so far.
     pub fn times_asked(&self) -> usize {
         self.shared.asked.load(Ordering::Relaxed)
     }
@@ -218,6 +248,7 @@ impl Shared {
             Some(StreamKind::Get) => self.get(send, recv).await,
             Some(StreamKind::Have) => self.have(send, recv).await,
             Some(StreamKind::Nodes) => self.nodes(send, recv).await,
+            Some(StreamKind::Batch) => self.batch(send, recv).await,
             // Not for it: whoever asks, asks in another way.
             Some(_) | None => {}
         }
@@ -243,6 +274,34 @@ impl Shared {
         let Some((data, _)) = self.blobs.lock().expect("nobody panics").get(&blob).cloned() else { return };
         let size = data.len() as u64;
         let _ = write_frame(&mut send, &Have { size, ranges: query.resolve_bytes(size), upto: u64::MAX }).await;
+        let _ = send.finish();
+        let _ = send.stopped().await;
+    }
+
+    async fn batch(&self, mut send: quinn::SendStream, mut recv: quinn::RecvStream) {
+        let _ = recv.read_exact(&mut [0]).await;
+        let Ok(BatchRequest { blobs }) = read_frame(&mut recv, 16 << 10).await else { return };
+        self.batches_asked.fetch_add(1, Ordering::Relaxed);
+        let how = *self.batches.lock().expect("nobody panics");
+        if how == Batches::Nothing {
+            return;
+        }
+        for (number, (blob, _)) in blobs.into_iter().enumerate() {
+            let Some((data, hashed)) = self.blobs.lock().expect("nobody panics").get(&blob).cloned() else { return };
+            let mut wire = [&[1], &honest(&data, &hashed, &Query::all())[..]].concat();
+            let last = wire.len() - 1;
+            match how {
+                Batches::Flipped(wrong) if wrong == blob => wire[last] ^= 1,
+                Batches::EndedAfter(count) if count == number => {
+                    let _ = send.write_all(&wire[..last]).await;
+                    break;
+                }
+                _ => {}
+            }
+            if send.write_all(&wire).await.is_err() {
+                return;
+            }
+        }
         let _ = send.finish();
         let _ = send.stopped().await;
     }

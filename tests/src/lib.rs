@@ -25,7 +25,7 @@ pub use damage::{GROUP_BYTES, groups_of, path_of, ranges_of, rot, target};
 pub use faults::{Fault, Struck, can_attach};
 pub use ganesha::Ganesha;
 pub use household::{QUICK, listable, write_tree};
-pub use liar::{Answer, Liar, Statement, file_statement};
+pub use liar::{Answer, Batches, Liar, Statement, file_statement};
 pub use link::{Fate, Fates, Link, Quality, Way};
 pub use machine::{Machine, Output, Scratch, blob, blobd};
 pub use network::Network;

@@ -25,6 +25,7 @@ use std::{
 use blobstore::{CacheUsage, RealDisk, RootId, Store, StoreError};
 use namespace::{Arena, ArenaName, Namespace, NamespaceError, News, Origin, PeerId, Teller};
 use peers::{Gate, Identity, Options, Peers, Roles, Roster, StartError};
+use rustix::process::{Resource, getrlimit};
 use tokio::{sync::Semaphore, task::spawn_blocking};
 use tracing::{info, warn};
 
@@ -74,9 +75,11 @@ struct Inner {
     turn: Semaphore,
     /// One permit: what is said of arenas is brought in line by one at a time.
     indexing: Semaphore,
-    /// For changes in arenas that are being made ready.
+    /// For changes in arenas that are being made ready one by one.
     placing: Semaphore,
-    /// Those that are ready but for their last steps, and the turn to take these.
+    /// For small changes in arenas, of which many are under way.
+    gathering: copy::Gathering,
+    /// Changes that are ready but for their last steps, and the turn to take these.
     settling: Mutex<copy::Queue>,
     settling_turn: Arc<tokio::sync::Mutex<()>>,
     /// Directories that were made for what is in them.
@@ -213,6 +216,7 @@ impl Node {
             turn: Semaphore::new(1),
             indexing: Semaphore::new(1),
             placing: Semaphore::new(PLACED_AT_ONCE),
+            gathering: copy::Gathering::new(open_files_max()),
             settling: Mutex::default(),
             settling_turn: Arc::default(),
             implied: copy::Implied::default(),
@@ -415,6 +419,11 @@ fn add_root(store: &Store, roots: &Roots, arena: &Arena) -> Result<(), Failure> 
         roots.insert(arena.name.clone(), (root, arena.public));
     }
     Ok(())
+}
+
+/// How many files this process may have open.
+fn open_files_max() -> u64 {
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
 /// A database that another version of this program made.

@@ -6,6 +6,7 @@ mod meanwhile;
 mod names;
 mod orders;
 mod roles;
+mod small;
 mod trees;
 
 use std::{

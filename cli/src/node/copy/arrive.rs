@@ -8,6 +8,7 @@ use std::{
 };
 
 use blobstore::{Fetched, HashedFile, Passage, Presence, Store};
+use bytes::Bytes;
 use namespace::RelPath;
 use tokio::sync::OwnedMutexGuard;
 use tree::{BlobId, ByteRange};
@@ -56,17 +57,7 @@ impl Node {
         }
         let (pieces, fetched) = self.read_small(blob, size).await?;
         let (destination, to) = (destination.clone(), to.clone());
-        let staged = blocking(move || {
-            let staged = destination.stage(&to)?;
-            let mut written = 0;
-            for piece in &pieces {
-                staged.file().write_all(piece)?;
-                written += piece.len() as u64;
-            }
-            complete(written, size)?;
-            Ok(staged)
-        });
-        let staged = staged.await?;
+        let staged = blocking(move || Ok(stage(&destination, &to, &pieces, size)?)).await?;
         on_bytes(size);
         Ok((Arrived::Staged(staged), fetched))
     }
@@ -179,6 +170,18 @@ impl Leftover {
         let Some(passing) = self.0 else { return Ok(()) };
         Ok(store.take_cached(passing.blob)?.map_or(Ok(()), fs::remove_file)?)
     }
+}
+
+/// Writes a file of `size` bytes that is to stand at `to`, without a name.
+pub(super) fn stage(destination: &Destination, to: &RelPath, pieces: &[Bytes], size: u64) -> io::Result<Staged> {
+    let staged = destination.stage(to)?;
+    let mut written = 0;
+    for piece in pieces {
+        staged.file().write_all(piece)?;
+        written += piece.len() as u64;
+    }
+    complete(written, size)?;
+    Ok(staged)
 }
 
 fn gone() -> Failure {

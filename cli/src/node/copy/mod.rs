@@ -3,6 +3,7 @@
 
 mod arrive;
 mod bundle;
+mod gather;
 mod get;
 mod hands;
 mod obey;
@@ -11,6 +12,7 @@ mod plan;
 mod run;
 mod settle;
 
+pub(super) use gather::Gathering;
 pub(super) use place::{Implied, sweep};
 pub(crate) use plan::{CopyScope, Place};
 pub(super) use settle::Queue;

@@ -30,7 +30,7 @@ use super::{
     place::{Destination, file_name, fingerprint_at, parent_beneath},
     settle::{HeldArena, Last, Step, changed},
 };
-use crate::failure::{Code, Failure, WhileDoing};
+use crate::failure::{Code, Failure};
 use crate::target::Target;
 
 impl Orders for Inner {
@@ -51,7 +51,7 @@ impl Orders for Inner {
 }
 
 /// What stands where something is to be placed.
-enum Found {
+pub(super) enum Found {
     /// Nothing, or what may be replaced.
     Room,
     /// Just that; the step takes note of it.
@@ -60,25 +60,36 @@ enum Found {
     Done(Done),
 }
 
+/// What is to be done where something is to be removed.
+enum Removal {
+    /// The last steps.
+    Ready(Box<Last>),
+    /// Nothing; that is the end of it.
+    Done(Done),
+    /// First to be alone with the blob, of which there are several names.
+    Alone(BlobId),
+}
+
 impl Node {
     /// Carries out an order; `asker` is `None` for this machine itself. `bytes` counts those of the file that have come.
     pub(super) async fn carry_out(&self, asker: Option<PeerId>, order: Order, bytes: Arc<AtomicU64>) -> Done {
         let Order { arena, task } = order;
         let done = async {
-            let node = self.clone();
-            let arena = match blocking(move || node.held_arena(&arena)).await? {
-                Ok(arena) => arena,
-                Err(done) => return Ok(done),
-            };
             match task {
-                Task::Check => Ok(Done::Ready),
+                Task::Check => Ok(self.hold(&arena).await?.map_or_else(|done| done, |_| Done::Ready)),
                 Task::Place(place) => {
-                    let what = format!("place {}/{} at {}", arena.name, place.path, self.name());
-                    self.place(asker, arena, place, bytes).await.while_doing(what)
+                    let at = place.path.clone();
+                    let placed = match self.place_with_others(asker, &arena, &place, &bytes).await {
+                        Some(placed) => placed,
+                        // Apart, for most orders do not come here and need no room for it.
+                        None => Box::pin(self.place(asker, &arena, place, bytes)).await,
+                    };
+                    placed.map_err(|failure| failure.while_doing(format!("place {arena}/{at} at {}", self.name())))
                 }
                 Task::Remove(remove) => {
-                    let what = format!("remove {}/{} at {}", arena.name, remove.path, self.name());
-                    self.remove(arena, remove).await.while_doing(what)
+                    let at = remove.path.clone();
+                    let removed = self.remove(&arena, remove).await;
+                    removed.map_err(|failure| failure.while_doing(format!("remove {arena}/{at} at {}", self.name())))
                 }
             }
         };
@@ -92,8 +103,13 @@ impl Node {
         })
     }
 
-    /// An arena into which something may be put now.
-    fn held_arena(&self, name: &ArenaName) -> Result<Result<HeldArena, Done>, Failure> {
+    async fn hold(&self, arena: &ArenaName) -> Result<Result<HeldArena, Done>, Failure> {
+        let (node, arena) = (self.clone(), arena.clone());
+        blocking(move || node.held_arena(&arena)).await
+    }
+
+    /// An arena into which something may be put now. Blocks.
+    pub(super) fn held_arena(&self, name: &ArenaName) -> Result<Result<HeldArena, Done>, Failure> {
         let held = self.inner.namespace.arenas()?.into_iter().find(|held| held.name == *name);
         let found = held.and_then(|held| Some((held.dir.clone()?, held))).zip(self.root(name));
         let Some(((dir, arena), root)) = found else {
@@ -104,32 +120,28 @@ impl Node {
             let reason = format!("the root {dir:?} of the arena {name} is offline at {}: {why}", self.name());
             return Ok(Err(Done::failed(Why::Failed, &reason)));
         }
-        let destination = Destination::open(&dir)?.noting(root, self.inner.implied.clone());
-        Ok(Ok(HeldArena { name: name.clone(), root, dir, destination: Arc::new(destination) }))
-    }
-
-    /// Whether a path is the daemon's own: its state, cache or configuration.
-    fn is_own(&self, arena: &HeldArena, path: &RelPath) -> bool {
-        let root = arena.dir.canonicalize().unwrap_or_else(|_| arena.dir.clone());
-        let path = root.join(path.as_path());
-        self.inner.home.own_dirs().iter().any(|own| path.starts_with(own) || own.starts_with(&path))
+        let destination = Arc::new(Destination::open(&dir)?.noting(root, self.inner.implied.clone()));
+        let true_dir = dir.canonicalize().unwrap_or_else(|_| dir.clone());
+        let own_dirs = self.inner.home.own_dirs().into();
+        Ok(Ok(HeldArena { name: name.clone(), root, dir, destination, true_dir, own_dirs }))
     }
 
     async fn place(
         &self,
         asker: Option<PeerId>,
-        arena: HeldArena,
+        arena: &ArenaName,
         order: Place,
         bytes: Arc<AtomicU64>,
     ) -> Result<Done, Failure> {
         let _turn = self.inner.placing.acquire().await?;
-        let Place { path, content, mtime, overwrite, prove, from } = order;
-        if namespace::is_staging_name(file_name(&path)) || self.is_own(&arena, &path) {
-            return Ok(Done::failed(Why::Refused, &format!("{path} is a place of the daemon's own")));
-        }
-        let (node, near, wanted) = (self.clone(), arena.clone(), (path.clone(), content.clone()));
-        let found = blocking(move || node.find(&near, &wanted.0, &wanted.1, overwrite, prove));
-        let step = match (found.await?, content) {
+        let arena = match self.hold(arena).await? {
+            Ok(arena) => arena,
+            Err(done) => return Ok(done),
+        };
+        let (node, near, wanted) = (self.clone(), arena.clone(), order.clone());
+        let found = blocking(move || node.seek(&near, &wanted)).await?;
+        let Place { path, content, mtime, overwrite, from, .. } = order;
+        let step = match (found, content) {
             (Found::Done(done), _) => return Ok(done),
             (Found::Same(step), _) => step,
             (Found::Room, Content::Directory { mode }) => Step::Directory { mode },
@@ -155,14 +167,21 @@ impl Node {
         self.settle_at(arena, path, step).await
     }
 
-    /// Settles something, and says what is in its way, if that came only now.
     async fn settle_at(&self, arena: HeldArena, path: RelPath, step: Step) -> Result<Done, Failure> {
-        let (dir, at) = (arena.dir.clone(), path.clone());
         let is_directory = matches!(step, Step::Directory { .. });
-        let settled = self.settle(Last { arena, path, step }).await;
+        let settled = self.settle(Last { arena: arena.clone(), path: path.clone(), step }).await;
+        if is_directory { settled } else { self.settled_at(arena, path, settled).await }
+    }
+
+    /// What came of the last steps; and if something got in the way only then, that.
+    pub(super) async fn settled_at(
+        &self,
+        arena: HeldArena,
+        path: RelPath,
+        settled: Result<Done, Failure>,
+    ) -> Result<Done, Failure> {
         match settled {
-            Err(failure) if is_directory => Err(failure),
-            Err(failure) => match blocking(move || Ok(look(&dir, &at)?)).await {
+            Err(failure) => match blocking(move || Ok(look(&arena.dir, &path)?)).await {
                 Ok(Some(SeenKind::Directory { .. })) => Ok(a_directory()),
                 _ => Err(failure),
             },
@@ -170,15 +189,13 @@ impl Node {
         }
     }
 
-    /// Looks at what is where something is to be placed.
-    fn find(
-        &self,
-        arena: &HeldArena,
-        path: &RelPath,
-        content: &Content,
-        overwrite: bool,
-        prove: bool,
-    ) -> Result<Found, Failure> {
+    /// Looks at what is where something is to be placed. Blocks.
+    pub(super) fn seek(&self, arena: &HeldArena, order: &Place) -> Result<Found, Failure> {
+        let Place { path, content, overwrite, prove, .. } = order;
+        let (overwrite, prove) = (*overwrite, *prove);
+        if namespace::is_staging_name(file_name(path)) || arena.is_own(path) {
+            return Ok(Found::Done(own_place(path)));
+        }
         let seen = look(&arena.dir, path)?;
         if seen.is_none() {
             return Ok(match obstacle(&arena.dir, path)? {
@@ -252,26 +269,41 @@ impl Node {
         }
     }
 
-    async fn remove(&self, arena: HeldArena, order: Remove) -> Result<Done, Failure> {
-        let _turn = self.inner.placing.acquire().await?;
-        let path = order.path.clone();
-        if self.is_own(&arena, &path) {
-            return Ok(Done::failed(Why::Refused, &format!("{path} is a place of the daemon's own")));
-        }
+    async fn remove(&self, arena: &ArenaName, order: Remove) -> Result<Done, Failure> {
+        let _turn = self.inner.gathering.turn().await?;
+        let making_ready = self.inner.placing.acquire().await?;
         // One name of a file after the other: each moves the ctime of those that are left.
-        let near = (arena.dir.clone(), path.clone());
-        let has_names = blocking(move || Ok(std::fs::symlink_metadata(near.0.join(near.1.as_path())))).await?;
-        let blob = order.content.blob().filter(|_| has_names.is_ok_and(|meta| meta.nlink() > 1));
-        let _alone = match blob {
-            Some(blob) => Some(self.inner.peers.alone_with(blob).await),
-            None => None,
+        let mut alone = None;
+        let last = loop {
+            let (node, arena, order, is_alone) = (self.clone(), arena.clone(), order.clone(), alone.is_some());
+            match blocking(move || node.begin_removal(&arena, order, is_alone)).await? {
+                Removal::Ready(last) => break last,
+                Removal::Done(done) => return Ok(done),
+                Removal::Alone(blob) => alone = Some(self.inner.peers.alone_with(blob).await),
+            }
         };
-        let (node, near) = (self.clone(), arena.clone());
-        let step = blocking(move || node.check_removal(&near, &order)).await?;
-        match step {
-            Ok(step) => self.settle(Last { arena, path, step }).await,
-            Err(done) => Ok(done),
+        drop(making_ready);
+        self.settle(*last).await
+    }
+
+    fn begin_removal(&self, arena: &ArenaName, order: Remove, is_alone: bool) -> Result<Removal, Failure> {
+        let arena = match self.held_arena(arena)? {
+            Ok(arena) => arena,
+            Err(done) => return Ok(Removal::Done(done)),
+        };
+        if arena.is_own(&order.path) {
+            return Ok(Removal::Done(own_place(&order.path)));
         }
+        if let Some(blob) = order.content.blob().filter(|_| !is_alone) {
+            let there = std::fs::symlink_metadata(arena.dir.join(order.path.as_path()));
+            if there.is_ok_and(|meta| meta.nlink() > 1) {
+                return Ok(Removal::Alone(blob));
+            }
+        }
+        Ok(match self.check_removal(&arena, &order)? {
+            Ok(step) => Removal::Ready(Box::new(Last { arena, path: order.path, step })),
+            Err(done) => Removal::Done(done),
+        })
     }
 
     /// Opens and checks what is to go: it must be what was hashed, still read so, and not the very file that the other
@@ -372,6 +404,10 @@ fn obstacle(root: &Path, path: &RelPath) -> io::Result<Option<RelPath>> {
         }
     }
     Ok(None)
+}
+
+fn own_place(path: &RelPath) -> Done {
+    Done::failed(Why::Refused, &format!("{path} is a place of the daemon's own"))
 }
 
 fn a_directory() -> Done {

@@ -490,4 +490,4 @@ const LOOK_LIMIT: Duration = Duration::from_secs(10);
 const PAGE_ROWS: usize = 4096;
 const JOBS_AHEAD: usize = 256;
 /// How many orders are under way; the bytes of files are bounded where they arrive.
-const FILES_AT_ONCE: usize = 128;
+const FILES_AT_ONCE: usize = 768;

@@ -2,7 +2,7 @@
 //! what a crash leaves: spec/copy.md.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, VecDeque, btree_map::Entry},
     fs::{self, File},
     io,
     os::{fd::OwnedFd, unix::fs::MetadataExt},
@@ -15,6 +15,7 @@ use namespace::{ArenaName, Change, Content, RelPath, SeenKind, look};
 use peers::{Done, Held, Why};
 use rustix::{fs::AtFlags, io::Errno};
 use tokio::sync::oneshot;
+use tracing::error;
 use tree::{BlobId, Drift, Fingerprint, UnixTime};
 
 use super::{
@@ -31,6 +32,10 @@ pub(super) struct HeldArena {
     pub(super) root: RootId,
     pub(super) dir: PathBuf,
     pub(super) destination: Arc<Destination>,
+    /// `dir` without symbolic links.
+    pub(super) true_dir: PathBuf,
+    /// Where the daemon's own files are.
+    pub(super) own_dirs: Arc<[PathBuf]>,
 }
 
 /// A change that is ready but for its last steps.
@@ -59,9 +64,16 @@ pub(super) enum Step {
     RemoveDirectory { parent: OwnedFd },
 }
 
-/// Changes that wait for their last steps, each with who waits for it.
+/// Changes that wait for their last steps.
 #[derive(Default)]
-pub(in super::super) struct Queue(Vec<(Last, oneshot::Sender<Result<Done, Failure>>)>);
+pub(in super::super) struct Queue {
+    waiting: VecDeque<Waiting>,
+    /// Whether somebody sees to it that they are taken.
+    is_seen_to: bool,
+}
+
+/// A change that waits for its last steps, and who waits for that.
+pub(super) type Waiting = (Last, oneshot::Sender<Result<Done, Failure>>);
 
 /// A change of which all but the name is on the disk.
 enum Begun {
@@ -89,36 +101,57 @@ enum Made {
     Nothing(Done),
 }
 
+impl HeldArena {
+    /// Whether a path is the daemon's own: at, below or above its state, cache or configuration.
+    pub(super) fn is_own(&self, path: &RelPath) -> bool {
+        let path = self.true_dir.join(path.as_path());
+        self.own_dirs.iter().any(|own| path.starts_with(own) || own.starts_with(&path))
+    }
+}
+
 impl Node {
     /// Takes the last steps of a change, together with those of others that wait. They are taken to their end even if nobody
     /// waits any more, or not at all.
     pub(super) async fn settle(&self, last: Last) -> Result<Done, Failure> {
-        let (telling, mut told) = oneshot::channel();
-        self.inner.settling.lock().unwrap_or_else(PoisonError::into_inner).0.push((last, telling));
+        let (telling, told) = oneshot::channel();
+        self.settle_soon([(last, telling)]);
+        told.await.unwrap_or_else(|_| Err(lost()))
+    }
+
+    /// The same for several; each is told when its steps are taken.
+    pub(super) fn settle_soon(&self, more: impl IntoIterator<Item = Waiting>) {
+        let mut queue = self.inner.settling.lock().unwrap_or_else(PoisonError::into_inner);
+        queue.waiting.extend(more);
+        if !std::mem::replace(&mut queue.is_seen_to, true) {
+            tokio::spawn(self.clone().settle_queue());
+        }
+    }
+
+    async fn settle_queue(self) {
         loop {
             let turn = self.inner.settling_turn.clone().lock_owned().await;
-            // Whoever had the turn before may have taken this along.
-            match told.try_recv() {
-                Ok(settled) => return settled,
-                Err(oneshot::error::TryRecvError::Closed) => {
-                    return Err(io::Error::other("the last steps of a copy failed").into());
-                }
-                Err(oneshot::error::TryRecvError::Empty) => {}
+            let group: Vec<_> = {
+                let mut queue = self.inner.settling.lock().unwrap_or_else(PoisonError::into_inner);
+                let count = queue.waiting.len().min(TOGETHER_MAX);
+                queue.is_seen_to = count > 0;
+                queue.waiting.drain(..count).collect()
+            };
+            if group.is_empty() {
+                return;
             }
             let node = self.clone();
             let settling = blocking(move || {
                 let _turn = turn;
-                let mut queue = node.inner.settling.lock().unwrap_or_else(PoisonError::into_inner);
-                let count = queue.0.len().min(TOGETHER_MAX);
-                let group: Vec<_> = queue.0.drain(..count).filter(|(_, telling)| !telling.is_closed()).collect();
-                drop(queue);
-                let (lasts, tellings): (Vec<_>, Vec<_>) = group.into_iter().unzip();
+                let (lasts, tellings): (Vec<_>, Vec<_>) =
+                    group.into_iter().filter(|(_, telling)| !telling.is_closed()).unzip();
                 for (settled, telling) in node.settle_all(lasts).into_iter().zip(tellings) {
                     let _ = telling.send(settled);
                 }
                 Ok(())
             });
-            settling.await?;
+            if let Err(failure) = settling.await {
+                error!(reason = failure.reason(), "the last steps of a copy failed");
+            }
         }
     }
 
@@ -160,8 +193,7 @@ impl Node {
                 Err(failure) => at.into_iter().for_each(|at| settled[at] = Some(Err(failure.clone()))),
             }
         }
-        let lost = || Err(io::Error::other("its last steps were not taken").into());
-        settled.into_iter().map(|settled| settled.unwrap_or_else(lost)).collect()
+        settled.into_iter().map(|settled| settled.unwrap_or_else(|| Err(lost()))).collect()
     }
 
     fn begin(&self, Last { arena, path, step }: Last) -> (HeldArena, RelPath, Result<Begun, Failure>) {
@@ -220,18 +252,18 @@ impl Node {
                 }
                 let parent = parent_beneath(&arena.dir, path)?;
                 let held = held(&parent)?;
-                devices.add(parent)?;
+                devices.add(&parent)?;
                 Made::Entry(Done::Placed { received: 0, held })
             }
             Step::KnownSymlink => {
                 let parent = parent_beneath(&arena.dir, path)?;
                 let held = held(&parent)?;
-                devices.add(parent)?;
+                devices.add(&parent)?;
                 Made::Entry(Done::There { held })
             }
             Step::Directory { mode } => {
                 let is_new = destination.make_dir_with(path, mode)?;
-                devices.add(parent_beneath(&arena.dir, path)?)?;
+                devices.add(&parent_beneath(&arena.dir, path)?)?;
                 let done = if is_new { Done::Placed { received: 0, held: None } } else { Done::There { held: None } };
                 Made::Entry(done)
             }
@@ -314,8 +346,10 @@ impl Node {
             is_so
         })?;
         removed.retain(|path| !again.contains(path));
-        let removed: Vec<&[u8]> = removed.iter().map(RelPath::as_bytes).collect();
-        self.inner.store.unlink(arena.root, &removed)?;
+        if !removed.is_empty() {
+            let removed: Vec<&[u8]> = removed.iter().map(RelPath::as_bytes).collect();
+            self.inner.store.unlink(arena.root, &removed)?;
+        }
         for (blob, before, after) in names {
             self.refresh_names(blob, before, after)?;
         }
@@ -349,7 +383,7 @@ fn sync_staged(staged: &[&Staged]) -> io::Result<()> {
         return staged.iter().try_for_each(|staged| staged.file().sync_all());
     }
     let mut devices = Devices::default();
-    staged.iter().try_for_each(|staged| devices.add(staged.parent().try_clone()?))?;
+    staged.iter().try_for_each(|staged| devices.add(staged.parent()))?;
     devices.sync()
 }
 
@@ -358,8 +392,10 @@ fn sync_staged(staged: &[&Staged]) -> io::Result<()> {
 struct Devices(BTreeMap<u64, OwnedFd>);
 
 impl Devices {
-    fn add(&mut self, dir: OwnedFd) -> io::Result<()> {
-        self.0.entry(rustix::fs::fstat(&dir)?.st_dev).or_insert(dir);
+    fn add(&mut self, dir: &OwnedFd) -> io::Result<()> {
+        if let Entry::Vacant(new) = self.0.entry(rustix::fs::fstat(dir)?.st_dev) {
+            new.insert(dir.try_clone()?);
+        }
         Ok(())
     }
 
@@ -394,6 +430,11 @@ fn mtime_left(arena: &HeldArena, path: &RelPath) -> Result<UnixTime, Failure> {
     });
     let root = || Ok::<_, Failure>(Fingerprint::from(&fs::metadata(&arena.dir)?).mtime);
     left.map_or_else(root, Ok)
+}
+
+/// Nobody says what became of it.
+pub(super) fn lost() -> Failure {
+    io::Error::other("its last steps were not taken").into()
 }
 
 /// The same error for another who met it.
