@@ -12,7 +12,7 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     net::{TcpListener, TcpStream},
     sync::watch,
-    task::JoinHandle,
+    task::{JoinHandle, spawn_blocking},
     time::sleep,
 };
 use tracing::{debug, info, warn};
@@ -72,10 +72,6 @@ async fn accept(listener: TcpListener, allow: Vec<Network>, export: Arc<Export>,
             warn!(%peer, "a client was refused: see nfs.allow");
             continue;
         }
-        if address.is_loopback() && !is_ours(&stream, peer) {
-            warn!(%peer, "a client was refused: it is another user's");
-            continue;
-        }
         let Some(counted) = Counted::new(&clients, address) else {
             warn!(%peer, "a client was refused: there are too many");
             continue;
@@ -92,8 +88,10 @@ async fn accept(listener: TcpListener, allow: Vec<Network>, export: Arc<Export>,
 }
 
 /// Whether a program of root, or of the user that runs this one, has the other end. The system's NFS client is root's.
-fn is_ours(stream: &TcpStream, peer: SocketAddr) -> bool {
-    let owner = stream.local_addr().ok().and_then(|here| owner(peer, here));
+async fn is_ours(stream: &TcpStream, peer: SocketAddr) -> bool {
+    let Ok(here) = stream.local_addr() else { return false };
+    // The table that is read may be long.
+    let owner = spawn_blocking(move || owner(peer, here)).await.ok().flatten();
     owner.is_some_and(|owner| owner == 0 || owner == rustix::process::getuid().as_raw())
 }
 
@@ -102,6 +100,9 @@ async fn serve(mut stream: TcpStream, peer: SocketAddr, export: &Export) {
     let set = stream.set_nodelay(true).and_then(|()| SockRef::from(&stream).set_tcp_keepalive(&keepalive));
     if let Err(error) = set {
         return debug!(%peer, reason = tree::reason(&error), "a client went at once");
+    }
+    if peer.ip().to_canonical().is_loopback() && !is_ours(&stream, peer).await {
+        return warn!(%peer, "a client was refused: it is another user's");
     }
     info!(%peer, "a client came");
     let (reader, writer) = stream.split();

@@ -58,6 +58,8 @@ struct Fresh {
     mode: u16,
     /// What it must still be, if nobody edited it.
     recheck: Option<BlobId>,
+    /// Whether it was linked as it is, and is hashed all the same.
+    was_linked: bool,
 }
 
 struct Gone {
@@ -212,14 +214,15 @@ impl<'a> Reconcile<'a> {
                 self.said(path, blob, fingerprint, mode);
             }
             (Decision::Hash, SeenKind::File { fingerprint, mode }) => {
-                self.fresh.push(Fresh { path, fingerprint, mode, recheck: None });
+                let was_linked = linked.is_some_and(|row| row.fingerprint == fingerprint);
+                self.fresh.push(Fresh { path, fingerprint, mode, recheck: None, was_linked });
             }
             (Decision::Recheck, SeenKind::File { fingerprint, mode }) => {
                 if linked.is_none() {
                     warn!(arena = %self.arena.name, %path, "said and not linked; hashed again");
                 }
                 let recheck = version.and_then(|version| version.content.blob());
-                self.fresh.push(Fresh { path, fingerprint, mode, recheck });
+                self.fresh.push(Fresh { path, fingerprint, mode, recheck, was_linked: false });
             }
             _ => {
                 self.totals.special += 1;
@@ -406,11 +409,19 @@ impl<'a> Reconcile<'a> {
 
     /// Hashes files and links them.
     fn hash(&mut self, fresh: Vec<Fresh>) -> Result<(), Failure> {
-        let (store, dir) = (&self.node.inner.store, &self.dir);
+        let store = &self.node.inner.store;
         let is_mending =
             |path: &RelPath| store.is_mending(&FileRef { root: self.root, path: path.as_bytes().to_owned() });
         let (mending, fresh): (Vec<_>, Vec<_>) = fresh.into_iter().partition(|file| is_mending(&file.path));
         self.again.extend(mending.into_iter().map(|file| file.path));
+        // What a copy put here is linked and said by it, within its turn.
+        drop(self.node.inner.settling_turn.blocking_lock());
+        let (linked, fresh): (Vec<_>, Vec<_>) =
+            fresh.into_iter().partition(|file| !file.was_linked && self.is_linked_now(&file.path));
+        for Fresh { fingerprint, mode, .. } in linked {
+            self.count(&SeenKind::File { fingerprint, mode });
+        }
+        let dir = &self.dir;
         let outcomes: Vec<Outcome> = fresh.par_iter().map(|file| hash_at_rest(store, dir, &file.path)).collect();
         let mut files = Vec::new();
         for (Fresh { path, recheck, .. }, outcome) in fresh.into_iter().zip(outcomes) {
