@@ -13,7 +13,8 @@ use tree::{BlobId, UnixTime};
 use crate::{
     ArenaName, Content, Mark, PeerId, RelPath, Version,
     rows::{
-        ARENAS, ArenaRow, BLOBS, FORMAT, HEADS, HeadRow, LOG, LogRow, ME, META, NAMES, PEERS, VERSIONS, decode, encode,
+        ARENAS, ArenaRow, BLOBS, FORMAT, HEADS, HeadRow, LOG, LogRow, ME, META, NAMES, PEERS, PINS, VERSIONS, decode,
+        encode,
     },
     tables::{Tables, prefix},
     version::made_from,
@@ -123,6 +124,7 @@ impl Namespace {
             meta.insert("format", FORMAT)?;
             txn.open_table(ARENAS)?;
             txn.open_table(PEERS)?;
+            txn.open_table(PINS)?;
             let mut tables = Tables::open(txn)?;
             let mut head = tables.head(ME)?;
             if head.mark.epoch == 0 {
