@@ -2,6 +2,7 @@
 
 mod arenas;
 mod blobs;
+mod keep;
 mod machines;
 mod up;
 mod versions;
@@ -27,6 +28,7 @@ use crate::{
 
 pub(crate) use arenas::arena;
 pub(crate) use blobs::{cat, copy, get, hash, ls, repair, verify};
+pub(crate) use keep::{cache, pin, unpin, warm};
 pub(crate) use machines::{id, init, invite, join, limit, peer, status};
 pub(crate) use up::{serve, up};
 pub(crate) use versions::{conflicts, history, stat, whereis};
