@@ -33,7 +33,7 @@ mod source;
 mod store;
 mod verify;
 
-pub use cache::{CacheUsage, Lease, Partial, Passage};
+pub use cache::{CacheUsage, Lease, Partial, Passage, SmallBlob};
 pub use candidate::{Candidate, in_the_same_place};
 pub use disk::{Access, Disk, DiskFile, RealDisk};
 pub use error::StoreError;

@@ -143,6 +143,7 @@ impl Store {
             drop(dirs);
             forget_unheld(txn, unused)
         })?;
+        self.lost();
         self.remove_outboard_files(unused, None)
     }
 }

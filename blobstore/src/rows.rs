@@ -30,6 +30,8 @@ pub(crate) const INLINE: TableDefinition<&[u8; 32], &[u8]> = TableDefinition::ne
 pub(crate) const USED: TableDefinition<&[u8; 32], u64> = TableDefinition::new("store.used");
 /// Blob of which nothing is evicted.
 pub(crate) const PINS: TableDefinition<&[u8; 32], ()> = TableDefinition::new("store.pins");
+/// What was set while the program ran, by name → a number.
+pub(crate) const SET: TableDefinition<&str, u64> = TableDefinition::new("store.set");
 /// Cached blob → [`Verified`]. For a file in place it is in its [`FileRow`].
 pub(crate) const VERIFIED: TableDefinition<&[u8; 32], &[u8]> = TableDefinition::new("store.verified");
 /// File that is being mended → its fingerprint before.

@@ -4,7 +4,7 @@ use std::{
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, PoisonError, RwLock, Weak,
+        Arc, Mutex, OnceLock, PoisonError, RwLock, Weak,
         atomic::{AtomicBool, AtomicU64},
     },
 };
@@ -21,7 +21,7 @@ use crate::{
     pages::PAGE_ROWS,
     rows::{
         CACHED, DIR_NUMBERS, DIRS, FILES, FORMAT, FileKey, FileRow, HOLDER_BYTES, HOLDERS, HolderKey, INLINE, MENDING,
-        META, OUTBOARDS, PINS, ROOTS, USED, VERIFIED, decode_or_none, encode, holder_prefix,
+        META, OUTBOARDS, PINS, ROOTS, SET, USED, VERIFIED, decode_or_none, encode, holder_prefix,
     },
 };
 
@@ -48,6 +48,10 @@ pub(crate) struct Inner {
     pub(crate) cache_files: RwLock<()>,
     /// For each blob that is coming into the cache: set once its files were taken from there.
     pub(crate) taken: Mutex<HashMap<BlobId, Weak<AtomicBool>>>,
+    /// What the cache may take now, beside what is pinned.
+    pub(crate) cache_limit: AtomicU64,
+    /// Who hears of losses.
+    pub(crate) on_loss: OnceLock<Box<dyn Fn() + Send + Sync>>,
     /// The files that are being mended now.
     pub(crate) mending: Mutex<HashSet<FileRef>>,
 }
@@ -81,6 +85,8 @@ impl Store {
         let inner = Inner {
             disk,
             db,
+            cache_limit: AtomicU64::new(settings.cache_limit),
+            on_loss: OnceLock::new(),
             settings,
             staged: AtomicU64::new(0),
             roots: RwLock::default(),
@@ -106,6 +112,7 @@ impl Store {
             }
             txn.open_table(USED)?;
             txn.open_table(PINS)?;
+            txn.open_table(SET)?;
             txn.open_table(HOLDERS)?;
             txn.open_table(DIRS)?;
             txn.open_table(DIR_NUMBERS)?;
@@ -120,6 +127,7 @@ impl Store {
         *store.inner.roots.write().unwrap_or_else(PoisonError::into_inner) = roots;
         store.remove_orphan_outboards()?;
         store.remove_orphans_of_cache()?;
+        store.load_cache_limit()?;
         store.take_stock()?;
         store.finish_mending()?;
         Ok(store)
@@ -269,7 +277,9 @@ impl Store {
     pub fn quarantine(&self, file: &FileRef, blob: BlobId, range: ByteRange) -> Result<(), StoreError> {
         self.update_file(file, blob, |row| {
             row.damaged.insert(Geometry::new(row.fingerprint.size).round_out(range));
-        })
+        })?;
+        self.lost();
+        Ok(())
     }
 
     /// Deletes files of the cache that no row names: what a crash between a file and its row left behind.

@@ -93,6 +93,7 @@ impl Store {
                     row.fingerprint = now;
                 }
             })?;
+            self.lost();
         }
         if is_sound && !self.is_holder(file, row.blob)? {
             self.restore_holder(file, row.blob)?;

@@ -1,3 +1,5 @@
+mod keep;
+
 use std::{
     ffi::OsString,
     io::{self, Write},
@@ -18,6 +20,9 @@ use crate::{
     log,
     node::{HistoryScope, LimitChange},
 };
+
+pub(crate) use keep::{CacheCommand, PinArgs, WarmArgs};
+use keep::{PIN_EXAMPLES, UNPIN_EXAMPLES, WARM_EXAMPLES};
 
 /// Your files on all your machines: found, fetched, proven and mended.
 #[derive(Debug, Parser)]
@@ -235,6 +240,22 @@ enum Command {
     /// Move files or trees from one machine to another: what has arrived, proven and durable, is removed at its source.
     #[command(after_help = MV_EXAMPLES)]
     Mv(CopyArgs),
+    /// Keep arenas, directories or files here, and every new version of them; or list what is kept so.
+    #[command(after_help = PIN_EXAMPLES)]
+    Pin(PinArgs),
+    /// Keep something here no more.
+    #[command(after_help = UNPIN_EXAMPLES)]
+    Unpin {
+        /// What is pinned.
+        #[arg(value_name = "ARENA[/PATH]", required = true)]
+        targets: Vec<OsString>,
+    },
+    /// Fetch what is missing of arenas, directories or files into the cache, once.
+    #[command(after_help = WARM_EXAMPLES)]
+    Warm(WarmArgs),
+    /// Look after the cache.
+    #[command(subcommand)]
+    Cache(CacheCommand),
     /// Print blob ids, as b3sum does.
     Hash {
         /// Print what Linux's fs-verity measures instead, as `fsverity digest` does.
@@ -368,6 +389,10 @@ pub fn main_blob() -> ExitCode {
         Command::Get { targets } => commands::get(home, common, targets).await,
         Command::Cp(args) => commands::copy(home, common, args, false).await,
         Command::Mv(args) => commands::copy(home, common, args, true).await,
+        Command::Pin(args) => commands::pin(home, common, args).await,
+        Command::Unpin { targets } => commands::unpin(home, common, &targets).await,
+        Command::Warm(args) => commands::warm(home, common, args).await,
+        Command::Cache(command) => commands::cache(home, common, command).await,
         Command::Hash { fsverity, files } => commands::hash(common, fsverity, &files),
         Command::Verify { targets, sample, budget } => {
             commands::verify(home, common, &targets, sample.as_deref(), budget.as_deref()).await
@@ -488,6 +513,7 @@ Examples:
   blob get Pictures/2024 ~/copies        bring it here, proven
   blob cp Pictures/2024 nas:Pictures/    bring it to another machine's arena
   blob mv Camera nas:Pictures/           and remove it here, once it is there
+  blob pin Pictures/2024                 keep it here, also when the other machine is off
   blob verify && echo all is well        look for damage
   blob repair                            mend it from other machines
   blob history Pictures                  what changed there, when, at which machine

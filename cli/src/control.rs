@@ -1,5 +1,7 @@
 //! The control API: HTTP and JSON on the daemon's Unix socket. Format: spec/cli.md, "Control API".
 
+mod keep;
+
 use std::{
     collections::BTreeMap,
     convert::Infallible,
@@ -58,6 +60,7 @@ pub(crate) fn router(node: Node) -> Router {
         .route("/v1/copy", post(copy))
         .route("/v1/verify", post(verify))
         .route("/v1/repair", post(repair))
+        .merge(keep::routes())
         .fallback(async || Failure::new(Code::NotFound, "no such call"))
         .layer(middleware::from_fn(logged))
         .with_state(node)
@@ -174,7 +177,14 @@ async fn status(State(node): State<Node>) -> Answer {
         "addresses": node.peers().addresses(),
         "arenas": arenas,
         "peers": peers_json(&node),
-        "cache": { "bytes": cache.bytes, "limit": cache.limit, "free": cache.free, "keep_free": cache.keep_free },
+        "cache": {
+            "bytes": cache.bytes,
+            "pinned": cache.pinned,
+            "limit": cache.limit,
+            "free": cache.free,
+            "keep_free": cache.keep_free,
+        },
+        "pins": node.pins_in_short(),
         "scrub": node.scrub_status(),
         "nfs": node.mount_address(),
         "seq": node.namespace().mark()?.seq,

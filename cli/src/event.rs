@@ -100,6 +100,18 @@ pub enum Event {
         #[serde(flatten)]
         copy: Option<Copied>,
     },
+    /// A file of which something is missing here.
+    Missing {
+        /// Which.
+        #[serde(flatten)]
+        file: FileName,
+        /// Its blob.
+        blob: BlobId,
+        /// How many bytes of it are missing.
+        bytes: u64,
+    },
+    /// How things stand with something that is pinned.
+    Pin(Pin),
     /// Something in an arena that is not indexed.
     Unindexed {
         /// Which.
@@ -175,9 +187,46 @@ pub struct Entry {
     pub peers: Vec<String>,
     /// `in_place`, `cached`, `partial` or `none`, for a file.
     pub local: Option<String>,
+    /// How many of a file's bytes are here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_here: Option<u64>,
+    /// Whether it is to be kept here: it, or a directory that it is in, is pinned.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pinned: bool,
     /// Whether a peer has something else there, and neither comes from the other.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub conflict: bool,
+}
+
+/// What is pinned, and how much of it is here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pin {
+    /// A file, a directory, or with an empty path an arena.
+    #[serde(flatten)]
+    pub place: FileName,
+    /// The files that are shown there.
+    pub files: u64,
+    /// Their bytes, and how many of these are here.
+    pub bytes: u64,
+    /// So many are here.
+    pub bytes_here: u64,
+    /// Files of which not all is here.
+    pub missing_files: u64,
+    /// What is missing of them.
+    pub missing_bytes: u64,
+    /// The same, told apart by why.
+    pub missing: Vec<Reason>,
+}
+
+/// Why something is not here.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reason {
+    /// In words.
+    pub reason: String,
+    /// So many files.
+    pub files: u64,
+    /// What is missing of them, in bytes.
+    pub bytes: u64,
 }
 
 /// What a peer has at a path.

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::{
     client::Events,
-    event::{Copied, Entry, Event},
+    event::{Copied, Entry, Event, Pin, Reason},
     failure::{Code, Failure, WhileDoing},
 };
 
@@ -77,6 +77,8 @@ fn human(out: &mut Output, event: &Event, style: Style) -> io::Result<()> {
             let time = time.split('.').next().unwrap_or_default().replace('T', " ");
             out.line(&format!("{time}  {:16} {:>8}  {change:9} {file}", version.peer, version.seq))
         }
+        Event::Missing { file, bytes, .. } => out.line(&format!("{file}  {}", HumanBytes(*bytes))),
+        Event::Pin(pin) => pin_lines(pin).iter().try_for_each(|line| out.line(line)),
         Event::Modified { file } => out.line(&format!("modified  {file}")),
         Event::Repaired { file, ranges, peers, .. } => {
             let from = if peers.is_empty() { "this machine".to_owned() } else { peers.join(", ") };
@@ -135,16 +137,42 @@ fn short_line(entry: &Entry) -> String {
     if entry.conflict { line + "  (conflict)" } else { line }
 }
 
+/// How much of what is pinned is here, and a line for each reason why something is not.
+pub(crate) fn pin_lines(pin: &Pin) -> Vec<String> {
+    let place = pin.place.to_string();
+    let place = if pin.place.path.as_deref() == Some("") { place.trim_end_matches('/') } else { &place };
+    let here = match pin.missing_files {
+        0 => "all here".to_owned(),
+        _ => format!("{} here, {} files not yet", HumanBytes(pin.bytes_here), pin.missing_files),
+    };
+    let mut lines = vec![format!("{place}  {} files, {}, {here}", pin.files, HumanBytes(pin.bytes))];
+    lines.extend(pin.missing.iter().map(|Reason { reason, files, bytes }| {
+        format!("    missing {files} files, {}: {}", HumanBytes(*bytes), printable(reason.as_bytes()))
+    }));
+    lines
+}
+
 /// Size, mtime to the second, the blob id's first digits, how much is here, which peers have it, path.
 fn long_line(entry: &Entry) -> String {
     let size = entry.size.map_or(String::new(), |size| size.to_string());
     let mtime = entry.mtime.as_deref().and_then(|mtime| mtime.split('.').next()).unwrap_or_default().replace('T', " ");
     let blob = entry.blob.map_or(String::new(), |blob| format!("{blob:.12}"));
-    let local = entry.local.as_deref().unwrap_or_default();
+    let mut local = match (entry.local.as_deref(), entry.bytes_here, entry.size) {
+        (Some("partial"), Some(here), Some(size)) if size > 0 => format!("partial {}%", percent(here, size)),
+        (local, ..) => local.unwrap_or_default().to_owned(),
+    };
+    if entry.pinned {
+        local += if local.is_empty() { "pinned" } else { ", pinned" };
+    }
     let link = entry.target.as_ref().and_then(|target| target.bytes());
     let link = link.map_or(String::new(), |target| format!(" -> {}", printable(&target)));
     let peers = entry.peers.join(",");
     format!("{size:>12} {mtime:19} {blob:12} {local:8} {peers:16} {}{link}", short_line(entry))
+}
+
+/// How much of something is here: never all or nothing if it is not.
+fn percent(here: u64, size: u64) -> u64 {
+    ((u128::from(here) * 100 / u128::from(size.max(1))) as u64).clamp(1, 99)
 }
 
 /// A name as one line that a terminal shows as it is: control characters and what is not UTF-8 are escaped.
@@ -226,6 +254,13 @@ pub(crate) const WRITING: &str = "write to standard output";
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn percents() {
+        for (here, size, percent) in [(1, 1 << 60, 1), (50, 100, 50), (999, 1000, 99), (u64::MAX - 1, u64::MAX, 99)] {
+            assert_eq!(super::percent(here, size), percent);
+        }
+    }
 
     #[test]
     fn names_on_a_terminal() {

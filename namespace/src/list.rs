@@ -83,7 +83,7 @@ impl Namespace {
     /// What is shown at a path; a directory too of which no peer says anything, but something is in it.
     pub fn entry(&self, arena: &ArenaName, path: &RelPath) -> Result<Option<Entry>, NamespaceError> {
         self.read("look up a path", |txn| {
-            let paths = Paths { table: txn.open_table(VERSIONS)?, arena: arena.as_str(), names: PeerNames::load(txn)? };
+            let paths = Paths::of(txn, arena.as_str())?;
             let said = paths.next_from(path.as_bytes())?.filter(|entry| entry.path == *path);
             if said.is_some() {
                 return Ok(said);
@@ -107,8 +107,7 @@ impl Namespace {
         visit: &mut dyn FnMut(Entry) -> ControlFlow<()>,
     ) -> Result<(), NamespaceError> {
         self.read("list a directory", |txn| {
-            let names = PeerNames::load(txn)?;
-            let paths = Paths { table: txn.open_table(VERSIONS)?, arena: arena.as_str(), names };
+            let paths = Paths::of(txn, arena.as_str())?;
             let mut prefix = Vec::new();
             if let Some(dir) = dir {
                 let is_leaf = |entry: &Entry| entry.path == *dir && entry.kind != EntryKind::Directory;
@@ -164,15 +163,19 @@ impl Entry {
 }
 
 /// The paths of an arena that are present at some peer.
-struct Paths<'a> {
+pub(crate) struct Paths<'a> {
     table: ReadOnlyTable<VersionKey, &'static [u8]>,
-    arena: &'a str,
+    pub(crate) arena: &'a str,
     names: PeerNames,
 }
 
-impl Paths<'_> {
+impl<'a> Paths<'a> {
+    pub(crate) fn of(txn: &ReadTransaction, arena: &'a str) -> Result<Self, redb::Error> {
+        Ok(Self { table: txn.open_table(VERSIONS)?, arena, names: PeerNames::load(txn)? })
+    }
+
     /// The first present path at or behind `from`, with its shown version.
-    fn next_from(&self, from: &[u8]) -> Result<Option<Entry>, redb::Error> {
+    pub(crate) fn next_from(&self, from: &[u8]) -> Result<Option<Entry>, redb::Error> {
         let mut at: Option<RelPath> = None;
         let mut versions: Vec<(u32, Version)> = Vec::new();
         for row in self.table.range((self.arena, from, 0)..)? {

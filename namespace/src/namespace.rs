@@ -14,7 +14,8 @@ use crate::{
     ArenaName, Content, Key, Mark, PeerId, RelPath, Version,
     recent::Recent,
     rows::{
-        ARENAS, ArenaRow, BLOBS, FORMAT, HEADS, HeadRow, LOG, LogRow, ME, META, NAMES, PEERS, VERSIONS, decode, encode,
+        ARENAS, ArenaRow, BLOBS, FORMAT, HEADS, HeadRow, LOG, LogRow, ME, META, NAMES, PEERS, PINS, VERSIONS, decode,
+        encode,
     },
     tables::{Tables, prefix},
     version::made_from,
@@ -125,6 +126,7 @@ impl Namespace {
             meta.insert("format", FORMAT)?;
             txn.open_table(ARENAS)?;
             txn.open_table(PEERS)?;
+            txn.open_table(PINS)?;
             let mut tables = Tables::open(txn, &namespace.recent)?;
             let mut head = tables.head(ME)?;
             if head.mark.epoch == 0 {

@@ -21,6 +21,8 @@ pub(crate) const SESSIONS: TableDefinition<(u32, u64), u64> = TableDefinition::n
 pub(crate) const VERSIONS: TableDefinition<VersionKey, &[u8]> = TableDefinition::new("namespace.versions");
 /// Origin's number, seq → [`LogRow`].
 pub(crate) const LOG: TableDefinition<(u32, u64), &[u8]> = TableDefinition::new("namespace.log");
+/// Arena, and a path in it, or nothing for all of it: what is to be kept on this machine.
+pub(crate) const PINS: TableDefinition<(&str, &[u8]), ()> = TableDefinition::new("namespace.pins");
 /// The first 8 bytes of a blob id, and the number of a peer, not this machine's → at how many paths the peer has it.
 pub(crate) const BLOBS: TableDefinition<(u64, u32), u64> = TableDefinition::new("namespace.blobs");
 

@@ -12,7 +12,8 @@ use std::{
 };
 
 use namespace::{
-    Arena, Change, Content, Entry, EntryKind, Namespace, PeerId, RelPath, Shown, Statement, Version, shown,
+    Arena, Change, Content, Entry, EntryKind, FileBelow, Namespace, PeerId, Pins, Place, RelPath, Shown, Statement,
+    Version, shown,
 };
 use proptest::{prelude::*, sample};
 use tree::{BlobId, UnixTime};
@@ -42,6 +43,52 @@ proptest! {
                 check(&namespace, &rows, name, Some(dir), stop);
             }
         }
+    }
+
+    /// Just what a listing has, of several places one behind the other; and what is pinned is what was said last.
+    #[test]
+    fn files_below_places(
+        rows in some_rows(),
+        asked in prop::collection::vec((0..ARENAS.len(), prop::option::of(a_path())), 0..6),
+        stop in any::<usize>(),
+    ) {
+        let namespace = namespace_of(&rows);
+        let mentioned = rows.keys().map(|(_, name, path)| Place { arena: arena(name), path: Some(path.clone()) });
+        let mut places: Vec<_> =
+            asked.into_iter().map(|(name, path)| Place { arena: arena(ARENAS[name]), path }).chain(mentioned).collect();
+        places.truncate(8);
+        let mut expected = Vec::new();
+        for (number, Place { arena, path }) in places.iter().enumerate() {
+            for line in list(&namespace, arena.as_str(), path.as_ref(), true, usize::MAX) {
+                if let Some(Content::File { blob, size, .. }) = line.content {
+                    let path = RelPath::try_from(line.at).unwrap();
+                    expected.push((number, FileBelow { path, blob, size, peers: line.peers }));
+                }
+            }
+        }
+        let stop = stop % (expected.len() + 1);
+        for stop in [stop, usize::MAX] {
+            let mut got = Vec::new();
+            let mut visit = |number, mut file: FileBelow| {
+                file.peers.sort();
+                got.push((number, file));
+                if got.len() > stop { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            };
+            namespace.files_below(&places, &mut visit).unwrap();
+            expected.iter_mut().for_each(|(_, file)| file.peers.sort());
+            prop_assert_eq!(&got[..], &expected[..expected.len().min(stop.saturating_add(1))]);
+        }
+
+        let (first, rest) = places.split_at(places.len() / 2);
+        let pins = |places: &[Place]| places.iter().cloned().collect::<Pins>();
+        prop_assert_eq!(namespace.change_pins(first, &[], 100).unwrap(), pins(first).iter().len() as u64);
+        prop_assert_eq!(namespace.pins().unwrap(), pins(first));
+        let both = namespace.change_pins(rest, first, 100).unwrap();
+        prop_assert_eq!((both, namespace.pins().unwrap()), (pins(rest).iter().len() as u64, pins(rest)));
+        // One too many changes nothing.
+        let more = Place { arena: arena("more"), path: None };
+        prop_assert_eq!(namespace.change_pins(&[more], &[], both).unwrap(), both + 1);
+        prop_assert_eq!(namespace.pins().unwrap(), pins(rest));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use blobstore::{Collected, FetchError, Fetched, Store, StoreError, Want};
+use blobstore::{Collected, FetchError, Fetched, SmallBlob, Store, StoreError, Want};
 use bytes::Bytes;
 use futures_util::{StreamExt, future::join_all, stream};
 use namespace::PeerId;
@@ -57,7 +57,54 @@ impl Peers {
     /// that, what nobody who is connected is known to have, and what did not come or prove. A peer that takes no request
     /// for 15 s, or of which nothing comes for 5 s, is given up.
     pub async fn fetch_together(&self, class: Class, blobs: &[(BlobId, u64)]) -> Vec<Option<Small>> {
-        let mut came: Vec<Option<Small>> = vec![None; blobs.len()];
+        let small = |(pieces, fetched): (Vec<Verified>, Fetched)| {
+            let data = pieces.into_iter().filter_map(|piece| match piece {
+                Verified::Data(data) => Some(data),
+                Verified::Node(_) => None,
+            });
+            (data.collect(), fetched)
+        };
+        let came = self.fetch_batches(class, blobs).await;
+        came.into_iter().map(|came| came.map(small)).collect()
+    }
+
+    /// Brings whole blobs into the cache, each named with its size; those of at most [`BLOB_BYTES_MAX`] bytes travel many at a
+    /// time, and are made durable many at a time. Returns what came of each, in order. The caller is
+    /// [alone with](Self::alone_with) all of them, of which nothing is here yet, and sees to it that they are not evicted.
+    pub async fn bring_small(&self, class: Class, blobs: &[(BlobId, u64)]) -> Vec<Result<Fetched, FetchError>> {
+        let came = self.fetch_batches(class, blobs).await;
+        let (mut small, mut outcomes) = (Vec::new(), Vec::new());
+        for (came, &(blob, size)) in came.into_iter().zip(blobs) {
+            outcomes.push(came.map(|(pieces, fetched)| {
+                small.push(SmallBlob { blob, size, pieces });
+                fetched
+            }));
+        }
+        let store = self.inner.store.clone();
+        let kept = match spawn_blocking(move || store.keep_small(small)).await {
+            Ok(kept) => kept,
+            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+        };
+        let mut kept = kept.into_iter();
+        let mut rest = Vec::new();
+        for (outcome, &(blob, size)) in outcomes.into_iter().zip(blobs) {
+            let outcome = outcome.map(|fetched| {
+                let kept = kept.next().unwrap_or(Ok(()));
+                kept.map(|()| fetched).map_err(|source| FetchError::Sink { blob, source })
+            });
+            rest.push(async move {
+                match outcome {
+                    Some(outcome) => outcome,
+                    None => self.bring(class, blob, size, Geometry::new(size).all().into(), |_| {}).await,
+                }
+            });
+        }
+        stream::iter(rest).buffered(ALONE_AT_ONCE).collect().await
+    }
+
+    /// Asks for the blobs that connected peers have, many at a time. Gives those that came, proven, in order.
+    async fn fetch_batches(&self, class: Class, blobs: &[(BlobId, u64)]) -> Vec<Option<(Vec<Verified>, Fetched)>> {
+        let mut came: Vec<_> = blobs.iter().map(|_| None).collect();
         let batches = self.assign(blobs).await;
         let exchanges = batches.into_iter().map(|(peer, connection, numbers)| async move {
             let asked: Vec<_> = numbers.iter().map(|&number| blobs[number]).collect();
@@ -125,7 +172,7 @@ impl Peers {
 }
 
 /// A proven blob and the bytes that came for it; `None` if it did not come.
-type Answer = Result<Option<(Vec<VerifiedData>, u64)>, DecodeError>;
+type Answer = Result<Option<(Vec<Verified>, u64)>, DecodeError>;
 
 /// Asks a peer for a batch. Returns what came of each, as far as the answer went.
 async fn exchange(
@@ -182,9 +229,7 @@ fn prove(blob: BlobId, size: u64, encoded: &[u8]) -> Answer {
     decoder.push(encoded);
     let mut pieces = Vec::new();
     while let Some(piece) = decoder.next()? {
-        if let Verified::Data(data) = piece {
-            pieces.push(data);
-        }
+        pieces.push(piece);
     }
     Ok(decoder.is_finished().then_some((pieces, encoded.len() as u64)))
 }

@@ -271,6 +271,11 @@ impl Peers {
         connection::status(&self.inner)
     }
 
+    /// Tells whenever [`status`](Self::status) may say something else. The number is of no meaning.
+    pub fn moves(&self) -> watch::Receiver<u64> {
+        self.inner.moved.subscribe()
+    }
+
     /// The limits on what is sent.
     pub fn up(&self) -> &Limits {
         &self.inner.up

@@ -41,14 +41,27 @@ impl Peers {
     ) -> Result<Fetched, FetchError> {
         let on_piece = Arc::new(Mutex::new(on_piece));
         let on_piece = move |bytes| on_piece.lock().unwrap_or_else(PoisonError::into_inner)(bytes);
+        let received = self.reuse(blob, size, ranges.clone(), like, on_piece.clone()).await;
+        let mut fetched = self.bring(class, blob, size, ranges, on_piece).await?;
+        fetched.bytes_received += received;
+        Ok(fetched)
+    }
+
+    /// The first half of that alone: copies what the blobs `like` share with `blob`, and fetches nothing but what tells that.
+    /// Returns how many bytes came.
+    pub async fn reuse(
+        &self,
+        blob: BlobId,
+        size: u64,
+        ranges: RangeSet,
+        like: &[BlobId],
+        on_piece: impl Fn(u64) + Clone + Send + 'static,
+    ) -> u64 {
         let mut reuse = Reuse { peers: self, blob, size, ranges, received: 0, on_piece };
         if let Err(error) = reuse.run(like).await {
             debug!(%blob, reason = tree::reason(&error), "what is here already cannot be used");
         }
-        let Reuse { ranges, received, on_piece, .. } = reuse;
-        let mut fetched = self.bring(class, blob, size, ranges, on_piece).await?;
-        fetched.bytes_received += received;
-        Ok(fetched)
+        reuse.received
     }
 }
 

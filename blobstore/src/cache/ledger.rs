@@ -25,7 +25,10 @@ pub(crate) struct Ledger {
     next_lease: u64,
     /// Blobs that pass through on their way elsewhere: they do not count, and stay.
     staged: HashMap<BlobId, u32>,
+    /// Blobs that stay for good. They do not count either.
     pinned: HashSet<BlobId>,
+    /// What those take on the disk.
+    pinned_bytes: u64,
     /// When something of a blob was last evicted.
     evicted: HashMap<BlobId, u64>,
 }
@@ -78,12 +81,21 @@ impl Ledger {
             self.allocated.insert(blob, bytes)
         };
         self.total = self.total + bytes - old.unwrap_or(0);
+        if self.pinned.contains(&blob) {
+            self.pinned_bytes = self.pinned_bytes + bytes - old.unwrap_or(0);
+        }
     }
 
-    /// What the cache takes on the disk, or soon will: without what only passes through.
+    /// What the cache takes on the disk, or soon will, so far as it counts: without what is pinned or only passes through.
     pub(crate) fn used_bytes(&self) -> u64 {
-        let passing: u64 = self.staged.keys().filter_map(|blob| self.allocated.get(blob)).sum();
-        self.total - passing + self.reserved
+        let passing = self.staged.keys().filter(|blob| !self.pinned.contains(blob));
+        let passing: u64 = passing.filter_map(|blob| self.allocated.get(blob)).sum();
+        self.total - passing - self.pinned_bytes + self.reserved
+    }
+
+    /// What pinned blobs take on the disk.
+    pub(crate) fn pinned_bytes(&self) -> u64 {
+        self.pinned_bytes
     }
 
     pub(crate) fn reserve(&mut self, bytes: u64) {
@@ -128,8 +140,9 @@ impl Ledger {
         }
     }
 
-    pub(crate) fn is_staged(&self, blob: BlobId) -> bool {
-        self.staged.contains_key(&blob)
+    /// Whether a blob counts towards the limit, and may be evicted.
+    pub(crate) fn counts(&self, blob: BlobId) -> bool {
+        !self.staged.contains_key(&blob) && !self.pinned.contains(&blob)
     }
 
     /// Whether anybody holds a lease on a blob.
@@ -143,11 +156,21 @@ impl Ledger {
     }
 
     pub(crate) fn set_pinned(&mut self, blob: BlobId, pinned: bool) {
-        if pinned {
-            self.pinned.insert(blob)
-        } else {
-            self.pinned.remove(&blob)
-        };
+        let bytes = self.allocated.get(&blob).copied().unwrap_or(0);
+        if pinned && self.pinned.insert(blob) {
+            self.pinned_bytes += bytes;
+        } else if !pinned && self.pinned.remove(&blob) {
+            self.pinned_bytes -= bytes;
+        }
+    }
+
+    pub(crate) fn is_pinned(&self, blob: BlobId) -> bool {
+        self.pinned.contains(&blob)
+    }
+
+    /// All blobs that are pinned, whether anything of them is here or not.
+    pub(crate) fn pinned(&self) -> impl Iterator<Item = BlobId> + '_ {
+        self.pinned.iter().copied()
     }
 
     /// What to evict so that some `bytes` become free: whole extents, least recently used first, and none that is
@@ -161,7 +184,7 @@ impl Ledger {
             }
             let range = range_of(extent);
             let leased = self.leases.get(&blob).is_some_and(|leases| leases.values().any(|held| held.overlaps(range)));
-            if leased || self.pinned.contains(&blob) || self.staged.contains_key(&blob) {
+            if leased || !self.counts(blob) {
                 continue;
             }
             left = left.saturating_sub(self.extents[&(blob, extent)].bytes);
@@ -325,21 +348,29 @@ mod tests {
         }
 
         #[test]
-        fn bytes_are_counted(sizes in prop::collection::vec((0..4u8, 0..1000u64), 0..30), staged in 0..4u8) {
+        fn bytes_are_counted(
+            sizes in prop::collection::vec((0..4u8, 0..1000u64, 0..4u8, any::<bool>()), 0..30),
+            staged in 0..4u8,
+        ) {
             let mut ledger = Ledger::default();
-            let mut model = HashMap::new();
-            for (b, bytes) in sizes {
+            let (mut model, mut pinned) = (HashMap::new(), HashSet::new());
+            for (b, bytes, pin, is_pinned) in sizes {
                 ledger.set_allocated(blob(b), bytes);
                 model.insert(b, bytes);
+                ledger.set_pinned(blob(pin), is_pinned);
+                if is_pinned { pinned.insert(pin) } else { pinned.remove(&pin) };
             }
-            prop_assert_eq!(ledger.used_bytes(), model.values().sum::<u64>());
+            let total = |counts: &dyn Fn(u8) -> bool| {
+                model.iter().filter(|(b, _)| counts(**b)).map(|(_, bytes)| bytes).sum::<u64>()
+            };
+            prop_assert_eq!(ledger.used_bytes(), total(&|b| !pinned.contains(&b)));
+            prop_assert_eq!(ledger.pinned_bytes(), total(&|b| pinned.contains(&b)));
             ledger.reserve(77);
             ledger.stage(blob(staged));
-            let others = model.iter().filter(|(b, _)| **b != staged).map(|(_, bytes)| bytes).sum::<u64>();
-            prop_assert_eq!(ledger.used_bytes(), others + 77);
+            prop_assert_eq!(ledger.used_bytes(), total(&|b| !pinned.contains(&b) && b != staged) + 77);
             ledger.release_reserved(77);
             ledger.unstage(blob(staged));
-            prop_assert_eq!(ledger.used_bytes(), model.values().sum::<u64>());
+            prop_assert_eq!(ledger.used_bytes(), total(&|b| !pinned.contains(&b)));
         }
     }
 }

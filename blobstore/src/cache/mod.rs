@@ -1,7 +1,9 @@
 //! The cache: blobs of other machines, whole or in part, within a budget.
 
+mod keep;
 mod ledger;
 mod partial;
+mod small;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -23,6 +25,7 @@ use crate::{
 
 pub(crate) use ledger::Ledger;
 pub use partial::Partial;
+pub use small::SmallBlob;
 
 /// Keeps ranges of a cached blob from being evicted, as long as it lives.
 pub struct Lease {
@@ -40,9 +43,11 @@ pub struct Passage {
 /// How full the cache is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CacheUsage {
-    /// Bytes that it takes on the disk, or will when the fetches under way are done.
+    /// Bytes that it takes on the disk, or will when the fetches under way are done, without what is pinned.
     pub bytes: u64,
-    /// Bytes that it may take.
+    /// Bytes that pinned blobs take there beside these.
+    pub pinned: u64,
+    /// Bytes that it may take, without what is pinned.
     pub limit: u64,
     /// Bytes that are free on its file system.
     pub free: u64,
@@ -100,28 +105,28 @@ impl Store {
         Passage { inner: self.inner.clone(), blob }
     }
 
-    /// Never evicts anything of a blob from now on, or again if need be. Durable on return.
-    pub fn set_pinned(&self, blob: BlobId, pinned: bool) -> Result<(), StoreError> {
-        self.write("pin a blob", |txn| {
-            let mut pins = txn.open_table(PINS)?;
-            if pinned {
-                pins.insert(blob.as_bytes(), ())?
-            } else {
-                pins.remove(blob.as_bytes())?
-            };
-            Ok(())
-        })?;
-        self.ledger().set_pinned(blob, pinned);
-        Ok(())
-    }
-
     /// How full the cache is.
     pub fn cache_usage(&self) -> Result<CacheUsage, StoreError> {
         let settings = &self.inner.settings;
         let free = self.inner.disk.free_bytes(&settings.cache);
         let free = free.map_err(StoreError::file("ask how much is free at", &settings.cache))?;
-        let (limit, keep_free) = (settings.cache_limit, settings.cache_keep_free);
-        Ok(CacheUsage { bytes: self.ledger().used_bytes(), limit, free, keep_free })
+        let (limit, keep_free) = (self.inner.cache_limit.load(Ordering::Relaxed), settings.cache_keep_free);
+        let ledger = self.ledger();
+        Ok(CacheUsage { bytes: ledger.used_bytes(), pinned: ledger.pinned_bytes(), limit, free, keep_free })
+    }
+
+    /// How many blobs are cached whole, and how many in part.
+    pub fn cached_count(&self) -> Result<(u64, u64), StoreError> {
+        self.read_rows("count what is cached", |txn| {
+            let (mut whole, mut partial) = (0, 0);
+            for row in txn.open_table(CACHED)?.iter()? {
+                let Some(row) = decode_or_none::<CachedRow>(row?.1.value()) else { continue };
+                let is_whole = row.proven.contains(Geometry::new(row.size).all());
+                whole += u64::from(is_whole);
+                partial += u64::from(!is_whole && !row.proven.is_empty());
+            }
+            Ok((whole, partial))
+        })
     }
 
     /// Gives away the file of a cached blob that is complete: the cache forgets it, and the caller moves or
@@ -166,6 +171,7 @@ impl Store {
             Ok(gone)
         })?;
         self.ledger().remove(blob, &gone);
+        self.lost();
         Ok(())
     }
 
@@ -210,6 +216,8 @@ impl Store {
         let mut ledger = self.ledger();
         row.iter().for_each(|row| ledger.remove(blob, &row.proven));
         ledger.set_allocated(blob, 0);
+        drop(ledger);
+        self.lost();
         Ok(())
     }
 
@@ -265,10 +273,10 @@ impl Store {
     /// its file system, or until nothing is left that may be evicted. What is in use is not; so the limit may be
     /// exceeded by that. Fails with [`StoreError::CacheFull`] if they would not leave enough free.
     ///
-    /// If they do not `count`, as what only passes through, the budget is none of their business.
+    /// If they do not `count`, as what is pinned or only passes through, the budget is none of their business.
     pub(crate) fn make_room(&self, incoming: u64, count: bool) -> Result<(), StoreError> {
         for _ in 0..EVICTION_ROUNDS {
-            let CacheUsage { bytes, limit, free, keep_free } = self.cache_usage()?;
+            let CacheUsage { bytes, limit, free, keep_free, .. } = self.cache_usage()?;
             let over = if count { (bytes + incoming).saturating_sub(limit) } else { 0 };
             let short = keep_free.saturating_add(incoming).saturating_sub(free);
             let needed = over.max(short);
@@ -279,7 +287,7 @@ impl Store {
         Ok(())
     }
 
-    /// Evicts until the cache takes at most `bytes` on the disk, or until only what is in use or pinned is left.
+    /// Evicts until the cache takes at most `bytes` on the disk beside what is pinned, or until only what is in use is left.
     /// Returns what it takes then.
     pub fn trim(&self, bytes: u64) -> Result<u64, StoreError> {
         loop {

@@ -127,7 +127,7 @@ impl Partial {
     fn reserve(&mut self, bytes: u64) -> Result<(), StoreError> {
         if self.room < bytes {
             let more = bytes.max(RESERVE_BYTES.min(self.geometry.size()));
-            let counts = !self.store.ledger().is_staged(self.blob);
+            let counts = self.store.ledger().counts(self.blob);
             self.store.make_room(more, counts)?;
             if counts {
                 self.store.ledger().reserve(more);

@@ -1,12 +1,20 @@
 //! The cache keeps to its budget, and evicts what was used longest ago, and nothing that is in use.
 
-use std::{fs, os::unix::fs::MetadataExt, sync::Arc, thread};
+use std::{
+    fs,
+    os::unix::fs::MetadataExt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    thread,
+};
 
-use blobstore::{Presence, RealDisk, Sink, Store, StoreError, Verdict};
+use blobstore::{Presence, RealDisk, Sink, SmallBlob, Store, StoreError, Verdict};
 use tree::{BlobId, Query, RangeSet};
 
 use crate::{
-    common::{GROUP, all, check_read, feed, groups, random, range},
+    common::{GROUP, all, check_read, feed, groups, pieces, random, range},
     home::Home,
     refusing::{Refuse, Refusing},
 };
@@ -87,7 +95,9 @@ fn nothing_pinned_leased_or_passing_is_evicted() {
     let lease = home.store.lease(BlobId::of(&blobs[2]), range(9, 10).into());
     blobs.iter().for_each(|bytes| home.cache_all(bytes));
     let used = home.store.cache_usage().unwrap().bytes;
-    assert!((3 * MIB / 2..2 * MIB).contains(&used), "what passes through does not count: {used}");
+    assert!((MIB..3 * MIB / 2).contains(&used), "what is pinned or passes through does not count: {used}");
+    let pinned = home.store.cache_usage().unwrap().pinned;
+    assert!((MIB / 2..MIB).contains(&pinned), "{pinned}");
     home.store.trim(0).unwrap();
     assert_eq!([0, 1, 2, 3].map(|n| is_here(&home.store, &blobs[n])), [true, true, true, false]);
     drop((passage, lease));
@@ -100,6 +110,112 @@ fn nothing_pinned_leased_or_passing_is_evicted() {
     home.store.set_pinned(BlobId::of(&blobs[0]), false).unwrap();
     assert_eq!(home.store.trim(0).unwrap(), 0);
     assert!(home.own_files("cache").is_empty());
+}
+
+/// However much is pinned, the others have the whole budget.
+#[test]
+fn pins_take_no_room_from_others() {
+    let home = limited(4 * MIB);
+    let blobs: Vec<_> = (0..10).map(|seed| random(seed, MIB as usize)).collect();
+    let ids: Vec<_> = blobs.iter().map(|bytes| BlobId::of(bytes)).collect();
+    home.store.change_pinned(&ids[..6], &[]).unwrap();
+    blobs.iter().for_each(|bytes| home.cache_all(bytes));
+    let here = |store: &Store| (0..10).filter(|&n| is_here(store, &blobs[n])).collect::<Vec<_>>();
+    assert_eq!(here(&home.store), [0, 1, 2, 3, 4, 5, 7, 8, 9], "of four others three fit");
+    let mut pinned = home.store.pinned();
+    pinned.sort();
+    let mut expected = ids[..6].to_vec();
+    expected.sort();
+    assert_eq!(pinned, expected);
+    assert!(home.store.is_pinned(ids[5]) && !home.store.is_pinned(ids[6]));
+    // What is no longer pinned counts, and what was read goes later.
+    home.store.change_pinned(&[ids[9]], &ids[..6]).unwrap();
+    assert!(home.store.cache_usage().unwrap().bytes > 8 * MIB);
+    home.store.touch(ids[2], MIB);
+    home.store.trim(3 * MIB / 2).unwrap();
+    assert_eq!(here(&home.store), [2, 9]);
+}
+
+/// Of the setting and what was set while the program ran, the later one counts.
+#[test]
+fn a_limit_that_was_set() {
+    let home = limited(8 * MIB);
+    let blobs: Vec<_> = (0..5).map(|seed| random(seed, MIB as usize)).collect();
+    blobs.iter().for_each(|bytes| home.cache_all(bytes));
+    home.store.set_cache_limit(2 * MIB + MIB / 2).unwrap();
+    let here = |store: &Store| blobs.iter().filter(|bytes| is_here(store, bytes)).count();
+    assert_eq!((here(&home.store), home.store.cache_usage().unwrap().limit), (2, 2 * MIB + MIB / 2));
+    home.cache_all(&blobs[0]);
+    assert!(home.store.cache_usage().unwrap().bytes <= 2 * MIB + MIB / 2);
+    let limit = |home: &Home| home.store.cache_usage().unwrap().limit;
+    let home = home.reopen_limited(Arc::new(RealDisk), 8 * MIB);
+    assert_eq!((limit(&home), home.store.configured_cache_limit()), (2 * MIB + MIB / 2, 8 * MIB));
+    let home = home.reopen_limited(Arc::new(RealDisk), 9 * MIB);
+    assert_eq!(limit(&home), 9 * MIB, "somebody changed the setting since");
+    home.store.set_cache_limit(MIB).unwrap();
+    home.store.set_cache_limit(9 * MIB).unwrap();
+    let home = home.reopen_limited(Arc::new(RealDisk), 9 * MIB);
+    assert_eq!(limit(&home), 9 * MIB);
+    let home = home.reopen_limited(Arc::new(RealDisk), 8 * MIB);
+    assert_eq!(limit(&home), 8 * MIB, "what was set to be the setting again, is not set");
+}
+
+/// Small blobs that came together are as if each had come alone.
+#[test]
+fn many_small_blobs_at_a_time() {
+    let home = Home::new();
+    let sizes = [0, 1, 5000, GROUP as usize, GROUP as usize + 1, 100_000, 9, 77];
+    let blobs: Vec<_> = sizes.iter().zip(0..).map(|(&size, seed)| random(seed, size)).collect();
+    // Of one something is there already, and one is incomplete.
+    home.cache_all(&blobs[6]);
+    let small = |bytes: &Vec<u8>| {
+        let (blob, size) = (BlobId::of(bytes), bytes.len() as u64);
+        SmallBlob { blob, size, pieces: pieces(bytes, &all(bytes.len())) }
+    };
+    let mut small: Vec<_> = blobs.iter().map(small).collect();
+    small[7].pieces.clear();
+    let kept = home.store.keep_small(small);
+    assert!(kept.iter().all(Result::is_ok), "{kept:?}");
+    let here = |home: &Home| blobs.iter().map(|bytes| is_here(&home.store, bytes)).collect::<Vec<_>>();
+    let expected = [true, true, true, true, true, true, true, false];
+    assert_eq!(here(&home), expected);
+    assert_eq!(home.store.cached_count().unwrap(), (6, 0));
+    for bytes in &blobs[..7] {
+        check_read(&home.store, bytes, range(0, bytes.len() as u64), &RangeSet::new());
+    }
+    let used = home.store.cache_usage().unwrap().bytes;
+    let home = home.reopen();
+    assert_eq!((here(&home), home.store.cache_usage().unwrap().bytes), (expected.to_vec(), used));
+    check_claims(&home.store);
+    assert_eq!(home.store.trim(0).unwrap(), 0);
+    assert_eq!(home.store.cached_count().unwrap(), (0, 0));
+}
+
+/// Whatever takes bytes away is told, but for evicting.
+#[test]
+fn losses_are_told() {
+    let home = Home::new();
+    let told = Arc::new(AtomicU64::new(0));
+    let hearing = told.clone();
+    home.store.on_loss(move || {
+        hearing.fetch_add(1, Ordering::Relaxed);
+    });
+    let is_told = |what: &str, is_told: bool| assert_eq!(told.swap(0, Ordering::Relaxed) > 0, is_told, "{what}");
+    let bytes = random(1, 100_000);
+    let blob = BlobId::of(&bytes);
+    home.cache_all(&bytes);
+    home.store.trim(0).unwrap();
+    home.cache_all(&bytes);
+    is_told("cached, evicted, cached", false);
+    home.store.take_cached(blob).unwrap().unwrap();
+    is_told("taken", true);
+    home.write("file", &bytes);
+    home.link(&["file"]);
+    is_told("linked", false);
+    home.store.quarantine(&home.file("file"), blob, range(5, 6)).unwrap();
+    is_told("damaged", true);
+    home.store.unlink(home.root, &[b"file"]).unwrap();
+    is_told("unlinked", true);
 }
 
 /// A read that has begun gets everything; one that was opened and has not begun finds less, and blames nobody.

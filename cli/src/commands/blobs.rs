@@ -223,7 +223,7 @@ pub(crate) async fn repair(home: &Home, common: &Common, targets: &[OsString]) -
     look_over(home, common, "/v1/repair", &Targets { targets: parsed(targets)? }).await
 }
 
-fn parsed(targets: &[OsString]) -> Result<Vec<Target>, Failure> {
+pub(super) fn parsed(targets: &[OsString]) -> Result<Vec<Target>, Failure> {
     targets.iter().map(|target| Target::parse(target)).collect()
 }
 

@@ -135,11 +135,13 @@ pub(crate) async fn status(home: &Home, common: &Common, skipped: bool) -> Resul
         lines.push(scrub_line(&status["scrub"]));
         let cache = |name| HumanBytes(status["cache"][name].as_u64().unwrap_or_default());
         lines.push(format!(
-            "cache         {} of {}; {} free on its disk",
+            "cache         {} of {}, {} pinned; {} free on its disk",
             cache("bytes"),
             cache("limit"),
+            cache("pinned"),
             cache("free")
         ));
+        lines.extend(pins_line(&status["pins"]));
         lines.join("\n")
     })
 }
@@ -155,6 +157,20 @@ pub(super) fn arena_line(arena: &Value) -> String {
         None | Some(0) => line,
         Some(skipped) => format!("{line}; {skipped} skipped, see blob status --skipped"),
     }
+}
+
+/// What is pinned, if anything is.
+fn pins_line(pins: &Value) -> Option<String> {
+    let count = |field: &str| pins[field].as_u64().unwrap_or(0);
+    let missing = match count("missing_files") {
+        0 => "all here".to_owned(),
+        files => {
+            let reasons: Vec<_> = pins["reasons"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+            let reasons = printable(reasons.join("; ").as_bytes());
+            format!("{files} files, {} not here yet: {reasons}", HumanBytes(count("missing_bytes")))
+        }
+    };
+    (count("count") > 0).then(|| format!("pins          {}, {missing}", count("count")))
 }
 
 fn scrub_line(scrub: &Value) -> String {

@@ -2,6 +2,7 @@
 
 mod arenas;
 mod blobs;
+mod keep;
 mod machines;
 mod mounts;
 mod up;
@@ -28,6 +29,7 @@ use crate::{
 
 pub(crate) use arenas::arena;
 pub(crate) use blobs::{cat, copy, get, hash, ls, repair, verify};
+pub(crate) use keep::{cache, pin, unpin, warm};
 pub(crate) use machines::{id, init, invite, join, limit, peer, status};
 pub(crate) use mounts::{mount, mount_command, umount};
 pub(crate) use up::{serve, up};

@@ -19,6 +19,15 @@ pub(crate) async fn stat(home: &Home, common: &Common, target: &OsStr) -> Result
     let stat = daemon(home)?.value(Method::POST, "/v1/stat", &Target::parse(target)?).await?;
     print(common, "entry", stat, |stat| {
         let mut lines = head(stat);
+        if let Some(ranges) = stat["ranges_here"].as_array() {
+            let shown = |range: &Value| format!("{}..{}", range[0], range[1]);
+            let mut text = ranges.iter().take(RANGES_SHOWN).map(shown).collect::<Vec<_>>().join(" ");
+            if ranges.len() > RANGES_SHOWN {
+                text += &format!(" and {} more ranges", ranges.len() - RANGES_SHOWN);
+            }
+            lines.push(format!("bytes  {} of {} here: {text}", stat["bytes_here"], stat["size"]));
+        }
+        lines.extend(stat["pin"].as_str().map(|pin| format!("pinned {}", printable(pin.as_bytes()))));
         for version in stat["versions"].as_array().into_iter().flatten() {
             let (peer, state, mtime) = (text(version, "peer"), text(version, "state"), text(version, "mtime"));
             let blob =
@@ -55,6 +64,9 @@ pub(crate) async fn whereis(home: &Home, common: &Common, target: &OsStr) -> Res
         lines.join("\n")
     })
 }
+
+/// How many of the ranges that are here a terminal shows.
+const RANGES_SHOWN: usize = 16;
 
 /// What `stat` and `whereis` begin with.
 fn head(entry: &Value) -> Vec<String> {

@@ -2,7 +2,7 @@ use std::ops::ControlFlow;
 
 use blobstore::Presence;
 use jiff::Timestamp;
-use namespace::{Content, EntryKind};
+use namespace::{Content, EntryKind, Pins};
 use tree::UnixTime;
 
 use super::{Node, blocking};
@@ -33,6 +33,7 @@ impl Node {
     }
 
     fn list_arenas(&self, recursive: bool, brief: bool, reporter: &Reporter) -> Result<(), Failure> {
+        let pins = self.inner.namespace.pins()?;
         for arena in self.inner.namespace.all_arenas()? {
             reporter.send_blocking(Event::Entry(Entry {
                 arena: arena.to_string(),
@@ -44,6 +45,8 @@ impl Node {
                 target: None,
                 peers: Vec::new(),
                 local: None,
+                bytes_here: None,
+                pinned: pins.covering(&arena, None).is_some(),
                 conflict: false,
             }))?;
             if recursive {
@@ -56,9 +59,10 @@ impl Node {
     fn list_target(&self, target: &Target, recursive: bool, brief: bool, reporter: &Reporter) -> Result<(), Failure> {
         let mut outcome = Ok(());
         let mut is_empty = true;
+        let pins = self.inner.namespace.pins()?;
         self.inner.namespace.list(&target.arena, target.path.as_ref(), recursive, &mut |entry| {
             is_empty = false;
-            let shown = if brief { self.brief_entry(target, entry) } else { self.entry(target, entry) };
+            let shown = if brief { self.brief_entry(target, entry) } else { self.entry(target, entry, &pins) };
             let sent = shown.and_then(|entry| Ok(reporter.send_blocking(Event::Entry(entry))?));
             match sent {
                 Ok(()) => ControlFlow::Continue(()),
@@ -92,16 +96,19 @@ impl Node {
         self.inner.namespace.entry(&target.arena, path)?.ok_or_else(|| not_found(target))
     }
 
-    pub(super) fn entry(&self, target: &Target, entry: namespace::Entry) -> Result<Entry, Failure> {
+    pub(super) fn entry(&self, target: &Target, entry: namespace::Entry, pins: &Pins) -> Result<Entry, Failure> {
+        let pinned = pins.covering(&target.arena, Some(&entry.path)).is_some();
         let entry = self.brief_entry(target, entry)?;
-        let local = match entry.blob.map(|blob| self.inner.store.presence(blob)).transpose()? {
-            Some(Presence::InPlace) => Some("in_place"),
-            Some(Presence::Cached) => Some("cached"),
-            Some(Presence::Partial(_)) => Some("partial"),
-            Some(Presence::None) => Some("none"),
+        let size = entry.size.unwrap_or(0);
+        let here = match entry.blob.map(|blob| self.inner.store.presence(blob)).transpose()? {
+            Some(Presence::InPlace) => Some(("in_place", size)),
+            Some(Presence::Cached) => Some(("cached", size)),
+            Some(Presence::Partial(ranges)) => Some(("partial", ranges.total_bytes())),
+            Some(Presence::None) => Some(("none", 0)),
             None => None,
         };
-        Ok(Entry { local: local.map(str::to_owned), ..entry })
+        let (local, bytes_here) = (here.map(|(local, _)| local.to_owned()), here.map(|(_, bytes)| bytes));
+        Ok(Entry { local, bytes_here, pinned, ..entry })
     }
 
     /// An entry without how much of it is here.
@@ -122,6 +129,8 @@ impl Node {
             target: link.map(|target| target[..].into()),
             peers: entry.peers.into_iter().map(|peer| self.peer_name(peer)).collect(),
             local: None,
+            bytes_here: None,
+            pinned: false,
             conflict: entry.in_conflict,
         })
     }

@@ -1,5 +1,6 @@
 //! A home that is open, and what is done with it. Knows nothing of HTTP or terminals.
 
+mod cache;
 mod copy;
 mod database;
 mod index;
@@ -7,11 +8,13 @@ mod like;
 mod limits;
 mod list;
 mod mount;
+mod pins;
 mod read;
 mod repair;
 mod scrub;
 mod verify;
 mod versions;
+mod warm;
 mod watch;
 
 use std::{
@@ -41,15 +44,18 @@ use index::ArenaState;
 use verify::now;
 use watch::Watching;
 
+pub(crate) use cache::{CacheLimit, Trim};
 pub(crate) use copy::{CopyScope, Place};
 pub(crate) use index::ScanTotals;
 pub(crate) use limits::LimitChange;
 pub(crate) use list::rfc3339;
 pub(crate) use mount::{MountListen, MountSettings};
+pub(crate) use pins::PinScope;
 pub(crate) use read::READ_BYTES_MAX;
 pub(crate) use scrub::{ScrubSettings, ScrubStatus};
 pub(crate) use verify::Scope;
 pub(crate) use versions::HistoryScope;
+pub(crate) use warm::WarmScope;
 pub(crate) use watch::WatchSettings;
 
 /// An open home: the store, the namespace and the peers of one machine. Cheap to clone; the clones are one.
@@ -71,6 +77,8 @@ struct Inner {
     /// What scrubbing has come to.
     scrub: Mutex<ScrubStatus>,
     scrub_settings: ScrubSettings,
+    /// What is to be kept here.
+    keeping: pins::Keeping,
     /// One permit: verifying and mending take turns, for they would only fight over the disk.
     turn: Semaphore,
     /// One permit: what is said of arenas is brought in line by one at a time.
@@ -213,6 +221,7 @@ impl Node {
             gate: Gate::new(config.transfer.in_flight.as_u64()),
             scrub: Mutex::default(),
             scrub_settings,
+            keeping: pins::Keeping::default(),
             turn: Semaphore::new(1),
             indexing: Semaphore::new(1),
             placing: Semaphore::new(PLACED_AT_ONCE),
@@ -229,6 +238,7 @@ impl Node {
         };
         let node = Self { inner: Arc::new(inner) };
         node.make_aside();
+        node.hear_of_losses();
         let orders: Weak<Inner> = Arc::downgrade(&node.inner);
         node.inner.peers.obey(orders);
         node.configure_limits(&config.limits)?;

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tree::UnixTime;
 
-use super::{Node, blocking, list::rfc3339};
+use super::{Node, blocking, list::rfc3339, pins::text_of};
 use crate::{
     event::{self, Event, FileName, Reporter, summary},
     failure::{Code, Failure},
@@ -40,7 +40,18 @@ impl Node {
             let shown = node.shown(&target)?;
             let versions = node.inner.namespace.versions(&target.arena, &shown.path)?;
             let versions: Vec<_> = versions.into_iter().map(|(peer, version)| node.version(peer, &version)).collect();
-            let mut value = serde_json::to_value(Event::Entry(node.entry(&target, shown)?))?;
+            let pins = node.inner.namespace.pins()?;
+            let entry = node.entry(&target, shown, &pins)?;
+            let ranges = match entry.blob.map(|blob| node.inner.store.presence(blob)).transpose()? {
+                Some(Presence::Partial(ranges)) => Some(ranges),
+                _ => None,
+            };
+            let mut value = serde_json::to_value(Event::Entry(entry))?;
+            if let Some(ranges) = ranges {
+                value["ranges_here"] = serde_json::to_value(ranges)?;
+            }
+            let pin = pins.covering(&target.arena, target.path.as_ref()).map(text_of);
+            value["pin"] = pin.into();
             value["versions"] = serde_json::to_value(versions)?;
             Ok(value)
         })
@@ -88,7 +99,8 @@ impl Node {
                 .into_iter()
                 .filter_map(|file| Some(FileName::new(&node.arena_of(file.root)?, &file.path)))
                 .collect();
-            let mut value = serde_json::to_value(Event::Entry(node.entry(&target, shown)?))?;
+            let pins = node.inner.namespace.pins()?;
+            let mut value = serde_json::to_value(Event::Entry(node.entry(&target, shown, &pins)?))?;
             value["bytes_here"] = here.into();
             value["files_here"] = serde_json::to_value(files)?;
             value["holders"] = Value::Array(peers);

@@ -131,3 +131,25 @@ async fn a_small_blob_that_rotted_comes_from_another() {
     let nobody = (BlobId::from_bytes([1; 32]), 5);
     assert!(timeout(DEADLINE, near.peers.fetch_small(Class::Copy, &[nobody])).await.unwrap()[0].is_err());
 }
+
+/// As if each had come alone: in the cache, with the nodes above the larger ones, and durable.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_small_blobs_are_brought_together() {
+    let sizes = [1, 9000, 16_384, 16_385, 100_000, BLOB_BYTES_MAX as usize, BLOB_BYTES_MAX as usize + 1, 1 << 20];
+    let blobs: Vec<Vec<u8>> = sizes.iter().zip(40..).map(|(&size, seed)| random_bytes(seed, size)).collect();
+    let far = Machine::start("far");
+    let near = met("near", &[&far]).await;
+    for (number, bytes) in blobs.iter().enumerate() {
+        near.heard(&far, &far, far.hold(&number.to_string(), bytes)).await;
+    }
+    let nobody = (BlobId::of(b"nobody has it"), 13);
+    let asked = blobs.iter().map(|bytes| (BlobId::of(bytes), bytes.len() as u64)).chain([nobody]).collect::<Vec<_>>();
+    let mut came = timeout(DEADLINE, near.peers.bring_small(Class::Background, &asked)).await.unwrap();
+    assert!(came.pop().unwrap().is_err());
+    for (came, bytes) in came.into_iter().zip(&blobs) {
+        assert_eq!(came.unwrap().peers, ["far"]);
+        assert_eq!(near.cached(bytes).total_bytes(), bytes.len() as u64);
+        let blob = BlobId::of(bytes);
+        assert!(matches!(near.store.verify_cached(blob, &|_| {}), Ok(Some(blobstore::Verdict::Sound))));
+    }
+}

@@ -90,7 +90,9 @@ impl Node {
         let like = self.like(blob, near).await?;
         let fetched = self.bring(blob, size, &like, on_bytes).await?;
         let (near, path, cache) = (destination.clone(), to.clone(), self.inner.home.cache.clone());
-        if blocking(move || Ok(near.shares_file_system(&path, &cache)?)).await? {
+        // What is pinned stays in the cache.
+        let may_take = !self.inner.store.is_pinned(blob);
+        if may_take && blocking(move || Ok(near.shares_file_system(&path, &cache)?)).await? {
             return Ok((Arrived::Cached(passing), fetched));
         }
         let staged = self.copy_from_here(blob, size, destination, to, |_| {}).await?;
@@ -167,7 +169,7 @@ pub(super) struct Leftover(Option<Passing>);
 impl Leftover {
     /// Forgets it. Blocks.
     pub(super) fn forget(self, store: &Store) -> Result<(), Failure> {
-        let Some(passing) = self.0 else { return Ok(()) };
+        let Some(passing) = self.0.filter(|passing| !store.is_pinned(passing.blob)) else { return Ok(()) };
         Ok(store.take_cached(passing.blob)?.map_or(Ok(()), fs::remove_file)?)
     }
 }

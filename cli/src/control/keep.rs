@@ -1,0 +1,69 @@
+//! Calls about what is kept here: pins, and the cache.
+
+use axum::{
+    Json, Router,
+    extract::State,
+    response::Response,
+    routing::{get, post},
+};
+use serde_json::json;
+
+use super::{Answer, Body_, Targets, report, understood};
+use crate::{
+    failure::{Code, Failure},
+    node::{CacheLimit, Node, PinScope, Trim, WarmScope},
+};
+
+pub(super) fn routes() -> Router<Node> {
+    Router::new()
+        .route("/v1/pins", get(pins).post(pin))
+        .route("/v1/unpin", post(unpin))
+        .route("/v1/warm", post(warm))
+        .route("/v1/cache", get(cache))
+        .route("/v1/cache/trim", post(trim))
+        .route("/v1/cache/limit", post(limit))
+}
+
+async fn pins(State(node): State<Node>) -> Answer {
+    Ok(Json(json!(node.pins().await?)))
+}
+
+async fn pin(State(node): State<Node>, body: Body_<PinScope>) -> Result<Response, Failure> {
+    let scope = understood(body)?;
+    some(&scope.targets)?;
+    Ok(report(async move |reporter| node.pin(scope, &reporter).await))
+}
+
+async fn unpin(State(node): State<Node>, body: Body_<Targets>) -> Answer {
+    let targets = understood(body)?.targets;
+    some(&targets)?;
+    Ok(Json(json!(node.unpin(targets).await?)))
+}
+
+async fn warm(State(node): State<Node>, body: Body_<WarmScope>) -> Result<Response, Failure> {
+    let scope = understood(body)?;
+    some(&scope.targets)?;
+    Ok(report(async move |reporter| node.warm(scope, &reporter).await))
+}
+
+async fn cache(State(node): State<Node>) -> Answer {
+    Ok(Json(json!(node.cache_stat().await?)))
+}
+
+async fn trim(State(node): State<Node>, body: Body_<Trim>) -> Answer {
+    Ok(Json(json!(node.trim_cache(understood(body)?).await?)))
+}
+
+async fn limit(State(node): State<Node>, body: Body_<CacheLimit>) -> Answer {
+    if let Some(bytes) = understood(body)?.bytes {
+        node.limit_cache(bytes).await?;
+    }
+    cache(State(node)).await
+}
+
+fn some<T>(targets: &[T]) -> Result<(), Failure> {
+    match targets {
+        [] => Err(Failure::new(Code::Usage, "no target is named")),
+        _ => Ok(()),
+    }
+}
