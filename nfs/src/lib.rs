@@ -33,17 +33,16 @@ use std::{io, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use blobstore::{Fetch, Store};
 use namespace::Namespace;
-use tokio::sync::mpsc;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    sync::mpsc,
+};
 use tree::{BlobId, UnixTime};
 
 pub use allow::{Network, ParseNetworkError};
 
 /// How the mount is to be.
 pub struct Options {
-    /// Where to listen; port 0 is any that is free.
-    pub listen: SocketAddr,
-    /// Whose clients are let in; of programs on this machine only those that root and the user of this one run.
-    pub allow: Vec<Network>,
     /// A secret of this machine that stays the same: file ids come from it.
     pub key: [u8; 32],
     /// How far ahead of those who read in order is fetched, in bytes.
@@ -67,20 +66,34 @@ pub struct Options {
 /// A mount that is being served, until it is [stopped](Self::stop).
 pub struct Mount(server::Server);
 
-impl Mount {
-    /// Listens, and serves. Needs a tokio runtime. Fails if it cannot listen, or if the home cannot be looked at.
-    pub async fn start(options: Options) -> io::Result<Self> {
-        let home = std::fs::metadata(&options.home)?;
-        let born =
-            home.created().or_else(|_| home.modified())?.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
-        let born = UnixTime { seconds: born.as_secs().cast_signed(), nanos: 0 };
-        let view = view::View::new(options.namespace, options.key, born);
-        let Options { store, fetch, read_ahead, fetch_timeout, mend, .. } = options;
-        let reader = reader::Reader::new(store, fetch, read_ahead, fetch_timeout, mend);
+impl Options {
+    fn export(self) -> io::Result<export::Export> {
+        let home = std::fs::metadata(&self.home)?;
+        let born = home.created().or_else(|_| home.modified())?;
+        let born = born.duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_secs().cast_signed();
+        let view = view::View::new(self.namespace, self.key, UnixTime { seconds: born, nanos: 0 });
+        let reader = reader::Reader::new(self.store, self.fetch, self.read_ahead, self.fetch_timeout, self.mend);
         let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
-        let look = export::Look { uid, gid, read_only: options.read_only };
-        let export = Arc::new(export::Export { view, reader, home: options.home, look });
-        Ok(Self(server::Server::start(options.listen, options.allow, export).await?))
+        let look = export::Look { uid, gid, read_only: self.read_only };
+        Ok(export::Export { view, reader, home: self.home, look })
+    }
+}
+
+/// Serves one client, whatever stream it comes on, until it goes: as [`Mount`] does with each that it lets in. Fails if the
+/// client does what it must not, or if the home cannot be looked at.
+pub async fn serve(
+    options: Options,
+    reader: impl AsyncRead + Unpin,
+    writer: impl AsyncWrite + Unpin,
+) -> io::Result<()> {
+    connection::serve(&options.export()?, reader, writer).await.map_err(io::Error::other)
+}
+
+impl Mount {
+    /// Listens at `listen`, where port 0 is any that is free, and serves those whom `allow` has; of programs on this machine
+    /// only those that root and the user of this one run. Needs a tokio runtime. Fails if it cannot listen, or if the home cannot be looked at.
+    pub async fn start(listen: SocketAddr, allow: Vec<Network>, options: Options) -> io::Result<Self> {
+        Ok(Self(server::Server::start(listen, allow, Arc::new(options.export()?)).await?))
     }
 
     /// Where it listens.

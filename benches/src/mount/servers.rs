@@ -68,7 +68,7 @@ impl Server {
     }
 
     fn blobd(network: &Network, work: &Path, tree: &Path) -> io::Result<Self> {
-        let config = format!("[nfs]\nlisten = \"{SERVER}:2052\"\n");
+        let config = format!("[nfs]\nlisten = \"{SERVER}:2052\"\nallow = [\"0.0.0.0/0\"]\n");
         let process = Process::Ours(Machine::start_within(network, work, tree, &config)?);
         Self { name: "blobd", process, port: 2052, mount_port: 2052, export: "/tree".to_owned() }.wait(network)
     }

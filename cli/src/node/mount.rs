@@ -85,8 +85,6 @@ impl Node {
         let home = &self.inner.home;
         let settings = Config::load(&home.config)?.mount_settings()?;
         let options = Options {
-            listen,
-            allow: settings.allow,
             key: Identity::load_or_create(&home.key())?.derive(KEY_CONTEXT),
             read_ahead: settings.read_ahead,
             fetch_timeout: settings.fetch_timeout,
@@ -97,7 +95,7 @@ impl Node {
             fetch: Arc::new(Foreground(self.inner.peers.clone())),
             mend,
         };
-        let started: Result<Mount, io::Error> = Mount::start(options).await;
+        let started: Result<Mount, io::Error> = Mount::start(listen, settings.allow, options).await;
         started.map_err(|error| Failure::from(error).code(Code::Error))
     }
 
