@@ -1,6 +1,7 @@
 use std::{
     collections::BTreeMap,
     fs::{self, File},
+    io,
     os::unix::{ffi::OsStrExt, fs::MetadataExt},
     path::Path,
 };
@@ -56,33 +57,45 @@ impl Mtime {
     }
 }
 
-/// Reads all that is below `root`; the directory itself is left out.
+/// Reads all that is below `root`; the directory itself is left out, and so is what goes meanwhile.
 pub fn snapshot(root: &Path) -> Tree {
     let mut tree = Tree::new();
     let mut dirs = vec![root.to_owned()];
     while let Some(dir) = dirs.pop() {
-        for entry in fs::read_dir(&dir).expect("read a directory") {
+        let entries = match fs::read_dir(&dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound && dir != root => continue,
+            entries => entries.expect("read a directory"),
+        };
+        for entry in entries {
             let path = entry.expect("read a directory").path();
-            let meta = fs::symlink_metadata(&path).expect("look at a file");
-            let mtime = Mtime(meta.mtime(), meta.mtime_nsec());
-            let item = if meta.is_dir() {
-                dirs.push(path.clone());
-                Item::Directory
-            } else if meta.is_symlink() {
-                let target = fs::read_link(&path).expect("read a link").as_os_str().as_bytes().to_owned();
-                Item::Symlink { target, mtime }
-            } else if meta.is_file() {
-                let mut hasher = blake3::Hasher::new();
-                hasher.update_reader(File::open(&path).expect("open a file")).expect("read a file");
-                Item::File { size: meta.len(), blob: hasher.finalize(), mode: meta.mode() & 0o7777, mtime }
-            } else {
-                Item::Special
+            let item = match look(&path) {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                item => item.expect("look at a file"),
             };
+            if item == Item::Directory {
+                dirs.push(path.clone());
+            }
             let below = path.strip_prefix(root).expect("it is below the root");
             tree.insert(below.as_os_str().as_bytes().to_owned(), item);
         }
     }
     tree
+}
+
+fn look(path: &Path) -> io::Result<Item> {
+    let meta = fs::symlink_metadata(path)?;
+    let mtime = Mtime(meta.mtime(), meta.mtime_nsec());
+    Ok(if meta.is_dir() {
+        Item::Directory
+    } else if meta.is_symlink() {
+        Item::Symlink { target: fs::read_link(path)?.as_os_str().as_bytes().to_owned(), mtime }
+    } else if meta.is_file() {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update_reader(File::open(path)?)?;
+        Item::File { size: meta.len(), blob: hasher.finalize(), mode: meta.mode() & 0o7777, mtime }
+    } else {
+        Item::Special
+    })
 }
 
 /// In what two trees differ, a line each, at most 20; none if they are the same.
