@@ -160,12 +160,20 @@ impl Store {
     ///
     /// Holds all of the range in memory.
     pub fn read(&self, blob: BlobId, size: u64, range: ByteRange) -> Result<ReadOutcome, StoreError> {
+        let is_empty = Geometry::new(size).round_out(range).is_empty();
+        let sources = if is_empty { Vec::new() } else { self.sources(blob)? };
+        self.read_from(&sources, size, range)
+    }
+
+    /// The same from [`sources`](Self::sources) of the blob that were opened earlier. What they give is proven as ever; what
+    /// has come here since is not among it, and what has gone may be.
+    pub fn read_from(&self, sources: &[Source], size: u64, range: ByteRange) -> Result<ReadOutcome, StoreError> {
         let mut missing = RangeSet::from(Geometry::new(size).round_out(range));
         let mut pieces = Vec::new();
-        if missing.is_empty() {
-            return Ok(ReadOutcome { pieces, missing });
-        }
-        for source in self.sources(blob)?.iter().filter(|source| source.size == size) {
+        for source in sources.iter().filter(|source| source.size == size) {
+            if missing.is_empty() {
+                break;
+            }
             let wanted = missing.intersection(&source.available);
             for item in source.prover(&Query::groups(&wanted)) {
                 match item {
@@ -176,9 +184,6 @@ impl Store {
                     Ok(Verified::Node(_)) => {}
                     Err(error) => self.report(source, &error)?,
                 }
-            }
-            if missing.is_empty() {
-                break;
             }
         }
         pieces.retain(|piece| !piece.bytes().is_empty());

@@ -7,12 +7,12 @@ use std::{
     time::Duration,
 };
 
-use blobstore::{Fetch, FetchError, Fetched, Store, StoreError, Want};
+use blobstore::{Fetch, FetchError, Fetched, Source, Store, StoreError, Want};
 use bytes::Bytes;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     task::spawn_blocking,
-    time::{Instant, timeout_at},
+    time::{Instant, sleep, timeout_at},
 };
 use tracing::{debug, warn};
 use tree::{BlobId, ByteRange, Geometry, RangeSet, VerifiedData};
@@ -43,6 +43,8 @@ struct Inner {
 struct Blob {
     windows: Windows,
     flights: Vec<Arc<Flight>>,
+    /// Where it is here, open since somebody read it lately.
+    sources: Option<Arc<Vec<Source>>>,
     used: Instant,
 }
 
@@ -123,9 +125,48 @@ impl Reader {
         size: u64,
         range: ByteRange,
     ) -> Result<(Vec<VerifiedData>, RangeSet), ReadError> {
-        let store = self.inner.store.clone();
-        let outcome = join(spawn_blocking(move || store.read(blob, size, range))).await?;
+        let (reader, open) = (self.clone(), self.inner.with(blob, |state| state.sources.clone()));
+        let outcome = join(spawn_blocking(move || {
+            let store = &reader.inner.store;
+            if let Some(sources) = &open {
+                let outcome = store.read_from(sources, size, range)?;
+                if outcome.missing.is_empty() {
+                    return Ok(outcome);
+                }
+            }
+            // More may be here by now than when they were opened.
+            let sources = Arc::new(store.sources(blob)?);
+            let outcome = store.read_from(&sources, size, range);
+            // Who reads all of it at once does not come back.
+            if range.len() < size && sources.len() <= SOURCES_MAX {
+                reader.keep_open(blob, sources);
+            }
+            outcome
+        }));
+        let outcome = outcome.await?;
         Ok((outcome.pieces, outcome.missing))
+    }
+
+    /// Keeps sources open for a while. A file that is replaced meanwhile is read to its end as it was.
+    fn keep_open(&self, blob: BlobId, sources: Arc<Vec<Source>>) {
+        let is_new = self.inner.with(blob, |state| state.sources.replace(sources).is_none());
+        if !is_new {
+            return;
+        }
+        let inner = Arc::downgrade(&self.inner);
+        tokio::spawn(async move {
+            let mut wait = OPEN_LIMIT;
+            loop {
+                sleep(wait).await;
+                let Some(inner) = inner.upgrade() else { return };
+                let mut blobs = inner.blobs.lock().unwrap_or_else(PoisonError::into_inner);
+                let Some(state) = blobs.get_mut(&blob) else { return };
+                match OPEN_LIMIT.checked_sub(state.used.elapsed()).filter(|left| !left.is_zero()) {
+                    Some(left) => wait = left,
+                    None => return state.sources = None,
+                }
+            }
+        });
     }
 
     /// Waits until what is `missing` of `range` is here, having it fetched unless it is on its way.
@@ -250,8 +291,12 @@ impl Inner {
             let (_, &mut median, _) = uses.select_nth_unstable(BLOBS_MAX / 2);
             blobs.retain(|_, blob| blob.used > median || !blob.flights.is_empty());
         }
-        let blob =
-            blobs.entry(blob).or_insert_with(|| Blob { windows: Windows::default(), flights: Vec::new(), used: now });
+        let blob = blobs.entry(blob).or_insert_with(|| Blob {
+            windows: Windows::default(),
+            flights: Vec::new(),
+            sources: None,
+            used: now,
+        });
         blob.used = now;
         act(blob)
     }
@@ -291,5 +336,9 @@ const ATTEMPTS: usize = 4;
 /// A multiple of chunk groups.
 const FLIGHT_BYTES_MAX: u64 = 8 << 20;
 /// Of so many blobs it is known who reads them.
-const BLOBS_MAX: usize = 1_024;
+const BLOBS_MAX: usize = 256;
 const HOLDERS_LOOKED_AT: usize = 64;
+/// A blob that is in more places is not kept open.
+const SOURCES_MAX: usize = 4;
+/// So long after it was last read, a blob's files are closed.
+const OPEN_LIMIT: Duration = Duration::from_secs(5);

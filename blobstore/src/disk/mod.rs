@@ -53,7 +53,7 @@ pub trait Disk: Send + Sync {
 }
 
 /// An open file.
-pub trait DiskFile: ReadAt + WriteAt + Send {
+pub trait DiskFile: ReadAt + WriteAt + Send + Sync {
     /// Makes the file `bytes` long, with zeros, which take no room, where it grows.
     fn set_len(&self, bytes: u64) -> io::Result<()>;
 
