@@ -409,4 +409,4 @@ const STOP: &str = "signal=SIGSTOP";
 const ATTACH_LIMIT: Duration = Duration::from_secs(30);
 const END_LIMIT: Duration = Duration::from_secs(10);
 const LOOK_EVERY: Duration = Duration::from_millis(1);
-const LAST_LIMIT: Duration = Duration::from_millis(50);
+const LAST_LIMIT: Duration = Duration::from_millis(300);
