@@ -105,6 +105,7 @@ fn a_new_machine_sees_the_whole_household_at_once() {
     let c = Machine::quick(&scratch, "c", &[&roots[2]]);
     b.join(&a);
     c.join(&b);
+    b.sees("ours", &roots[0]);
     b.sees("notes", &roots[2]);
     a.sees("notes", &roots[2]);
     a.stop();
