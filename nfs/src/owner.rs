@@ -8,8 +8,7 @@ use std::{
 /// The user whose program has the other end of the connection from `peer`, an address of this machine, to `here`. `None` if
 /// there is none any more.
 pub(crate) fn owner(peer: SocketAddr, here: SocketAddr) -> Option<u32> {
-    let table = if peer.is_ipv4() { "/proc/net/tcp" } else { "/proc/net/tcp6" };
-    find(&fs::read_to_string(table).ok()?, peer, here)
+    ["/proc/net/tcp", "/proc/net/tcp6"].iter().find_map(|table| find(&fs::read_to_string(table).ok()?, peer, here))
 }
 
 /// Looks in a table of proc_pid_net(5), in which the socket's own address comes first.
@@ -19,8 +18,13 @@ fn find(table: &str, peer: SocketAddr, here: SocketAddr) -> Option<u32> {
         let (own, other) = (address(words.next()?)?, address(words.next()?)?);
         // Its state, queues, timer and retransmissions.
         let owner = words.nth(4)?.parse().ok()?;
-        ((own, other) == (peer, here)).then_some(owner)
+        (plain(own) == plain(peer) && plain(other) == plain(here)).then_some(owner)
     })
+}
+
+/// The two ends of one connection may write an IPv4 address in two ways.
+fn plain(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 /// `0100007F:1E15` is 127.0.0.1:7701 where bytes are stored the little end first.
@@ -50,12 +54,12 @@ mod tests {
 
     #[test]
     fn the_kernel_knows_whose_a_connection_is() {
-        for listen in ["127.0.0.1:0", "[::1]:0"] {
+        for (listen, host) in [("127.0.0.1:0", "127.0.0.1"), ("[::1]:0", "::1"), ("[::]:0", "127.0.0.1")] {
             let listener = TcpListener::bind(listen).unwrap();
-            let here = listener.local_addr().unwrap();
-            let client = TcpStream::connect(here).unwrap();
-            let peer = client.local_addr().unwrap();
-            assert_eq!(owner(peer, here), Some(rustix::process::getuid().as_raw()));
+            let client = TcpStream::connect((host, listener.local_addr().unwrap().port())).unwrap();
+            let (accepted, peer) = listener.accept().unwrap();
+            let here = accepted.local_addr().unwrap();
+            assert_eq!(owner(peer, here), Some(rustix::process::getuid().as_raw()), "{listen}: {client:?}");
             assert_eq!(owner(SocketAddr::new(peer.ip(), 1), here), None);
         }
     }

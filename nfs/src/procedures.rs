@@ -157,8 +157,11 @@ async fn only_object(export: &Export, mut args: Args<'_>) -> Result<Object, Bad>
     Ok(object)
 }
 
+/// Writes a part of a result.
+type Part<'a> = &'a dyn Fn(&mut Vec<u8>);
+
 /// A result: that it went well, then what it is.
-fn succeed(out: &mut Vec<u8>, parts: &[&dyn Fn(&mut Vec<u8>)]) {
+fn succeed(out: &mut Vec<u8>, parts: &[Part<'_>]) {
     pack(&nfsstat3::NFS3_OK, out);
     parts.iter().for_each(|part| part(out));
 }
