@@ -154,7 +154,7 @@ fn unread_answers_and_many_requests_are_bounded() {
     let file = nfs.find("docs/file").unwrap();
     let before = machine.resident_bytes();
     for at in 0..1500 {
-        nfs.send(6, &Nfs::read_args(&file, at % 4 << 20, 1 << 20));
+        nfs.send(6, &Nfs::read_args(&file, (at % 4) << 20, 1 << 20));
     }
     // Another client is not behind them.
     let mut other = Nfs::connect(&machine);
