@@ -88,7 +88,7 @@ type Waiting = Arc<Mutex<HashMap<u64, (Option<u64>, Sender<i32>)>>>;
 impl Guest {
     /// Boots a guest in `network`, which gets the address [`SERVER`] for the host's side. Takes two seconds.
     ///
-    /// `None` where that cannot be, which is told as [`skipped`]; a kernel that is there and does not boot is a panic.
+    /// `None` where that cannot be, which is told as [`skipped()`]; a kernel that is there and does not boot is a panic.
     pub fn boot(network: &Network, scratch: &Scratch) -> Option<Self> {
         Self::boot_with(network, scratch, Hardware::default()).map_err(|Unavailable(why)| skipped(&why)).ok()
     }
