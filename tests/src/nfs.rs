@@ -46,7 +46,7 @@ pub struct Listed {
 }
 
 /// NFS's errors that tests meet.
-#[allow(missing_docs)]
+#[allow(missing_docs, reason = "the names are those of RFC 1813")]
 pub mod status {
     pub const NOENT: u32 = 2;
     pub const IO: u32 = 5;
