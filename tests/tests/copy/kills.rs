@@ -54,6 +54,8 @@ fn a_move_survives_kills_at_any_moment() {
         victim.restart_in_place();
         wait_for("the move ends", Duration::from_secs(90), || moving.try_wait().unwrap());
         everything_is_whole_somewhere(&original, &docs, &inbox, &when);
+        // What it removed right before it was killed, it still believes in until it has looked.
+        victim.ok(["arena", "scan", if victim.name() == "a" { "docs" } else { "inbox" }]);
         let verified = victim.run(["verify", "--json"]);
         assert_eq!(verified.code, 0, "{when}: {}{}", verified.text(), verified.stderr);
         victim.hears(other);
