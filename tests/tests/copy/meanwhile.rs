@@ -140,6 +140,8 @@ fn a_rotten_copy_is_no_reason_to_remove_the_source() {
     let output = a.exits(3, ["mv", "docs/file", "b:inbox"]);
     assert!(output.stderr.contains("damaged"), "{}", output.stderr);
     assert!(fs::read(docs.join("file")).unwrap() == bytes);
+    a.ok(["arena", "scan", "docs"]);
+    b.hears(&a);
     b.ok(["repair"]);
     a.ok(["mv", "docs/file", "b:inbox"]);
     assert!(fs::read(inbox.join("file")).unwrap() == bytes && !docs.join("file").exists());
