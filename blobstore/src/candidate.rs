@@ -2,8 +2,8 @@ use std::{io, sync::atomic::Ordering};
 
 use tracing::debug;
 use tree::{
-    BlobId, ByteRange, CompareError, Comparison, Grain, Patchwork, Prover, Query, RangeSet, ReadAt, Span, Verified,
-    hash_into,
+    BlobId, CompareError, Comparison, Grain, PAIR_BYTES, Patchwork, Prover, Query, RangeSet, ReadAt, Span, Verified,
+    VerifiedData, hash_into,
 };
 
 use crate::{
@@ -93,14 +93,14 @@ impl Candidate {
         let mut both = Vec::with_capacity(nodes.len());
         for (&node, theirs) in nodes.iter().zip(theirs) {
             let mut ours = [0; 64];
-            self.pairs.read_exact_at(&mut ours, node * 64).map_err(self.scratch("read"))?;
+            self.pairs.read_exact_at(&mut ours, node * PAIR_BYTES).map_err(self.scratch("read"))?;
             both.push((ours, *theirs));
         }
         if let Err(error) = self.comparison.descend(&both) {
             return Ok(Err(error));
         }
         for (node, (_, theirs)) in nodes.iter().zip(&both) {
-            self.pairs.write_all_at(theirs, node * 64).map_err(self.scratch("write"))?;
+            self.pairs.write_all_at(theirs, node * PAIR_BYTES).map_err(self.scratch("write"))?;
         }
         Ok(Ok(()))
     }
@@ -142,14 +142,14 @@ fn copy(pieces: impl Iterator<Item = Verified>, sink: &mut dyn Sink) -> Result<R
     let mut copied = RangeSet::new();
     let run = |sink: &mut dyn Sink| {
         let mut uncommitted = 0;
-        for piece in pieces {
-            let range = match &piece {
-                Verified::Data(data) => data.range(),
-                Verified::Node(_) => ByteRange::default(),
-            };
-            sink.write(piece)?;
-            copied.insert(range);
-            uncommitted += range.len();
+        let mut pieces = pieces.peekable();
+        while pieces.peek().is_some() {
+            let some: Vec<_> = pieces.by_ref().take(PIECES_AT_ONCE).collect();
+            sink.write(&some)?;
+            for range in some.iter().filter_map(Verified::data).map(VerifiedData::range) {
+                copied.insert(range);
+                uncommitted += range.len();
+            }
             if uncommitted >= COMMIT_BYTES {
                 uncommitted = 0;
                 sink.commit()?;
@@ -167,5 +167,7 @@ pub fn in_the_same_place(source: usize, available: &RangeSet) -> impl Iterator<I
     available.iter().map(move |range| Span { at: range.start(), len: range.len(), source, from: range.start() })
 }
 
+/// So many pieces are written together: about 1 MiB of data.
+const PIECES_AT_ONCE: usize = 128;
 /// How much may have to be copied again after a power cut.
 const COMMIT_BYTES: u64 = 64 << 20;

@@ -12,8 +12,9 @@ use crate::StoreError;
 
 /// Where proven pieces go.
 pub trait Sink: Send {
-    /// Takes a piece. Pieces of one blob only, in any order, some perhaps more than once.
-    fn write(&mut self, piece: Verified) -> Result<(), StoreError>;
+    /// Takes pieces: of one blob only, in any order, some perhaps more than once. The more that follow one another are
+    /// handed in together, the larger are the writes.
+    fn write(&mut self, pieces: &[Verified]) -> Result<(), StoreError>;
 
     /// Makes what was taken durable, and says so where that is said. May be called at any time and often.
     fn commit(&mut self) -> Result<(), StoreError>;
@@ -90,10 +91,8 @@ pub struct Collected {
 }
 
 impl Sink for Collected {
-    fn write(&mut self, piece: Verified) -> Result<(), StoreError> {
-        if let Verified::Data(data) = piece {
-            self.pieces.push(data);
-        }
+    fn write(&mut self, pieces: &[Verified]) -> Result<(), StoreError> {
+        self.pieces.extend(pieces.iter().filter_map(Verified::data).cloned());
         Ok(())
     }
 

@@ -2,7 +2,7 @@ use std::sync::PoisonError;
 
 use redb::ReadableTable;
 use tracing::{info, warn};
-use tree::{DamageSearch, Drift, Fingerprint, Geometry, RangeSet, Verified};
+use tree::{DamageSearch, Drift, Fingerprint, Geometry, RangeSet, Verified, VerifiedData};
 
 use crate::{
     Access, DiskFile, FileRef, RootId, Sink, Store, StoreError,
@@ -199,12 +199,8 @@ impl Mending {
         self.lost |= (now.size, now.mtime) != (self.last.size, self.last.mtime);
         if self.lost { Err(StoreError::Modified { path }) } else { Ok(()) }
     }
-}
 
-impl Sink for Mending {
-    /// Writes a piece if it is a whole chunk group under quarantine, and passes over all else.
-    fn write(&mut self, piece: Verified) -> Result<(), StoreError> {
-        let Verified::Data(data) = piece else { return Ok(()) };
+    fn write_group(&mut self, data: &VerifiedData) -> Result<(), StoreError> {
         let (blob, range) = (self.row.blob, data.range());
         if data.blob() != blob {
             return Err(StoreError::ForeignPiece { blob });
@@ -223,6 +219,13 @@ impl Sink for Mending {
         written.map_err(StoreError::file("write", self.store.absolute(&self.file)))?;
         self.mended.insert(range);
         Ok(())
+    }
+}
+
+impl Sink for Mending {
+    /// Writes the pieces that are whole chunk groups under quarantine, and passes over all else.
+    fn write(&mut self, pieces: &[Verified]) -> Result<(), StoreError> {
+        pieces.iter().filter_map(Verified::data).try_for_each(|piece| self.write_group(piece))
     }
 
     /// Syncs what was written.

@@ -89,18 +89,42 @@ impl Source {
     /// Reads, with proofs, what `query` asks for. Errors are for [`Store::report`]. What is cached is not evicted
     /// meanwhile.
     pub fn prover(&self, query: &Query) -> Proving<'_> {
-        let lease = self.is_cached().then(|| {
-            let ranges = query.resolve_bytes(self.size);
-            self.store.ledger().touch(self.blob, &ranges);
-            self.store.lease(self.blob, ranges)
-        });
-        Proving { prover: self.prove(query), _lease: lease }
+        Proving { prover: self.prove(query), _lease: self.lease(query) }
     }
 
     /// The same, where that is no use of the blob, and who calls sees to it that nothing is evicted.
     pub(crate) fn prove(&self, query: &Query) -> Prover<&Data, &Pairs> {
         let Outboard { pairs, grain } = &self.outboard;
         Prover::new(self.blob, self.size, &self.data, pairs, query).with_grain(*grain)
+    }
+
+    /// Reads `range` if all of it, and its proof, are here and in memory: without waiting for the disk. `None` says nothing
+    /// about why not.
+    pub fn read_ready(&self, range: ByteRange) -> Option<Vec<VerifiedData>> {
+        let groups = Geometry::new(self.size).round_out(range);
+        if !self.available.contains(groups) {
+            return None;
+        }
+        let query = Query::groups(&RangeSet::from(groups));
+        let _lease = self.lease(&query);
+        let Outboard { pairs, grain } = &self.outboard;
+        let prover = Prover::new(self.blob, self.size, Ready(&self.data), Ready(pairs), &query).with_grain(*grain);
+        let mut pieces = Vec::new();
+        for item in prover {
+            if let Verified::Data(piece) = item.ok()? {
+                pieces.push(piece.slice(range));
+            }
+        }
+        Some(pieces)
+    }
+
+    /// Notes that what is cached is used, and keeps it from being evicted meanwhile.
+    fn lease(&self, query: &Query) -> Option<Lease> {
+        self.is_cached().then(|| {
+            let ranges = query.resolve_bytes(self.size);
+            self.store.ledger().touch(self.blob, &ranges);
+            self.store.lease(self.blob, ranges)
+        })
     }
 }
 
@@ -259,6 +283,27 @@ impl Store {
             outboard: self.outboard(row.blob, size)?,
             data: Data::InPlace(file, row, data),
         })
+    }
+}
+
+/// Reads what is in memory, and fails where the disk would have to be waited for.
+struct Ready<'a, T>(&'a T);
+
+impl ReadAt for Ready<'_, Data> {
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        match self.0 {
+            Data::InPlace(_, _, data) | Data::Cached(Cached::File(data), _) => data.read_ready_at(buf, offset),
+            memory => memory.read_exact_at(buf, offset),
+        }
+    }
+}
+
+impl ReadAt for Ready<'_, Pairs> {
+    fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        match self.0 {
+            Pairs::File(file) => file.read_ready_at(buf, offset),
+            memory => memory.read_exact_at(buf, offset),
+        }
     }
 }
 

@@ -125,11 +125,9 @@ impl Landing {
 }
 
 impl Sink for Landing {
-    fn write(&mut self, piece: Verified) -> Result<(), StoreError> {
-        if let Verified::Data(data) = &piece {
-            self.flight.take(data);
-        }
-        self.with_cache(|partial| partial.write(piece));
+    fn write(&mut self, pieces: &[Verified]) -> Result<(), StoreError> {
+        pieces.iter().filter_map(Verified::data).for_each(|data| self.flight.take(data));
+        self.with_cache(|partial| partial.write(pieces));
         Ok(())
     }
 

@@ -202,7 +202,7 @@ mod tests {
         }
         let mut partial = store.partial(hashed.id, SIZE).unwrap();
         for piece in Prover::new(hashed.id, SIZE, bytes, &hashed.outboard[..], &Query::groups(cached)) {
-            partial.write(piece.unwrap()).unwrap();
+            partial.write(&[piece.unwrap()]).unwrap();
         }
         partial.commit().unwrap();
         store

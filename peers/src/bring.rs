@@ -22,7 +22,7 @@ impl Peers {
 
     /// Brings what the cache lacks of `ranges` of `blob`, said to have `size` bytes, into the cache: whole chunk groups, and
     /// the last one besides if the size has not been proven yet. What a file here has is copied, and the rest is fetched.
-    /// `on_piece` hears how many more bytes came.
+    /// `on_bytes` hears how many more bytes came.
     ///
     /// The caller is [alone with](Self::alone_with) the blob, and holds a lease on `ranges` or has it pass through. What
     /// came before a failure stays. Ends in bounded time even if no peer answers. [`FetchError::Sink`] if the cache
@@ -33,9 +33,9 @@ impl Peers {
         blob: BlobId,
         size: u64,
         ranges: RangeSet,
-        on_piece: impl Fn(u64) + Send + 'static,
+        on_bytes: impl Fn(u64) + Send + 'static,
     ) -> Result<Fetched, FetchError> {
-        self.bring_for(Behalf::own(class), blob, size, ranges, on_piece).await
+        self.bring_for(Behalf::own(class), blob, size, ranges, on_bytes).await
     }
 
     /// The same, on behalf of somebody.
@@ -45,11 +45,11 @@ impl Peers {
         blob: BlobId,
         size: u64,
         ranges: RangeSet,
-        on_piece: impl Fn(u64) + Send + 'static,
+        on_bytes: impl Fn(u64) + Send + 'static,
     ) -> Result<Fetched, FetchError> {
         let store = self.inner.store.clone();
         let open = move || {
-            let mut sink = Counting { sink: store.partial(blob, size)?, on_piece };
+            let mut sink = Counting { sink: store.partial(blob, size)?, on_bytes };
             let missing = store.missing_from_cache(blob, size, &ranges)?;
             // What a file here has of the same blob, beside what of it may be damaged, is not fetched.
             let copied = store.copy_from_places(blob, size, &missing, &mut sink)?;
@@ -65,18 +65,16 @@ impl Peers {
     }
 }
 
-/// Passes pieces on, and tells how many bytes they have.
+/// Passes pieces on, and tells how many bytes those of each call have.
 pub(crate) struct Counting<S, F> {
     pub(crate) sink: S,
-    pub(crate) on_piece: F,
+    pub(crate) on_bytes: F,
 }
 
 impl<S: Sink, F: Fn(u64) + Send> Sink for Counting<S, F> {
-    fn write(&mut self, piece: Verified) -> Result<(), StoreError> {
-        if let Verified::Data(data) = &piece {
-            (self.on_piece)(data.range().len());
-        }
-        self.sink.write(piece)
+    fn write(&mut self, pieces: &[Verified]) -> Result<(), StoreError> {
+        (self.on_bytes)(pieces.iter().filter_map(Verified::data).map(|data| data.range().len()).sum());
+        self.sink.write(pieces)
     }
 
     fn commit(&mut self) -> Result<(), StoreError> {

@@ -37,12 +37,12 @@ impl Peers {
         size: u64,
         ranges: RangeSet,
         like: &[BlobId],
-        on_piece: impl Fn(u64) + Send + 'static,
+        on_bytes: impl Fn(u64) + Send + 'static,
     ) -> Result<Fetched, FetchError> {
-        let on_piece = Arc::new(Mutex::new(on_piece));
-        let on_piece = move |bytes| on_piece.lock().unwrap_or_else(PoisonError::into_inner)(bytes);
-        let received = self.reuse(blob, size, ranges.clone(), like, on_piece.clone()).await;
-        let mut fetched = self.bring(class, blob, size, ranges, on_piece).await?;
+        let on_bytes = Arc::new(Mutex::new(on_bytes));
+        let on_bytes = move |bytes| on_bytes.lock().unwrap_or_else(PoisonError::into_inner)(bytes);
+        let received = self.reuse(blob, size, ranges.clone(), like, on_bytes.clone()).await;
+        let mut fetched = self.bring(class, blob, size, ranges, on_bytes).await?;
         fetched.bytes_received += received;
         Ok(fetched)
     }
@@ -55,9 +55,9 @@ impl Peers {
         size: u64,
         ranges: RangeSet,
         like: &[BlobId],
-        on_piece: impl Fn(u64) + Clone + Send + 'static,
+        on_bytes: impl Fn(u64) + Clone + Send + 'static,
     ) -> u64 {
-        let mut reuse = Reuse { peers: self, blob, size, ranges, received: 0, on_piece };
+        let mut reuse = Reuse { peers: self, blob, size, ranges, received: 0, on_bytes };
         if let Err(error) = reuse.run(like).await {
             debug!(%blob, reason = tree::reason(&error), "what is here already cannot be used");
         }
@@ -73,7 +73,7 @@ struct Reuse<'a, F> {
     ranges: RangeSet,
     /// Bytes of nodes and lists that came for it.
     received: u64,
-    on_piece: F,
+    on_bytes: F,
 }
 
 impl<F: Fn(u64) + Clone + Send + 'static> Reuse<'_, F> {
@@ -82,10 +82,10 @@ impl<F: Fn(u64) + Clone + Send + 'static> Reuse<'_, F> {
         if like.is_empty() || self.size < MISSING_BYTES_LEAST {
             return Ok(());
         }
-        let (ranges, on_piece) = (self.ranges.clone(), self.on_piece.clone());
+        let (ranges, on_bytes) = (self.ranges.clone(), self.on_bytes.clone());
         self.blocking(move |store, blob, size| {
             let missing = store.missing_from_cache(blob, size, &ranges)?;
-            let mut sink = Counting { sink: store.partial(blob, size)?, on_piece };
+            let mut sink = Counting { sink: store.partial(blob, size)?, on_bytes };
             store.copy_from_places(blob, size, &missing, &mut sink)
         })
         .await?;
@@ -119,12 +119,12 @@ impl<F: Fn(u64) + Clone + Send + 'static> Reuse<'_, F> {
 
     /// Compares a candidate with the blob, and copies what is equal into the cache.
     async fn take(&mut self, candidate: Candidate) -> Result<(), StoreError> {
-        let (candidate, on_piece) = (self.compare(candidate).await?, self.on_piece.clone());
+        let (candidate, on_bytes) = (self.compare(candidate).await?, self.on_bytes.clone());
         let copied = self.blocking(move |store, blob, size| {
             if candidate.equal().is_empty() {
                 return Ok(RangeSet::new());
             }
-            candidate.copy(&mut Counting { sink: store.partial(blob, size)?, on_piece })
+            candidate.copy(&mut Counting { sink: store.partial(blob, size)?, on_bytes })
         });
         let copied = copied.await?.total_bytes();
         debug!(blob = %self.blob, copied, received = self.received, "bytes that were here already");

@@ -5,7 +5,7 @@ use std::{pin::pin, sync::PoisonError, time::Duration};
 use blobstore::{SharedSink, StoreError};
 use bytes::Bytes;
 use tokio::{sync::mpsc, task::spawn_blocking, time::timeout};
-use tree::{BlobId, DecodeError, Decoder, Query, RangeSet, Verified};
+use tree::{BlobId, DecodeError, Decoder, Query, RangeSet, Verified, VerifiedData};
 
 use crate::{
     frame::{FrameError, HAVE_BYTES_MAX, Have, StreamKind, read_frame, within},
@@ -210,7 +210,15 @@ fn keep(
     let lock = || sink.lock().unwrap_or_else(PoisonError::into_inner);
     let mut run = || -> Result<(), TransferError> {
         let mut uncommitted = 0;
-        while let Some(batch) = arriving.blocking_recv() {
+        while let Some(mut batch) = arriving.blocking_recv() {
+            // What has come meanwhile is proven and written in the same go.
+            let mut bytes: usize = batch.iter().map(Bytes::len).sum();
+            while bytes < WRITE_BYTES
+                && let Ok(more) = arriving.try_recv()
+            {
+                bytes += more.iter().map(Bytes::len).sum::<usize>();
+                batch.extend(more);
+            }
             for chunk in batch {
                 received.bytes += chunk.len() as u64;
                 match &mut unpacker {
@@ -229,9 +237,9 @@ fn keep(
                     Err(error) => break Some(TransferError::PeerSentWrongBytes(error)),
                 }
             };
-            let ranges: RangeSet = proven.iter().filter_map(Verified::data_range).collect();
+            let ranges: RangeSet = proven.iter().filter_map(Verified::data).map(VerifiedData::range).collect();
             let mut sink = lock();
-            proven.into_iter().try_for_each(|piece| sink.write(piece)).map_err(TransferError::Sink)?;
+            sink.write(&proven).map_err(TransferError::Sink)?;
             uncommitted += ranges.total_bytes();
             if uncommitted >= COMMIT_BYTES {
                 uncommitted = 0;
@@ -254,6 +262,8 @@ pub(crate) const STALL_LIMIT: Duration = Duration::from_secs(15);
 pub(crate) const TRICKLE_BYTES: usize = 4096;
 const CHUNKS_AT_ONCE: usize = 64;
 const BATCHES_AHEAD: usize = 16;
+/// About so much is written at a time, if it comes fast enough.
+const WRITE_BYTES: usize = 1 << 20;
 /// How much may have to be fetched again after a power cut.
 const COMMIT_BYTES: u64 = 64 << 20;
 /// Code of a stopped stream: what came did not prove, or could not be kept.

@@ -10,7 +10,7 @@ pub const GROUP_BYTES: u64 = 16 * CHUNK_BYTES;
 pub(crate) const GROUP_CHUNKS: u64 = GROUP_BYTES / CHUNK_BYTES;
 
 /// Bytes in a hash pair, the unit of an outboard.
-pub(crate) const PAIR_BYTES: u64 = 64;
+pub const PAIR_BYTES: u64 = 64;
 
 /// How far down an outboard keeps the tree: how many bytes there are below the lowest nodes whose hashes it has.
 ///

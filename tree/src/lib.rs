@@ -70,7 +70,7 @@ pub use compare::{CompareError, Comparison};
 pub use damage::{Damage, DamageSearch, find_damage};
 pub use decode::{DecodeError, Decoder};
 pub use fingerprint::{Drift, Fingerprint, UnixTime};
-pub use geometry::{CHUNK_BYTES, GROUP_BYTES, Geometry, Grain};
+pub use geometry::{CHUNK_BYTES, GROUP_BYTES, Geometry, Grain, PAIR_BYTES};
 pub use hash::{Hashed, blob_id, hash, hash_into};
 pub use id::{BlobId, ParseBlobIdError};
 pub use partial::{NodeError, PartialTree, node_pair};

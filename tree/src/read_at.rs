@@ -1,6 +1,6 @@
 use std::{
     fs::File,
-    io,
+    io::{self, IoSlice},
     os::unix::fs::FileExt,
     sync::{Mutex, PoisonError},
 };
@@ -52,6 +52,15 @@ impl<T: ReadAt + ?Sized> ReadAt for Box<T> {
 pub trait WriteAt: Sync {
     /// Writes all of `bytes` from `offset` on.
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
+
+    /// Writes all of `parts`, one behind the other, from `offset` on. If it fails, some of it may have been written.
+    fn write_all_vectored_at(&self, parts: &mut [IoSlice<'_>], mut offset: u64) -> io::Result<()> {
+        for part in parts {
+            self.write_all_at(part, offset)?;
+            offset += part.len() as u64;
+        }
+        Ok(())
+    }
 }
 
 impl WriteAt for File {
@@ -73,5 +82,9 @@ impl WriteAt for Mutex<Vec<u8>> {
 impl<T: WriteAt + ?Sized> WriteAt for Box<T> {
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         (**self).write_all_at(bytes, offset)
+    }
+
+    fn write_all_vectored_at(&self, parts: &mut [IoSlice<'_>], offset: u64) -> io::Result<()> {
+        (**self).write_all_vectored_at(parts, offset)
     }
 }

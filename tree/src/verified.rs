@@ -31,9 +31,9 @@ impl Verified {
     }
 
     /// The bytes of the blob that it has, if it has any.
-    pub fn data_range(&self) -> Option<ByteRange> {
+    pub fn data(&self) -> Option<&VerifiedData> {
         match self {
-            Self::Data(data) => Some(data.range()),
+            Self::Data(data) => Some(data),
             Self::Node(_) => None,
         }
     }

@@ -1,5 +1,5 @@
 use std::{
-    io,
+    io::{self, IoSlice},
     path::{Path, PathBuf},
     sync::{
         Arc, PoisonError, Weak,
@@ -9,7 +9,7 @@ use std::{
 
 use redb::ReadableTable;
 use tracing::{debug, info, warn};
-use tree::{BlobId, GROUP_BYTES, Geometry, RangeSet, Verified};
+use tree::{BlobId, ByteRange, Geometry, PAIR_BYTES, RangeSet, Verified, VerifiedData};
 
 use super::{Lease, is_inline};
 use crate::{
@@ -30,6 +30,8 @@ pub struct Partial {
     place: Place,
     /// Chunk groups written whole, and not yet recorded.
     written: RangeSet,
+    /// The last of it, which the disk was not asked to begin with.
+    unsynced: ByteRange,
     /// Whether the cache has a row of it.
     recorded: bool,
     lease: Lease,
@@ -92,8 +94,9 @@ impl Store {
         let is_taken = self.taken_flag(blob);
         drop(alone);
         let store = self.clone();
-        let (written, recorded) = (RangeSet::new(), row.is_some());
-        Ok(Partial { store, blob, geometry, place, written, recorded, lease, room: 0, reserved: 0, is_taken })
+        let (written, unsynced, recorded) = (RangeSet::new(), ByteRange::default(), row.is_some());
+        let (room, reserved) = (0, 0);
+        Ok(Partial { store, blob, geometry, place, written, unsynced, recorded, lease, room, reserved, is_taken })
     }
 
     /// What tells those who write to a blob's files in the cache that these were taken from it.
@@ -167,6 +170,43 @@ impl Partial {
         }
     }
 
+    /// Writes pieces, at least one, that follow one another.
+    fn write_data(&mut self, run: &[&VerifiedData]) -> Result<(), StoreError> {
+        let (start, end) = (run[0].offset(), run[run.len() - 1].range().end());
+        if let Place::Row(bytes) = &mut self.place {
+            for piece in run {
+                bytes[piece.offset() as usize..][..piece.bytes().len()].copy_from_slice(piece.bytes());
+            }
+        }
+        self.write_or_evict(
+            end - start,
+            || self.store.cache_file(self.blob),
+            |place| match place {
+                Place::Row(_) => Ok(()),
+                Place::Files { data, .. } => {
+                    let mut parts: Vec<_> = run.iter().map(|piece| IoSlice::new(piece.bytes())).collect();
+                    data.write_all_vectored_at(&mut parts, start)
+                }
+            },
+        )?;
+        let whole = run.iter().map(|piece| piece.range()).filter(|&range| self.geometry.round_out(range) == range);
+        whole.for_each(|range| self.written.insert(range));
+        self.begin_sync(start, end);
+        Ok(())
+    }
+
+    /// Has the disk begin with what is written in order, so that the next commit waits for the last of it only.
+    fn begin_sync(&mut self, start: u64, end: u64) {
+        let start = if self.unsynced.end() == start { self.unsynced.start() } else { start };
+        self.unsynced = ByteRange::new(start, end).unwrap_or_default();
+        if let Place::Files { data, .. } = &self.place
+            && self.unsynced.len() >= BEGIN_SYNC_BYTES
+        {
+            data.begin_sync(self.unsynced);
+            self.unsynced = ByteRange::new(end, end).unwrap_or_default();
+        }
+    }
+
     /// Gives back the room that was made, for what was written shows on the disk.
     fn account(&mut self) {
         self.store.look_at(self.blob, self.geometry.size());
@@ -199,48 +239,42 @@ impl Partial {
 }
 
 impl Sink for Partial {
-    fn write(&mut self, piece: Verified) -> Result<(), StoreError> {
+    fn write(&mut self, pieces: &[Verified]) -> Result<(), StoreError> {
         let blob = self.blob;
-        match piece {
-            Verified::Data(data) => {
-                let range = data.range();
-                if data.blob() != blob || range.end() > self.geometry.size() {
-                    return Err(StoreError::ForeignPiece { blob });
-                }
-                self.reserve(range.len())?;
-                // From here on nobody punches a hole there.
-                self.lease.extend(self.geometry.round_out(range));
-                if let Place::Row(bytes) = &mut self.place {
-                    bytes[range.start() as usize..range.end() as usize].copy_from_slice(data.bytes());
-                }
-                self.write_or_evict(
-                    range.len(),
-                    || self.store.cache_file(blob),
-                    |place| match place {
-                        Place::Row(_) => Ok(()),
-                        Place::Files { data: file, .. } => file.write_all_at(data.bytes(), data.offset()),
-                    },
-                )?;
-                if self.geometry.round_out(range) == range {
-                    self.written.insert(range);
-                }
-                Ok(())
-            }
+        let is_ours = |piece: &Verified| match piece {
+            Verified::Data(data) => data.blob() == blob && data.range().end() <= self.geometry.size(),
             Verified::Node(node) => {
-                let Some(offset) = node.outboard_offset() else { return Ok(()) };
-                if node.blob() != blob || offset >= self.geometry.outboard_bytes() {
-                    return Err(StoreError::ForeignPiece { blob });
-                }
-                self.write_or_evict(
-                    GROUP_BYTES,
-                    || self.store.cache_outboard_file(blob),
-                    |place| match place {
-                        Place::Row(_) => Ok(()),
-                        Place::Files { outboard, .. } => outboard.write_all_at(node.pair(), offset),
-                    },
-                )
+                let end = node.outboard_offset().map_or(0, |offset| offset + PAIR_BYTES);
+                node.blob() == blob && end <= self.geometry.outboard_bytes()
             }
+        };
+        if !pieces.iter().all(is_ours) {
+            return Err(StoreError::ForeignPiece { blob });
         }
+        let data: Vec<_> = pieces.iter().filter_map(Verified::data).collect();
+        self.reserve(data.iter().map(|piece| piece.range().len()).sum())?;
+        // From here on nobody punches a hole there.
+        data.iter().for_each(|piece| self.lease.extend(self.geometry.round_out(piece.range())));
+        for run in data.chunk_by(|a, b| a.range().end() == b.offset()) {
+            self.write_data(run)?;
+        }
+        let nodes = pieces.iter().filter_map(|piece| match piece {
+            Verified::Node(node) => Some((node.outboard_offset()?, node.pair())),
+            Verified::Data(_) => None,
+        });
+        let nodes: Vec<_> = nodes.collect();
+        for run in nodes.chunk_by(|(a, _), (b, _)| a + PAIR_BYTES == *b) {
+            let pairs: Vec<u8> = run.iter().flat_map(|(_, pair)| **pair).collect();
+            self.write_or_evict(
+                pairs.len() as u64,
+                || self.store.cache_outboard_file(blob),
+                |place| match place {
+                    Place::Row(_) => Ok(()),
+                    Place::Files { outboard, .. } => outboard.write_all_at(&pairs, run[0].0),
+                },
+            )?;
+        }
+        Ok(())
     }
 
     fn commit(&mut self) -> Result<(), StoreError> {
@@ -299,5 +333,7 @@ fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
+/// So much is written in order before the disk is asked to begin with it.
+const BEGIN_SYNC_BYTES: u64 = 8 << 20;
 /// How much room is made at a time.
 const RESERVE_BYTES: u64 = 4 << 20;

@@ -30,7 +30,7 @@ impl Store {
             kept.push(match together.as_ref().is_ok_and(|rows| rows.contains(&blob)) {
                 true => Ok(()),
                 false => self.partial(blob, size).and_then(|mut sink| {
-                    pieces.into_iter().try_for_each(|piece| sink.write(piece))?;
+                    sink.write(&pieces)?;
                     sink.commit()
                 }),
             });

@@ -54,6 +54,12 @@ pub trait Disk: Send + Sync {
 
 /// An open file.
 pub trait DiskFile: ReadAt + WriteAt + Send + Sync {
+    /// Fills `buf` with the bytes from `offset` on if the system has them in memory. [`io::ErrorKind::WouldBlock`] if the
+    /// disk would have to be waited for, which nobody can tell who does not know better.
+    fn read_ready_at(&self, _buf: &mut [u8], _offset: u64) -> io::Result<()> {
+        Err(io::ErrorKind::WouldBlock.into())
+    }
+
     /// Makes the file `bytes` long, with zeros, which take no room, where it grows.
     fn set_len(&self, bytes: u64) -> io::Result<()>;
 
@@ -63,6 +69,9 @@ pub trait DiskFile: ReadAt + WriteAt + Send + Sync {
 
     /// How many bytes the file takes on the disk.
     fn allocated(&self) -> io::Result<u64>;
+
+    /// Has the disk begin with what was written in `range`, so that the next sync has less to wait for. A hint.
+    fn begin_sync(&self, _range: ByteRange) {}
 
     /// Makes the file's bytes, length and times durable.
     fn sync(&self) -> io::Result<()>;

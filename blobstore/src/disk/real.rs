@@ -1,11 +1,15 @@
 use std::{
     fs::{self, File, OpenOptions},
-    io,
+    io::{self, IoSlice, IoSliceMut},
+    num::NonZeroU64,
     os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
 };
 
-use rustix::fs::{CWD, FallocateFlags, Mode, OFlags, ResolveFlags, Timespec, Timestamps, UTIME_OMIT};
+use rustix::{
+    fs::{Advice, CWD, FallocateFlags, Mode, OFlags, ResolveFlags, Timespec, Timestamps, UTIME_OMIT},
+    io::{Errno, ReadWriteFlags},
+};
 use tree::{ByteRange, Fingerprint, ReadAt, UnixTime, WriteAt};
 
 use super::{Access, Disk, DiskFile};
@@ -92,9 +96,41 @@ impl WriteAt for RealFile {
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         FileExt::write_all_at(&self.0, bytes, offset)
     }
+
+    fn write_all_vectored_at(&self, mut parts: &mut [IoSlice<'_>], mut offset: u64) -> io::Result<()> {
+        // Parts of no bytes would look as if nothing could be written.
+        IoSlice::advance_slices(&mut parts, 0);
+        while !parts.is_empty() {
+            let some = &parts[..parts.len().min(PARTS_MAX)];
+            match rustix::io::pwritev(&self.0, some, offset) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => {
+                    IoSlice::advance_slices(&mut parts, written);
+                    offset += written as u64;
+                }
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
 }
 
 impl DiskFile for RealFile {
+    fn read_ready_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
+        let (len, mut parts) = (buf.len(), [IoSliceMut::new(buf)]);
+        match rustix::io::preadv2(&self.0, &mut parts, offset, ReadWriteFlags::NOWAIT) {
+            Ok(read) if read == len => Ok(()),
+            // Some file systems do not know how; what is short may be the end of the file.
+            _ => Err(io::ErrorKind::WouldBlock.into()),
+        }
+    }
+
+    fn begin_sync(&self, range: ByteRange) {
+        // What is still to be written is not dropped: writing it begins.
+        let _ = rustix::fs::fadvise(&self.0, range.start(), NonZeroU64::new(range.len()), Advice::DontNeed);
+    }
+
     fn set_len(&self, bytes: u64) -> io::Result<()> {
         self.0.set_len(bytes)
     }
@@ -125,6 +161,9 @@ impl DiskFile for RealFile {
     }
 }
 
+/// So many parts Linux takes at a time (`IOV_MAX`).
+const PARTS_MAX: usize = 1024;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -144,6 +183,42 @@ mod tests {
         for path in ["../outside", "up/outside", "up/root/sub/file", "link", "fifo", "sub", "/etc/passwd", ""] {
             assert!(open(path).is_err(), "{path:?} was opened");
         }
+    }
+
+    #[test]
+    fn parts_are_written_one_behind_the_other() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = RealDisk.open(&dir.path().join("file"), Access::Create).unwrap();
+        for count in [0, 1, PARTS_MAX - 1, 3 * PARTS_MAX + 5] {
+            let parts: Vec<Vec<u8>> = (0..count).map(|part| vec![part as u8; part % 7]).collect();
+            let mut slices: Vec<_> = parts.iter().map(|part| IoSlice::new(part)).collect();
+            file.set_len(0).unwrap();
+            file.write_all_vectored_at(&mut slices, 3).unwrap();
+            let expected = [&[0; 3][..], &parts.concat()].concat();
+            let written = fs::read(dir.path().join("file")).unwrap();
+            assert_eq!(written, if parts.concat().is_empty() { vec![] } else { expected });
+        }
+    }
+
+    #[test]
+    fn what_was_just_written_is_ready() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        fs::write(&path, b"0123456789").unwrap();
+        let mut buf = [0; 4];
+        let plain = rustix::io::preadv2(
+            File::open(&path).unwrap(),
+            &mut [IoSliceMut::new(&mut buf)],
+            0,
+            ReadWriteFlags::NOWAIT,
+        );
+        let file = RealDisk.open(&path, Access::Read).unwrap();
+        // Not every file system can tell what is in memory.
+        if plain != Err(Errno::OPNOTSUPP) {
+            file.read_ready_at(&mut buf, 3).unwrap();
+            assert_eq!(&buf, b"3456");
+        }
+        assert_eq!(file.read_ready_at(&mut buf, 8).unwrap_err().kind(), io::ErrorKind::WouldBlock);
     }
 
     #[test]

@@ -104,9 +104,7 @@ pub(crate) fn pieces_claiming(bytes: &[u8], claimed: u64, ranges: &RangeSet) -> 
 
 /// Writes what a peer who has `bytes` sends for `ranges`.
 pub(crate) fn feed(sink: &mut impl Sink, bytes: &[u8], ranges: &RangeSet) {
-    for piece in pieces(bytes, ranges) {
-        sink.write(piece).expect("a piece of this blob is taken");
-    }
+    sink.write(&pieces(bytes, ranges)).expect("pieces of this blob are taken");
 }
 
 /// Reads `asked` of the blob that is `bytes`: exactly `missing` may be missing, and everything else must come,

@@ -191,7 +191,7 @@ fn cache(store: &Store, recorded: &mut Recorded) {
     let claimed = disputed.len() as u64 + 3;
     let mut lied = store.partial(BlobId::of(disputed), claimed).unwrap();
     let first = pieces_claiming(disputed, claimed, &groups(disputed.len(), [0, 1]));
-    first.into_iter().for_each(|piece| blobstore::Sink::write(&mut lied, piece).unwrap());
+    blobstore::Sink::write(&mut lied, &first).unwrap();
     commit(&mut lied);
     let mut partial = store.partial(BlobId::of(disputed), disputed.len() as u64).unwrap();
     feed(&mut partial, disputed, &all(disputed.len()));

@@ -291,7 +291,7 @@ fn a_full_disk_evicts_once_and_then_fails() {
     let more = random(3, MIB as usize);
     let mut partial = home.store.partial(BlobId::of(&more), more.len() as u64).unwrap();
     let piece = crate::common::pieces(&more, &groups(more.len(), [0])).pop().unwrap();
-    assert!(matches!(partial.write(piece), Err(StoreError::CacheFull { .. })));
+    assert!(matches!(partial.write(&[piece]), Err(StoreError::CacheFull { .. })));
     partial.commit().unwrap();
     drop(partial);
     disk.set(Refuse::Nothing);

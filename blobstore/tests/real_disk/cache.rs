@@ -11,7 +11,7 @@ use crate::{
 };
 
 fn write_all(partial: &mut Partial, pieces: Vec<Verified>) {
-    pieces.into_iter().for_each(|piece| partial.write(piece).unwrap());
+    pieces.chunks(1).for_each(|piece| partial.write(piece).unwrap());
 }
 
 /// Groups in any order, several commits, a restart between: what was committed is here, and nothing else; in the
@@ -100,14 +100,11 @@ fn uncommitted_pieces_leave_nothing() {
 fn parts_of_a_group_do_not_count() {
     let (home, bytes) = (Home::new(), random(1, 3 * GROUP as usize));
     let mut partial = home.store.partial(BlobId::of(&bytes), bytes.len() as u64).unwrap();
-    for piece in pieces(&bytes, &all(bytes.len())) {
-        partial
-            .write(match piece {
-                Verified::Data(data) => Verified::Data(data.slice(range(1000, 2 * GROUP + 5))),
-                node => node,
-            })
-            .unwrap();
-    }
+    let part = pieces(&bytes, &all(bytes.len())).into_iter().map(|piece| match piece {
+        Verified::Data(data) => Verified::Data(data.slice(range(1000, 2 * GROUP + 5))),
+        node => node,
+    });
+    partial.write(&part.collect::<Vec<_>>()).unwrap();
     partial.commit().unwrap();
     let missing = groups(bytes.len(), [0, 2]);
     assert_eq!(
@@ -121,9 +118,14 @@ fn parts_of_a_group_do_not_count() {
 fn pieces_of_another_blob_are_refused() {
     let (home, bytes, other) = (Home::new(), random(1, 100_000), random(2, 100_000));
     let mut partial = home.store.partial(BlobId::of(&bytes), 100_000).unwrap();
+    let mut mixed = pieces(&bytes, &all(bytes.len()));
     for piece in pieces(&other, &all(other.len())) {
-        assert!(matches!(partial.write(piece), Err(StoreError::ForeignPiece { .. })));
+        mixed.push(piece);
+        assert!(matches!(partial.write(&mixed), Err(StoreError::ForeignPiece { .. })));
+        mixed.pop();
     }
+    partial.commit().unwrap();
+    assert_eq!(home.store.cached_ranges(BlobId::of(&bytes)).unwrap(), RangeSet::new());
     feed(&mut partial, &bytes, &all(bytes.len()));
     partial.commit().unwrap();
     check_read(&home.store, &bytes, range(0, 100_000), &RangeSet::new());
@@ -179,7 +181,9 @@ fn peers_who_disagree_on_the_size_do_no_harm() {
 fn nothing_is_written_behind_the_end() {
     let (home, bytes) = (Home::new(), random(1, 5 * GROUP as usize));
     let mut partial = home.store.partial(BlobId::of(&bytes), 2 * GROUP).unwrap();
-    let refused = pieces(&bytes, &all(bytes.len())).into_iter().filter(|piece| partial.write(piece.clone()).is_err());
+    let refused = pieces(&bytes, &all(bytes.len()))
+        .into_iter()
+        .filter(|piece| partial.write(std::slice::from_ref(piece)).is_err());
     assert_eq!(refused.count(), 3 + 3, "three groups and three pairs belong to no blob of two groups");
     assert_eq!(fs::metadata(home.own_file("cache", BlobId::of(&bytes), "data")).unwrap().len(), 2 * GROUP);
 }

@@ -74,9 +74,7 @@ fn only_groups_under_quarantine_are_written() {
     let home = damaged_home(&bytes, &rot);
     home.rot("dir/file", &unknown);
     let mut mending = mend(&home).unwrap();
-    for piece in pieces(&bytes, &all(SIZE)) {
-        mending.write(piece).unwrap();
-    }
+    mending.write(&pieces(&bytes, &all(SIZE))).unwrap();
     assert_eq!(mending.finish().unwrap().1, rot);
     assert_damaged(&home.verify("dir/file"), &unknown, &RangeSet::new());
     let mut mending = mend(&home).unwrap();
@@ -95,7 +93,7 @@ fn a_file_can_be_mended_in_part() {
         Verified::Data(data) => Verified::Data(data.slice(range(9 * GROUP, 10 * GROUP - 1))),
         node => node,
     });
-    part.for_each(|piece| mending.write(piece).unwrap());
+    mending.write(&part.collect::<Vec<_>>()).unwrap();
     feed(&mut mending, &bytes, &groups(SIZE, [3]));
     assert_eq!(mending.finish().unwrap().1, groups(SIZE, [3]), "part of group 9 is not group 9");
     let left = groups(SIZE, [4, 9]);
@@ -112,7 +110,7 @@ fn pieces_of_another_blob_are_refused() {
     let mut mending = mend(&home).unwrap();
     for piece in pieces(&random(5, SIZE), &all(SIZE)) {
         let data = matches!(piece, Verified::Data(_));
-        let refused = matches!(mending.write(piece), Err(StoreError::ForeignPiece { .. }));
+        let refused = matches!(mending.write(&[piece]), Err(StoreError::ForeignPiece { .. }));
         assert!(refused || !data);
     }
     assert!(mending.finish().unwrap().1.is_empty());
@@ -231,7 +229,7 @@ fn check_edit_during_mending(offset: u64) {
     feed(&mut mending, &bytes, &groups(SIZE, [3]));
     edit(&home, offset, b"edit");
     let_the_clock_tick();
-    let _refused_or_not = pieces(&bytes, &groups(SIZE, [9])).into_iter().try_for_each(|piece| mending.write(piece));
+    let _refused_or_not = mending.write(&pieces(&bytes, &groups(SIZE, [9])));
     let _refused_or_not = mending.finish();
     let verdict = home.verify("dir/file");
     assert!(matches!(verdict, Verdict::Modified), "{verdict:?}");

@@ -164,7 +164,7 @@ fn check_mending_refused(refuse: Refuse) {
     let mtime = home.mtime("file");
     disk.set(refuse);
     if let Ok(mut mending) = home.store.mend(&home.file("file")) {
-        let _refused_or_not = pieces(&bytes, &rot).into_iter().try_for_each(|piece| mending.write(piece));
+        let _refused_or_not = mending.write(&pieces(&bytes, &rot));
         let _refused_or_not = mending.commit();
         let _refused_or_not = mending.finish();
     }
@@ -224,7 +224,7 @@ fn a_failed_sync_is_not_made_up_for_by_the_next() {
     feed(&mut partial, &bytes, &first);
     disk.set(Refuse::OneSync);
     assert!(partial.commit().is_err());
-    let _refused_or_not = pieces(&bytes, &second).into_iter().try_for_each(|piece| partial.write(piece));
+    let _refused_or_not = partial.write(&pieces(&bytes, &second));
     let _refused_or_not = partial.commit();
     drop(partial);
     let missing = home.store.missing_from_cache(BlobId::of(&bytes), SIZE as u64, &all(SIZE)).unwrap();
@@ -242,7 +242,7 @@ fn a_full_disk_keeps_what_was_committed() {
     partial.commit().unwrap();
     disk.set(Refuse::HalfOfWrites);
     let rest = pieces(&bytes, &all(SIZE).difference(&first));
-    assert!(rest.into_iter().all(|piece| partial.write(piece).is_err()));
+    assert!(rest.chunks(1).chain([&rest[..]]).all(|pieces| partial.write(pieces).is_err()));
     disk.set(Refuse::Nothing);
     partial.commit().unwrap();
     drop(partial);

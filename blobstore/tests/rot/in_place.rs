@@ -55,7 +55,8 @@ pub(crate) fn injure_data(lab: &Lab, subject: &Subject, name: &str, kind: Kind, 
     let mut mending = lab.store.mend(&file).unwrap();
     for range in rot.iter() {
         let read = lab.store.read(subject.id(), subject.size() as u64, range).unwrap();
-        read.pieces.into_iter().for_each(|piece| mending.write(Verified::Data(piece)).unwrap());
+        let pieces: Vec<_> = read.pieces.into_iter().map(Verified::Data).collect();
+        mending.write(&pieces).unwrap();
     }
     assert_eq!(mending.damaged(), missing(&rot), "left after other copies here were asked");
     subject.feed(&mut mending, &missing(&rot));

@@ -88,7 +88,7 @@ impl Subject {
 
     /// What a peer sends who has it.
     pub(crate) fn feed(&self, sink: &mut impl Sink, ranges: &RangeSet) {
-        pieces_of(&self.hashed, &self.bytes, ranges).into_iter().for_each(|piece| sink.write(piece).unwrap());
+        sink.write(&pieces_of(&self.hashed, &self.bytes, ranges)).unwrap();
     }
 
     pub(crate) fn is_inline(&self) -> bool {

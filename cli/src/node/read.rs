@@ -72,16 +72,16 @@ impl Node {
     }
 
     /// Brings all of a blob into the cache: what blobs that are [`like`](Self::like) it have of it here, and the rest from
-    /// whoever has it. `on_piece` hears how many more bytes came. The caller is alone with the blob.
+    /// whoever has it. `on_bytes` hears how many more bytes came. The caller is alone with the blob.
     pub(super) async fn bring(
         &self,
         blob: BlobId,
         size: u64,
         like: &[BlobId],
-        on_piece: impl Fn(u64) + Send + 'static,
+        on_bytes: impl Fn(u64) + Send + 'static,
     ) -> Result<Fetched, Failure> {
         let all = RangeSet::from(Geometry::new(size).all());
-        self.inner.peers.bring_like(Class::Copy, blob, size, all, like, on_piece).await.map_err(fetch_failure)
+        self.inner.peers.bring_like(Class::Copy, blob, size, all, like, on_bytes).await.map_err(fetch_failure)
     }
 
     async fn read_here(

@@ -189,7 +189,7 @@ impl Node {
                 let end = range.end().min(start + READ_BYTES_MAX);
                 let part = ByteRange::new(start, end).unwrap_or_default();
                 for piece in self.inner.store.read(blob, mending.size(), part)?.pieces {
-                    mending.write(Verified::Data(piece))?;
+                    mending.write(&[Verified::Data(piece)])?;
                 }
                 start = end;
             }

@@ -56,11 +56,11 @@ async fn bring(near: &Machine, new: &[u8], like: &[BlobId]) -> Fetched {
     let here = near.cached(new).total_bytes();
     let heard = Arc::new(AtomicU64::new(0));
     let heard_of = heard.clone();
-    let on_piece = move |bytes| {
+    let on_bytes = move |bytes| {
         heard_of.fetch_add(bytes, Ordering::Relaxed);
     };
     let fetched =
-        timeout(DEADLINE * 4, near.peers.bring_like(Class::Copy, blob, size, all.clone(), like, on_piece)).await;
+        timeout(DEADLINE * 4, near.peers.bring_like(Class::Copy, blob, size, all.clone(), like, on_bytes)).await;
     let fetched = fetched.expect("it takes too long").unwrap();
     assert_eq!(near.cached(new), all);
     assert_eq!(here + heard.load(Ordering::Relaxed), size, "every byte is told of once");

@@ -11,8 +11,8 @@ use tests::{Fault, Machine, Output, Scratch, can_attach, wait_for};
 
 use crate::{failed, is_indexed, nothing_is_left, received, two, write};
 
-/// Goes through the cache in many writes.
-const LARGE: u64 = 2_000_000;
+/// Goes through the cache in several writes, each of a chunk group at least.
+const LARGE: u64 = 4_000_000;
 const GROUP: u64 = 16_384;
 const IO_ERROR: &str = "Input/output error";
 const NO_SPACE: &str = "No space left on device";
@@ -44,13 +44,13 @@ const fn case(call: &'static str, part: Part, error: &'static str, says: &'stati
 }
 
 const CASES: &[Case] = &[
-    case("pwrite64", Part::Data, "EIO", &["write", ".data\": ", IO_ERROR]),
-    Case { nth: 20, reused: 19 * GROUP, ..case("pwrite64", Part::Data, "EIO", &["write", ".data\": ", IO_ERROR]) },
+    case("pwritev", Part::Data, "EIO", &["write", ".data\": ", IO_ERROR]),
+    Case { nth: 3, reused: 2 * GROUP, ..case("pwritev", Part::Data, "EIO", &["write", ".data\": ", IO_ERROR]) },
     Case {
-        nth: 20,
+        nth: 3,
         lasts: true,
-        reused: 19 * GROUP,
-        ..case("pwrite64", Part::Data, "ENOSPC", &["the cache is full: its disk has"])
+        reused: 2 * GROUP,
+        ..case("pwritev", Part::Data, "ENOSPC", &["the cache is full: its disk has"])
     },
     case("pwrite64", Part::Outboard, "EIO", &["write", ".obao4\": ", IO_ERROR]),
     case("ftruncate", Part::Data, "ENOSPC", &["create", ".data\": ", NO_SPACE]),
@@ -144,9 +144,9 @@ fn a_large_file_into_the_cache() {
         contents = (0..3).map(|at| write(&docs.join(format!("{at}")), LARGE, at)).collect();
     });
     let cases = [
-        ("pwrite64", "EIO", false, 1, IO_ERROR),
+        ("pwritev", "EIO", false, 1, IO_ERROR),
         ("fsync", "EIO", false, 1, IO_ERROR),
-        ("pwrite64", "ENOSPC", true, 8, "the cache is full"),
+        ("pwritev", "ENOSPC", true, 8, "the cache is full"),
     ];
     for (at, ((call, error, lasts, code, says), bytes)) in cases.into_iter().zip(&contents).enumerate() {
         let source = format!("docs/{at}");
@@ -176,7 +176,7 @@ fn a_disk_that_is_full_for_a_moment() {
     let (_a, b, inbox) = two(&scratch, |docs| bytes = write(&docs.join("large"), LARGE, 1));
     let [data, _] = cached(&b, &bytes);
     let args = ["cp", "a:docs/large", "inbox/large"].map(str::to_owned);
-    let output = struck(&b, Fault::error("pwrite64", "ENOSPC").at(&data).nth(7), &args);
+    let output = struck(&b, Fault::error("pwritev", "ENOSPC").at(&data).nth(2), &args);
     assert_eq!(output.code, 0, "{}", output.stderr);
     assert!(fs::read(inbox.join("large")).unwrap() == bytes);
     nothing_is_left(&b, &inbox);

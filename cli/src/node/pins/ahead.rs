@@ -107,8 +107,8 @@ impl Node {
                 let _pass = self.inner.gate.pass(STEP_BYTES).await;
                 let _alone = self.inner.peers.alone_with(blob).await;
                 let came = to.clone();
-                let on_piece = move |bytes| came.came(bytes);
-                fetched.bytes_received += self.inner.peers.reuse(blob, size, all, &like, on_piece).await;
+                let on_bytes = move |bytes| came.came(bytes);
+                fetched.bytes_received += self.inner.peers.reuse(blob, size, all, &like, on_bytes).await;
                 missing = self.missing_of(job).await?;
             }
         }
