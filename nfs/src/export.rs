@@ -1,13 +1,21 @@
 //! What is exported, and how its objects look to a client. Attributes: spec/nfs.md, "The tree".
 
-use std::path::PathBuf;
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::Instant,
+};
+
+use futures_util::{TryStreamExt, stream};
 
 use nfs3_types::nfs3::{fattr3, ftype3, nfstime3, specdata3};
 use tree::UnixTime;
 
 use crate::{
-    directory::{Entry, FileVersion, Kind},
+    directory::{Directory, Entry, FileVersion, Kind},
+    handle::Handle,
     reader::Reader,
+    siblings::Siblings,
     view::{Object, View},
 };
 
@@ -15,9 +23,49 @@ use crate::{
 pub(crate) struct Export {
     pub(crate) view: View,
     pub(crate) reader: Reader,
+    pub(crate) siblings: Arc<Mutex<Siblings>>,
     /// Whose file system `df` shows.
     pub(crate) home: PathBuf,
     pub(crate) look: Look,
+}
+
+impl Export {
+    /// Something of a file is read that is not here. If it is small, and others of its directory were read like that a short
+    /// while ago, these are fetched before they are asked for: those behind it in a listing, then those before it.
+    pub(crate) fn missed(&self, handle: &Handle, version: &FileVersion) {
+        let id = handle.parent;
+        let siblings = |siblings: &Mutex<Siblings>, act: &dyn Fn(&mut Siblings) -> bool| {
+            act(&mut siblings.lock().unwrap_or_else(PoisonError::into_inner))
+        };
+        if version.size > SMALL_BYTES || !siblings(&self.siblings, &|known| known.miss(id, handle.id, Instant::now())) {
+            return;
+        }
+        let (reader, known) = (self.reader.clone(), self.siblings.clone());
+        let small =
+            self.view.directory_of(handle).map(|directory| small_files(&directory, handle.id, reader.read_ahead()));
+        tokio::spawn(async move {
+            let files = stream::iter(small.unwrap_or_default().into_iter().map(Ok));
+            // Where one cannot be had, the others mostly cannot either.
+            let _ = files.try_for_each_concurrent(AT_ONCE, |file| reader.fetch_likely(file.blob, file.size)).await;
+            siblings(&known, &|known| {
+                known.end(id);
+                true
+            });
+        });
+    }
+}
+
+/// The small files of a directory that are listed behind the one with that id, and then those before it: so many as are
+/// fetched ahead, and have at most `bytes` bytes together.
+fn small_files(directory: &Directory, id: u64, mut bytes: u64) -> Vec<FileVersion> {
+    let behind = directory.behind(id);
+    let before = &directory.entries[..directory.entries.len() - behind.len()];
+    let files = behind.iter().chain(before).filter(|entry| entry.id != id).filter_map(|entry| match &entry.kind {
+        Kind::File(version) if (1..=SMALL_BYTES).contains(&version.size) => Some(*version),
+        _ => None,
+    });
+    let fits = |file: &FileVersion| bytes.checked_sub(file.size).map(|left| bytes = left).is_some();
+    files.take(AHEAD_MAX).take_while(fits).collect()
 }
 
 /// How objects look.
@@ -86,5 +134,11 @@ impl Look {
     }
 }
 
+/// Of files up to this size, others of a directory are fetched ahead.
+const SMALL_BYTES: u64 = 64 << 10;
+/// So many of them.
+const AHEAD_MAX: usize = 256;
+/// So many at a time.
+const AT_ONCE: usize = 32;
 const DIRECTORY_BYTES: u64 = 4096;
 const FSID: u64 = 0x626c_6f62;

@@ -26,6 +26,7 @@ mod reader;
 mod record;
 mod rpc;
 mod server;
+mod siblings;
 mod view;
 mod window;
 
@@ -75,7 +76,7 @@ impl Options {
         let reader = reader::Reader::new(self.store, self.fetch, self.read_ahead, self.fetch_timeout, self.mend);
         let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
         let look = export::Look { uid, gid, read_only: self.read_only };
-        Ok(export::Export { view, reader, home: self.home, look })
+        Ok(export::Export { view, reader, siblings: Arc::default(), home: self.home, look })
     }
 }
 

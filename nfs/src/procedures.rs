@@ -136,10 +136,14 @@ impl From<ViewError> for Bad {
     }
 }
 
+/// The handle that comes next.
+fn handle(args: &mut Args<'_>) -> Result<Handle, Bad> {
+    Handle::parse(args.opaque(HANDLE_BYTES_MAX)?).ok_or(nfsstat3::NFS3ERR_BADHANDLE.into())
+}
+
 /// The object whose handle comes next.
 async fn object(export: &Export, args: &mut Args<'_>) -> Result<Object, Bad> {
-    let handle = Handle::parse(args.opaque(HANDLE_BYTES_MAX)?).ok_or(nfsstat3::NFS3ERR_BADHANDLE)?;
-    Ok(export.view.resolve(&handle).await?)
+    Ok(export.view.resolve(&handle(args)?).await?)
 }
 
 /// The same, if it is a directory.
@@ -225,7 +229,8 @@ async fn readlink(export: &Export, args: Args<'_>, out: &mut Vec<u8>) -> Result<
 }
 
 async fn read(export: &Export, mut args: Args<'_>, room: &Arc<Semaphore>, reply: &mut Reply) -> Result<(), Bad> {
-    let object = object(export, &mut args).await?;
+    let handle = handle(&mut args)?;
+    let object = export.view.resolve(&handle).await?;
     let (offset, count) = (args.u64()?, args.u32()?);
     args.end()?;
     let attributes = export.look.object(&object);
@@ -238,7 +243,8 @@ async fn read(export: &Export, mut args: Args<'_>, room: &Arc<Semaphore>, reply:
     let range = ByteRange::new(offset, end).filter(|range| !range.is_empty());
     if let Some(range) = range {
         export.view.note_read(id, version);
-        let read = export.reader.read(version.blob, version.size, range, room).await;
+        let missed = || export.missed(&handle, &version);
+        let read = export.reader.read(version.blob, version.size, range, room, missed).await;
         let read = read.map_err(|error| {
             let blob = version.blob;
             warn!(%blob, %range, reason = tree::reason(&error), "cannot be read");

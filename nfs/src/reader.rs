@@ -67,6 +67,15 @@ pub(crate) enum ReadError {
     Store(#[from] StoreError),
 }
 
+impl From<Lost> for ReadError {
+    fn from(lost: Lost) -> Self {
+        match lost {
+            Lost::Nowhere => Self::Nowhere,
+            Lost::Unreachable(reason) => Self::Unreachable(reason),
+        }
+    }
+}
+
 impl Reader {
     pub(crate) fn new(
         store: Store,
@@ -79,21 +88,27 @@ impl Reader {
         Self { inner: Arc::new(Inner { store, fetch, read_ahead, limit, blobs, held, mend }) }
     }
 
+    /// How far ahead of those who read in order is fetched, in bytes.
+    pub(crate) fn read_ahead(&self) -> u64 {
+        self.inner.read_ahead
+    }
+
     /// Reads `range`, which is not empty and lies within the `size` bytes of `blob`. Of `room` it takes as much as it
-    /// reads, and none while it waits for others.
+    /// reads, and none while it waits for others. `missed` hears if not all of it is here.
     pub(crate) async fn read(
         &self,
         blob: BlobId,
         size: u64,
         range: ByteRange,
         room: &Arc<Semaphore>,
+        missed: impl FnOnce(),
     ) -> Result<Read, ReadError> {
         let ahead = self.inner.with(blob, |state| state.windows.note(range, self.inner.read_ahead));
         if let Some(ahead) = ahead {
             self.fetch_ahead(blob, size, ahead);
         }
         let until = Instant::now() + self.inner.limit;
-        let mut brought = Vec::new();
+        let (mut brought, mut missed) = (Vec::new(), Some(missed));
         // What is here may be found damaged, or be evicted, while the rest is on its way.
         for _ in 0..ATTEMPTS {
             let permit = self.room_for(range, room).await;
@@ -105,6 +120,7 @@ impl Reader {
                 return Ok(Read { pieces, room: permit });
             }
             drop(permit);
+            missed.take().into_iter().for_each(|missed| missed());
             let waiting = timeout_at(until, self.wait_for(blob, size, range, &missing));
             brought.extend(waiting.await.map_err(|_| ReadError::TimedOut(self.inner.limit))??);
         }
@@ -126,6 +142,12 @@ impl Reader {
         range: ByteRange,
     ) -> Result<(Vec<VerifiedData>, RangeSet), ReadError> {
         let (reader, open) = (self.clone(), self.inner.with(blob, |state| state.sources.clone()));
+        // A switch to another thread and back takes longer than to prove a little.
+        let ready = open.iter().filter(|_| range.len() <= AT_ONCE_BYTES).flat_map(|sources| sources.iter());
+        let mut ready = ready.filter(|source| source.size() == size);
+        if let Some(pieces) = ready.find_map(|source| source.read_ready(range)) {
+            return Ok((pieces, RangeSet::new()));
+        }
         let outcome = join(spawn_blocking(move || {
             let store = &reader.inner.store;
             if let Some(sources) = &open {
@@ -184,11 +206,7 @@ impl Reader {
         }
         let mut pieces = Vec::new();
         for flight in flights {
-            match flight.wait(missing).await {
-                Ok(came) => pieces.extend(came),
-                Err(Lost::Nowhere) => return Err(ReadError::Nowhere),
-                Err(Lost::Unreachable(reason)) => return Err(ReadError::Unreachable(reason)),
-            }
+            pieces.extend(flight.wait(missing).await?);
         }
         Ok(pieces)
     }
@@ -207,7 +225,17 @@ impl Reader {
         });
     }
 
-    async fn start_missing(&self, blob: BlobId, size: u64, range: ByteRange) -> Result<(), ReadError> {
+    /// Fetches all of a blob that somebody is likely to read soon, and waits for it. Fails if it cannot be had.
+    pub(crate) async fn fetch_likely(&self, blob: BlobId, size: u64) -> Result<(), ReadError> {
+        let all = Geometry::new(size).all();
+        for flight in self.start_missing(blob, size, all).await? {
+            flight.wait(&all.into()).await?;
+        }
+        Ok(())
+    }
+
+    /// Begins to fetch what of `range` is neither here nor on its way. Returns the flights that bring any of it.
+    async fn start_missing(&self, blob: BlobId, size: u64, range: ByteRange) -> Result<Vec<Arc<Flight>>, ReadError> {
         let store = self.inner.store.clone();
         let look = move || {
             let mut missing = RangeSet::from(Geometry::new(size).round_out(range));
@@ -217,10 +245,7 @@ impl Reader {
             Ok::<_, ReadError>(missing)
         };
         let missing = join(spawn_blocking(look)).await?;
-        if !missing.is_empty() {
-            self.start(blob, size, &missing).await?;
-        }
-        Ok(())
+        if missing.is_empty() { Ok(Vec::new()) } else { self.start(blob, size, &missing).await }
     }
 
     /// Begins to fetch what of `missing` is not on its way. Returns the flights that bring any of it.
@@ -340,5 +365,7 @@ const BLOBS_MAX: usize = 256;
 const HOLDERS_LOOKED_AT: usize = 64;
 /// A blob that is in more places is not kept open.
 const SOURCES_MAX: usize = 4;
+/// So much is read on the thread that answers, if the system has it in memory.
+const AT_ONCE_BYTES: u64 = 64 << 10;
 /// So long after it was last read, a blob's files are closed.
 const OPEN_LIMIT: Duration = Duration::from_secs(5);

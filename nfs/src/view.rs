@@ -179,6 +179,11 @@ impl View {
         Some(found.directory.clone())
     }
 
+    /// The directory that a handle's object is in, if it is kept.
+    pub(crate) fn directory_of(&self, handle: &Handle) -> Option<Arc<Directory>> {
+        self.kept_directory(&self.place(handle.parent)?, Fresh::Listing)
+    }
+
     /// Takes note of a version that is being read, so that it is still known when another one is shown.
     pub(crate) fn note_read(&self, id: u64, version: FileVersion) {
         let mut kept = self.inner.kept.lock().unwrap_or_else(PoisonError::into_inner);

@@ -48,6 +48,40 @@ fn what_is_not_here_is_fetched_once_and_ahead() {
     assert!(two.came() - before < 20 * 64 * KIB + (4 << 20), "{} bytes came", two.came() - before);
 }
 
+/// Who reads small files of a directory one after the other waits for few of them; who reads one gets that one.
+#[test]
+fn small_files_are_fetched_before_they_are_asked_for() {
+    let scratch = Scratch::new();
+    let docs = scratch.dir("docs");
+    let mut rng = Rng::with_seed(1);
+    for dir in ["one", "all"] {
+        fs::create_dir(docs.join(dir)).unwrap();
+        for number in 0..60 {
+            fs::write(docs.join(dir).join(number.to_string()), random_bytes(3000, &mut rng)).unwrap();
+        }
+        fs::write(docs.join(dir).join("large"), random_bytes(100_000, &mut rng)).unwrap();
+    }
+    let two = Two::start(&scratch, &docs, "");
+    let mut nfs = Nfs::connect(&two.near);
+    let cached = || two.near.ok(["cache", "stat", "--json"]).of_type("cache").remove(0)["whole"].clone();
+    let one = nfs.find("docs/one/7").unwrap();
+    nfs.read(&one, 0, 3000).unwrap();
+    nfs.read(&one, 0, 3000).unwrap();
+    assert_eq!(cached(), 1);
+    for name in ["8", "30"] {
+        let file = nfs.find(&format!("docs/all/{name}")).unwrap();
+        assert!(nfs.read(&file, 0, 3000).unwrap().0 == fs::read(docs.join("all").join(name)).unwrap());
+    }
+    wait_for("the others of that directory", Duration::from_secs(20), || (cached() == 61).then_some(()));
+    let came = two.came();
+    for number in 0..60 {
+        let file = nfs.find(&format!("docs/all/{number}")).unwrap();
+        assert!(nfs.read(&file, 0, 3000).unwrap().0 == fs::read(docs.join(format!("all/{number}"))).unwrap());
+    }
+    assert!(two.came() - came < 10_000, "{} bytes came for what was here", two.came() - came);
+    assert_eq!(cached(), 61, "neither the large one, nor those of another directory");
+}
+
 /// With nobody there, names and what is here are as they were, and the rest fails soon; who stalls costs only those who
 /// wait for it.
 #[test]
