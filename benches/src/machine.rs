@@ -102,6 +102,12 @@ impl Machine {
         address.parse().map_err(|error| io::Error::other(format!("it listens on {address:?}: {error}")))
     }
 
+    /// Where it is mounted from.
+    pub(crate) fn nfs_address(&self) -> io::Result<SocketAddr> {
+        let address = self.ready["nfs"].as_str().unwrap_or_default();
+        address.parse().map_err(|error| io::Error::other(format!("it is mounted from {address:?}: {error}")))
+    }
+
     /// Knows `other`, by `name`, at `address` only; and `other` knows this machine, and has no address to dial.
     pub(crate) fn pair_at(&self, name: &str, other: &Machine, address: SocketAddr) -> io::Result<()> {
         let id = |machine: &Machine| machine.run(&["id"]).map(|id| id.trim().to_owned());

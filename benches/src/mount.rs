@@ -2,6 +2,7 @@
 //!
 //! Each measurement by the kernel is of a new mount, and timed in the guest. What is served is in the host's page cache.
 
+mod cold;
 mod mirror;
 mod raw;
 mod servers;
@@ -41,6 +42,8 @@ pub(crate) struct Args {
     /// `random`: how many reads of 4 KiB.
     #[arg(long, default_value_t = 20_000)]
     reads: u64,
+    #[command(flatten)]
+    cold: cold::Args,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -55,6 +58,8 @@ enum Scenario {
     Random,
     /// Calls without the kernel.
     Raw,
+    /// What is not here yet, from a peer that is far away.
+    Cold,
 }
 
 /// What runs in a process, a network, or a guest of its own.
@@ -83,6 +88,12 @@ impl Part {
 
 pub(crate) fn mount(work: &Path, rounds: usize, args: &Args) -> io::Result<()> {
     let wanted = |scenario| args.scenario.is_none_or(|only| only == scenario);
+    if wanted(Scenario::Cold) {
+        cold::cold(work, rounds, &args.cold)?;
+    }
+    if args.scenario == Some(Scenario::Cold) {
+        return Ok(());
+    }
     let (listed, files) = ([args.listed / 10, args.listed], [args.files / 10, args.files]);
     let tree = &work.join("tree");
     fs::create_dir_all(tree.join("large"))?;

@@ -50,6 +50,13 @@ pub(crate) enum What {
 
 /// Does it, and prints how long it took in ns, and how many bytes came.
 pub(crate) fn call(calls: &Calls) -> io::Result<()> {
+    let (time, bytes) = run(calls)?;
+    println!("{} {bytes}", time.as_nanos());
+    Ok(())
+}
+
+/// Does it. Returns how long the calls took, without the look-ups before, and how many bytes came.
+pub(crate) fn run(calls: &Calls) -> io::Result<(Duration, u64)> {
     let Calls { server, mount_port, what, count, size, window, .. } = *calls;
     let mut mountd = Client::connect(SocketAddr::new(server.ip(), mount_port))?;
     let mut file = mountd.one(MOUNT, MNT, opaque(calls.export.as_bytes()))?.opaque()?;
@@ -91,8 +98,7 @@ pub(crate) fn call(calls: &Calls) -> io::Result<()> {
             bytes += u64::from(read);
         }
     }
-    println!("{} {bytes}", start.elapsed().as_nanos());
-    Ok(())
+    Ok((start.elapsed(), bytes))
 }
 
 struct Client {
