@@ -27,28 +27,32 @@ pub(crate) struct Args {
 pub(crate) fn cold(work: &Path, rounds: usize, args: &Args) -> io::Result<()> {
     let tree = &work.join(ARENA);
     fs::create_dir(tree)?;
-    for number in 0..rounds {
-        large_file(&tree.join(number.to_string()), FIRST_BYTES)?;
-    }
     let bytes = args.cold_mib << 20;
-    large_file(&tree.join("large"), bytes)?;
+    // Different sizes, for different bytes: each is read once.
+    for number in 0..rounds {
+        large_file(&tree.join(format!("first-{number}")), FIRST_BYTES + number as u64)?;
+        large_file(&tree.join(format!("large-{number}")), bytes + number as u64)?;
+    }
     let long = Duration::from_millis(args.cold_delay_ms);
     first_bytes(&Far::start(work, tree, long)?, rounds, 2 * long)?;
     for delay in [Duration::ZERO, long] {
         let far = Far::start(work, tree, delay)?;
         let (far, to) = (&far, &work.join("to"));
         let mut race = Race::new(format!("in order, {} ms round trip", 2 * delay.as_millis()), bytes);
+        let mut names = (0..rounds).map(|number| format!("large-{number}"));
+        let mut names_to_read = names.clone();
         race.add("blob get", move || {
+            let Some(name) = names.next() else { return Ok(None) };
             fs::create_dir(to)?;
-            let get = || far.b.run(&["get", &format!("{ARENA}/large"), &to.to_string_lossy()]).map(drop);
+            let get = || far.b.run(&["get", &format!("{ARENA}/{name}"), &to.to_string_lossy()]).map(drop);
             let run = Run { time: timed(get)?, ..Run::default() };
             remove(to)?;
             Ok(Some(run))
         });
         race.add("READ of 128 KiB, 2 on their way", move || {
-            let (time, came) = far.read("large", bytes / READ_BYTES, READ_BYTES, 2)?;
+            let Some(name) = names_to_read.next() else { return Ok(None) };
+            let (time, came) = far.read(&name, bytes / READ_BYTES, READ_BYTES, 2)?;
             same("bytes", bytes, came)?;
-            far.b.run(&["cache", "trim", "0"])?;
             Ok(Some(Run { time, ..Run::default() }))
         });
         race.run(rounds)?;
@@ -59,7 +63,7 @@ pub(crate) fn cold(work: &Path, rounds: usize, args: &Args) -> io::Result<()> {
 /// The first 4 KiB of files of which nothing is here.
 fn first_bytes(far: &Far, rounds: usize, round_trip: Duration) -> io::Result<()> {
     let times: io::Result<Vec<_>> =
-        (0..rounds).map(|number| far.read(&number.to_string(), 1, 4096, 1).map(|(time, _)| time)).collect();
+        (0..rounds).map(|number| far.read(&format!("first-{number}"), 1, 4096, 1).map(|(time, _)| time)).collect();
     let time = median(&times?).unwrap_or_default().as_secs_f64();
     println!("first 4 KiB: {:.1} ms, {:.2} round trips", time * 1e3, time / round_trip.as_secs_f64());
     Ok(())
