@@ -58,11 +58,18 @@ pub(crate) async fn serve(
                 continue;
             }
         };
+        // With what is answered by now, and what can be at once of what has come by now.
         let mut replies = vec![first];
-        while replies.len() < REPLIES_AT_ONCE
-            && let Some(Some(reply)) = answers.next().now_or_never()
-        {
-            replies.push(reply?);
+        while replies.len() < REPLIES_AT_ONCE {
+            if let Some(Some(reply)) = answers.next().now_or_never() {
+                replies.push(reply?);
+            } else if answers.len() < ANSWERS_MAX
+                && let Some(record) = records.take()?
+            {
+                answers.push(answer(export, record, room.clone()));
+            } else {
+                break;
+            }
         }
         send(&mut writer, &replies).await?;
     }

@@ -61,8 +61,8 @@ impl<R: AsyncRead + Unpin> Records<R> {
         }
     }
 
-    /// A record, if all of it is there.
-    fn take(&mut self) -> Result<Option<Bytes>, RecordError> {
+    /// The next record, if all of it has been read from the stream by now.
+    pub(crate) fn take(&mut self) -> Result<Option<Bytes>, RecordError> {
         while let Some(header) = self.buffer.first_chunk() {
             let header = u32::from_be_bytes(*header);
             let len = (header & !LAST) as usize;
