@@ -11,7 +11,7 @@ use blobstore::{Fetch, FetchError, Fetched, Source, Store, StoreError, Want};
 use bytes::Bytes;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
-    task::spawn_blocking,
+    task::{JoinHandle, spawn_blocking},
     time::{Instant, sleep, timeout_at},
 };
 use tracing::{debug, warn};
@@ -35,6 +35,8 @@ struct Inner {
     limit: Duration,
     blobs: Mutex<HashMap<BlobId, Blob>>,
     held: Arc<AtomicU64>,
+    /// Permits for what is read before it is asked for.
+    begun: Arc<Semaphore>,
     /// Hears of blobs of which something in place was found damaged, and is here anew.
     mend: mpsc::Sender<BlobId>,
 }
@@ -43,9 +45,24 @@ struct Inner {
 struct Blob {
     windows: Windows,
     flights: Vec<Arc<Flight>>,
-    /// Where it is here, open since somebody read it lately.
-    sources: Option<Arc<Vec<Source>>>,
+    open: Option<Open>,
     used: Instant,
+}
+
+/// Where a blob is here, open since somebody read it lately.
+struct Open {
+    sources: Arc<Vec<Source>>,
+    /// The end of what was read last.
+    end: u64,
+    next: Option<Next>,
+}
+
+/// What is read and proven before it is asked for, while what is before it is on its way to the client.
+struct Next {
+    range: ByteRange,
+    /// All of it, or nothing.
+    reading: JoinHandle<Option<Vec<VerifiedData>>>,
+    _permit: OwnedSemaphorePermit,
 }
 
 /// Bytes that were read, and the room that they take until they are dropped.
@@ -84,8 +101,8 @@ impl Reader {
         limit: Duration,
         mend: mpsc::Sender<BlobId>,
     ) -> Self {
-        let (blobs, held) = (Mutex::default(), Arc::default());
-        Self { inner: Arc::new(Inner { store, fetch, read_ahead, limit, blobs, held, mend }) }
+        let (blobs, held, begun) = (Mutex::default(), Arc::default(), Arc::new(Semaphore::new(BEGUN_MAX)));
+        Self { inner: Arc::new(Inner { store, fetch, read_ahead, limit, blobs, held, begun, mend }) }
     }
 
     /// How far ahead of those who read in order is fetched, in bytes.
@@ -141,7 +158,13 @@ impl Reader {
         size: u64,
         range: ByteRange,
     ) -> Result<(Vec<VerifiedData>, RangeSet), ReadError> {
-        let (reader, open) = (self.clone(), self.inner.with(blob, |state| state.sources.clone()));
+        let reading = self.inner.with(blob, |state| state.open.as_mut().map(|open| self.step(open, size, range)));
+        let (reader, (open, next)) = (self.clone(), reading.unzip());
+        if let Some(next) = next.flatten()
+            && let Some(pieces) = join(next.reading).await
+        {
+            return Ok((pieces, RangeSet::new()));
+        }
         // A switch to another thread and back takes longer than to prove a little.
         let ready = open.iter().filter(|_| range.len() <= AT_ONCE_BYTES).flat_map(|sources| sources.iter());
         let mut ready = ready.filter(|source| source.size() == size);
@@ -161,7 +184,7 @@ impl Reader {
             let outcome = store.read_from(&sources, size, range);
             // Who reads all of it at once does not come back.
             if range.len() < size && sources.len() <= SOURCES_MAX {
-                reader.keep_open(blob, sources);
+                reader.keep_open(blob, Open { sources, end: range.end(), next: None });
             }
             outcome
         }));
@@ -169,9 +192,29 @@ impl Reader {
         Ok((outcome.pieces, outcome.missing))
     }
 
+    /// Takes note that `range` is read of what is open; begins to read what is likely to be asked for next. Returns what is
+    /// open, and `range`, if that was begun with before.
+    fn step(&self, open: &mut Open, size: u64, range: ByteRange) -> (Arc<Vec<Source>>, Option<Next>) {
+        let begun = open.next.take().filter(|next| next.range == range);
+        let is_in_order = open.end == range.start() && range.len() > AT_ONCE_BYTES;
+        open.end = range.end();
+        let next = ByteRange::new(range.end(), range.end().saturating_add(range.len()).min(size));
+        if let Some(range) = next.filter(|next| is_in_order && !next.is_empty())
+            && let Ok(permit) = self.inner.begun.clone().try_acquire_owned()
+        {
+            let (store, sources) = (self.inner.store.clone(), open.sources.clone());
+            let read = move || {
+                let outcome = store.read_from(&sources, size, range).ok()?;
+                outcome.missing.is_empty().then_some(outcome.pieces)
+            };
+            open.next = Some(Next { range, reading: spawn_blocking(read), _permit: permit });
+        }
+        (open.sources.clone(), begun)
+    }
+
     /// Keeps sources open for a while. A file that is replaced meanwhile is read to its end as it was.
-    fn keep_open(&self, blob: BlobId, sources: Arc<Vec<Source>>) {
-        let is_new = self.inner.with(blob, |state| state.sources.replace(sources).is_none());
+    fn keep_open(&self, blob: BlobId, open: Open) {
+        let is_new = self.inner.with(blob, |state| state.open.replace(open).is_none());
         if !is_new {
             return;
         }
@@ -185,7 +228,7 @@ impl Reader {
                 let Some(state) = blobs.get_mut(&blob) else { return };
                 match OPEN_LIMIT.checked_sub(state.used.elapsed()).filter(|left| !left.is_zero()) {
                     Some(left) => wait = left,
-                    None => return state.sources = None,
+                    None => return state.open = None,
                 }
             }
         });
@@ -319,7 +362,7 @@ impl Inner {
         let blob = blobs.entry(blob).or_insert_with(|| Blob {
             windows: Windows::default(),
             flights: Vec::new(),
-            sources: None,
+            open: None,
             used: now,
         });
         blob.used = now;
@@ -349,7 +392,7 @@ fn split(ranges: &RangeSet) -> impl Iterator<Item = RangeSet> {
     parts.into_iter()
 }
 
-async fn join<T>(handle: tokio::task::JoinHandle<T>) -> T {
+async fn join<T>(handle: JoinHandle<T>) -> T {
     match handle.await {
         Ok(value) => value,
         Err(error) => std::panic::resume_unwind(error.into_panic()),
@@ -367,5 +410,7 @@ const HOLDERS_LOOKED_AT: usize = 64;
 const SOURCES_MAX: usize = 4;
 /// So much is read on the thread that answers, if the system has it in memory.
 const AT_ONCE_BYTES: u64 = 64 << 10;
+/// So many requests, of a MiB at most each, are read before they are made.
+const BEGUN_MAX: usize = 32;
 /// So long after it was last read, a blob's files are closed.
 const OPEN_LIMIT: Duration = Duration::from_secs(5);
