@@ -89,7 +89,12 @@ impl Source {
     /// Reads, with proofs, what `query` asks for. Errors are for [`Store::report`]. What is cached is not evicted
     /// meanwhile.
     pub fn prover(&self, query: &Query) -> Proving<'_> {
-        Proving { prover: self.prove(query), _lease: self.lease(query) }
+        let lease = self.is_cached().then(|| {
+            let ranges = query.resolve_bytes(self.size);
+            self.store.ledger().touch(self.blob, &ranges);
+            self.store.lease(self.blob, ranges)
+        });
+        Proving { prover: self.prove(query), _lease: lease }
     }
 
     /// The same, where that is no use of the blob, and who calls sees to it that nothing is evicted.
@@ -98,33 +103,32 @@ impl Source {
         Prover::new(self.blob, self.size, &self.data, pairs, query).with_grain(*grain)
     }
 
-    /// Reads `range` if all of it, and its proof, are here and in memory: without waiting for the disk. `None` says nothing
-    /// about why not.
+    /// Whether all of `range` is here, so far as is known.
+    pub fn has(&self, range: ByteRange) -> bool {
+        self.available.contains(Geometry::new(self.size).round_out(range))
+    }
+
+    /// Reads `range` if all of it, and its proof down to chunk groups, are here and in memory: without waiting for the disk, or
+    /// for anybody. `None` says nothing about why not.
     pub fn read_ready(&self, range: ByteRange) -> Option<Vec<VerifiedData>> {
-        let groups = Geometry::new(self.size).round_out(range);
-        if !self.available.contains(groups) {
+        let Outboard { pairs, grain: Grain::GROUP } = &self.outboard else { return None };
+        if !self.has(range) {
             return None;
         }
+        let groups = Geometry::new(self.size).round_out(range);
         let query = Query::groups(&RangeSet::from(groups));
-        let _lease = self.lease(&query);
-        let Outboard { pairs, grain } = &self.outboard;
-        let prover = Prover::new(self.blob, self.size, Ready(&self.data), Ready(pairs), &query).with_grain(*grain);
+        // A lease would wait for an eviction. What is evicted meanwhile does not prove.
+        if self.is_cached() {
+            self.store.ledger().touch(self.blob, &query.resolve_bytes(self.size));
+        }
         let mut pieces = Vec::new();
+        let prover = Prover::new(self.blob, self.size, Ready(&self.data), Ready(pairs), &query);
         for item in prover {
             if let Verified::Data(piece) = item.ok()? {
                 pieces.push(piece.slice(range));
             }
         }
         Some(pieces)
-    }
-
-    /// Notes that what is cached is used, and keeps it from being evicted meanwhile.
-    fn lease(&self, query: &Query) -> Option<Lease> {
-        self.is_cached().then(|| {
-            let ranges = query.resolve_bytes(self.size);
-            self.store.ledger().touch(self.blob, &ranges);
-            self.store.lease(self.blob, ranges)
-        })
     }
 }
 

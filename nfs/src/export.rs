@@ -2,7 +2,7 @@
 
 use std::{
     path::PathBuf,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
 
@@ -33,26 +33,37 @@ impl Export {
     /// Something of a file is read that is not here. If it is small, and others of its directory were read like that a short
     /// while ago, these are fetched before they are asked for: those behind it in a listing, then those before it.
     pub(crate) fn missed(&self, handle: &Handle, version: &FileVersion) {
-        let id = handle.parent;
-        let siblings = |siblings: &Mutex<Siblings>, act: &dyn Fn(&mut Siblings) -> bool| {
-            act(&mut siblings.lock().unwrap_or_else(PoisonError::into_inner))
-        };
-        if version.size > SMALL_BYTES || !siblings(&self.siblings, &|known| known.miss(id, handle.id, Instant::now())) {
+        let missed = |siblings: &mut Siblings| siblings.miss(handle.parent, handle.id, Instant::now());
+        if version.size > SMALL_BYTES || !missed(&mut lock(&self.siblings)) {
             return;
         }
-        let (reader, known) = (self.reader.clone(), self.siblings.clone());
-        let small =
-            self.view.directory_of(handle).map(|directory| small_files(&directory, handle.id, reader.read_ahead()));
+        let fetching = Fetching { siblings: self.siblings.clone(), directory: handle.parent };
+        let Some(directory) = self.view.directory_of(handle) else { return };
+        let reader = self.reader.clone();
+        let files = small_files(&directory, handle.id, reader.read_ahead());
         tokio::spawn(async move {
-            let files = stream::iter(small.unwrap_or_default().into_iter().map(Ok));
+            let _fetching = fetching;
             // Where one cannot be had, the others mostly cannot either.
+            let files = stream::iter(files.into_iter().map(Ok));
             let _ = files.try_for_each_concurrent(AT_ONCE, |file| reader.fetch_likely(file.blob, file.size)).await;
-            siblings(&known, &|known| {
-                known.end(id);
-                true
-            });
         });
     }
+}
+
+/// Small files of a directory are being fetched ahead, until this is dropped.
+struct Fetching {
+    siblings: Arc<Mutex<Siblings>>,
+    directory: u64,
+}
+
+impl Drop for Fetching {
+    fn drop(&mut self) {
+        lock(&self.siblings).end(self.directory);
+    }
+}
+
+fn lock(siblings: &Mutex<Siblings>) -> MutexGuard<'_, Siblings> {
+    siblings.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The small files of a directory that are listed behind the one with that id, and then those before it: so many as are

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     task::{JoinHandle, spawn_blocking},
-    time::{Instant, sleep, timeout_at},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 use tracing::{debug, warn};
 use tree::{BlobId, ByteRange, Geometry, RangeSet, VerifiedData};
@@ -60,9 +60,8 @@ struct Open {
 /// What is read and proven before it is asked for, while what is before it is on its way to the client.
 struct Next {
     range: ByteRange,
-    /// All of it, or nothing.
-    reading: JoinHandle<Option<Vec<VerifiedData>>>,
-    _permit: OwnedSemaphorePermit,
+    /// All of it, with a permit that is given back once that is dropped; or nothing.
+    reading: JoinHandle<Option<(Vec<VerifiedData>, OwnedSemaphorePermit)>>,
 }
 
 /// Bytes that were read, and the room that they take until they are dropped.
@@ -161,14 +160,16 @@ impl Reader {
         let reading = self.inner.with(blob, |state| state.open.as_mut().map(|open| self.step(open, size, range)));
         let (reader, (open, next)) = (self.clone(), reading.unzip());
         if let Some(next) = next.flatten()
-            && let Some(pieces) = join(next.reading).await
+            && let Some((pieces, _permit)) = join(next.reading).await
         {
             return Ok((pieces, RangeSet::new()));
         }
-        // A switch to another thread and back takes longer than to prove a little.
-        let ready = open.iter().filter(|_| range.len() <= AT_ONCE_BYTES).flat_map(|sources| sources.iter());
-        let mut ready = ready.filter(|source| source.size() == size);
-        if let Some(pieces) = ready.find_map(|source| source.read_ready(range)) {
+        // A switch to another thread and back takes longer than to prove a little. If the first place fails, there it is told why.
+        let first =
+            open.iter().flat_map(|sources| sources.iter()).find(|source| source.size() == size && source.has(range));
+        if let Some(source) = first.filter(|_| range.len() <= AT_ONCE_BYTES)
+            && let Some(pieces) = source.read_ready(range)
+        {
             return Ok((pieces, RangeSet::new()));
         }
         let outcome = join(spawn_blocking(move || {
@@ -205,9 +206,9 @@ impl Reader {
             let (store, sources) = (self.inner.store.clone(), open.sources.clone());
             let read = move || {
                 let outcome = store.read_from(&sources, size, range).ok()?;
-                outcome.missing.is_empty().then_some(outcome.pieces)
+                outcome.missing.is_empty().then_some((outcome.pieces, permit))
             };
-            open.next = Some(Next { range, reading: spawn_blocking(read), _permit: permit });
+            open.next = Some(Next { range, reading: spawn_blocking(read) });
         }
         (open.sources.clone(), begun)
     }
@@ -271,8 +272,10 @@ impl Reader {
     /// Fetches all of a blob that somebody is likely to read soon, and waits for it. Fails if it cannot be had.
     pub(crate) async fn fetch_likely(&self, blob: BlobId, size: u64) -> Result<(), ReadError> {
         let all = Geometry::new(size).all();
+        let wanted = all.into();
         for flight in self.start_missing(blob, size, all).await? {
-            flight.wait(&all.into()).await?;
+            let waiting = timeout(self.inner.limit, flight.wait(&wanted));
+            waiting.await.map_err(|_| ReadError::TimedOut(self.inner.limit))??;
         }
         Ok(())
     }

@@ -73,7 +73,10 @@ pub(crate) struct Counting<S, F> {
 
 impl<S: Sink, F: Fn(u64) + Send> Sink for Counting<S, F> {
     fn write(&mut self, pieces: &[Verified]) -> Result<(), StoreError> {
-        (self.on_bytes)(pieces.iter().filter_map(Verified::data).map(|data| data.range().len()).sum());
+        let bytes = pieces.iter().filter_map(Verified::data).map(|data| data.range().len()).sum();
+        if bytes > 0 {
+            (self.on_bytes)(bytes);
+        }
         self.sink.write(pieces)
     }
 

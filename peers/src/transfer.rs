@@ -123,7 +123,8 @@ impl Request<'_> {
         };
         let (arrived, arriving) = mpsc::channel(BATCHES_AHEAD);
         let (decoder, sink, unpacker) = (Decoder::new(blob, query).expecting(size), sink.clone(), terms.unpacker());
-        let keeping = spawn_blocking(move || keep(decoder, unpacker, arriving, &sink, &came));
+        let pieces = Pieces { arriving, unpacker, decoder, bytes: 0 };
+        let keeping = spawn_blocking(move || keep(pieces, &sink, &came));
         let received = tokio::select! {
             received = receive(&mut recv, &terms, &arrived, way.stall_limit()) => received.map(Some),
             () = needless => Ok(None),
@@ -197,64 +198,88 @@ async fn receive(
     }
 }
 
+/// The pieces of an answer, proven one by one.
+struct Pieces {
+    arriving: mpsc::Receiver<Vec<Bytes>>,
+    unpacker: Option<Unpacker>,
+    decoder: Decoder,
+    /// How many bytes were taken from what arrives.
+    bytes: u64,
+}
+
+impl Pieces {
+    /// The next one; `None` if the answer is over, or, unless this `waits`, if it has not come yet. No more than a frame is
+    /// unpacked ahead of it.
+    fn next(&mut self, waits: bool) -> Result<Option<Verified>, TransferError> {
+        loop {
+            if let Some(piece) = self.decoder.next().map_err(TransferError::PeerSentWrongBytes)? {
+                return Ok(Some(piece));
+            }
+            if let Some(plain) = self.unpacker.as_mut().map_or(Ok(None), Unpacker::next)? {
+                self.decoder.push(&plain);
+                continue;
+            }
+            let batch = if waits { self.arriving.blocking_recv() } else { self.arriving.try_recv().ok() };
+            let Some(batch) = batch else { return Ok(None) };
+            for chunk in batch {
+                self.bytes += chunk.len() as u64;
+                match &mut self.unpacker {
+                    Some(unpacker) => unpacker.push(chunk),
+                    None => self.decoder.push(&chunk),
+                }
+            }
+        }
+    }
+
+    /// What has come by now, but at least one piece, and about 1 MiB at most; with why it is the last. Neither: it is over.
+    fn some(&mut self) -> (Vec<Verified>, Option<TransferError>) {
+        let (mut pieces, mut bytes) = (Vec::new(), 0);
+        while bytes < WRITE_BYTES {
+            match self.next(pieces.is_empty()) {
+                Ok(Some(piece)) => {
+                    bytes += piece.wire_bytes().len();
+                    pieces.push(piece);
+                }
+                Ok(None) => break,
+                Err(error) => return (pieces, Some(error)),
+            }
+        }
+        (pieces, None)
+    }
+}
+
 /// Proves what arrives and puts it into the sink; commits now and then, and at the end in any case. Others may put pieces
 /// of the same blob into it meanwhile.
-fn keep(
-    mut decoder: Decoder,
-    mut unpacker: Option<Unpacker>,
-    mut arriving: mpsc::Receiver<Vec<Bytes>>,
-    sink: &SharedSink,
-    came: &dyn Fn(&RangeSet),
-) -> (Received, Result<(), TransferError>) {
-    let mut received = Received::default();
+fn keep(mut pieces: Pieces, sink: &SharedSink, came: &dyn Fn(&RangeSet)) -> (Received, Result<(), TransferError>) {
+    let mut ranges = RangeSet::new();
     let lock = || sink.lock().unwrap_or_else(PoisonError::into_inner);
     let mut run = || -> Result<(), TransferError> {
         let mut uncommitted = 0;
-        while let Some(mut batch) = arriving.blocking_recv() {
-            // What has come meanwhile is proven and written in the same go.
-            let mut bytes: usize = batch.iter().map(Bytes::len).sum();
-            while bytes < WRITE_BYTES
-                && let Ok(more) = arriving.try_recv()
-            {
-                bytes += more.iter().map(Bytes::len).sum::<usize>();
-                batch.extend(more);
-            }
-            for chunk in batch {
-                received.bytes += chunk.len() as u64;
-                match &mut unpacker {
-                    Some(unpacker) => unpacker.push(chunk),
-                    None => decoder.push(&chunk),
+        loop {
+            let (proven, failed) = pieces.some();
+            if !proven.is_empty() {
+                let new: RangeSet = proven.iter().filter_map(Verified::data).map(VerifiedData::range).collect();
+                let mut sink = lock();
+                sink.write(&proven).map_err(TransferError::Sink)?;
+                uncommitted += new.total_bytes();
+                if uncommitted >= COMMIT_BYTES {
+                    uncommitted = 0;
+                    sink.commit().map_err(TransferError::Sink)?;
                 }
+                drop(sink);
+                ranges.extend(new.iter());
+                came(&new);
             }
-            while let Some(plain) = unpacker.as_mut().map_or(Ok(None), Unpacker::next)? {
-                decoder.push(&plain);
+            match failed {
+                Some(error) => return Err(error),
+                None if proven.is_empty() => return Ok(()),
+                None => {}
             }
-            let mut proven = Vec::new();
-            let failed = loop {
-                match decoder.next() {
-                    Ok(Some(piece)) => proven.push(piece),
-                    Ok(None) => break None,
-                    Err(error) => break Some(TransferError::PeerSentWrongBytes(error)),
-                }
-            };
-            let ranges: RangeSet = proven.iter().filter_map(Verified::data).map(VerifiedData::range).collect();
-            let mut sink = lock();
-            sink.write(&proven).map_err(TransferError::Sink)?;
-            uncommitted += ranges.total_bytes();
-            if uncommitted >= COMMIT_BYTES {
-                uncommitted = 0;
-                sink.commit().map_err(TransferError::Sink)?;
-            }
-            drop(sink);
-            received.ranges.extend(ranges.iter());
-            came(&ranges);
-            failed.map_or(Ok(()), Err)?;
         }
-        Ok(())
     };
     let outcome = run();
     let committed = lock().commit().map_err(TransferError::Sink);
-    (received, outcome.and(committed))
+    (Received { ranges, bytes: pieces.bytes }, outcome.and(committed))
 }
 
 pub(crate) const STALL_LIMIT: Duration = Duration::from_secs(15);

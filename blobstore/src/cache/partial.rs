@@ -255,9 +255,7 @@ impl Sink for Partial {
         self.reserve(data.iter().map(|piece| piece.range().len()).sum())?;
         // From here on nobody punches a hole there.
         data.iter().for_each(|piece| self.lease.extend(self.geometry.round_out(piece.range())));
-        for run in data.chunk_by(|a, b| a.range().end() == b.offset()) {
-            self.write_data(run)?;
-        }
+        // Pairs first: what is written without them must never be recorded.
         let nodes = pieces.iter().filter_map(|piece| match piece {
             Verified::Node(node) => Some((node.outboard_offset()?, node.pair())),
             Verified::Data(_) => None,
@@ -274,6 +272,9 @@ impl Sink for Partial {
                 },
             )?;
         }
+        for run in data.chunk_by(|a, b| a.range().end() == b.offset()) {
+            self.write_data(run)?;
+        }
         Ok(())
     }
 
@@ -284,6 +285,7 @@ impl Sink for Partial {
         let path = self.store.cache_file(self.blob);
         // Once a sync has failed nobody knows what is on the disk, and the next sync does not say.
         let written = std::mem::take(&mut self.written);
+        self.unsynced = ByteRange::default();
         if let Place::Files { data, outboard, named } = &mut self.place {
             if self.is_taken.load(Ordering::Acquire) || !is_named(&self.store, &**data, &path)? {
                 debug!(blob = %self.blob, "its files were taken from the cache meanwhile");

@@ -11,7 +11,7 @@ use blobstore::{Access, Disk, DiskFile, RealDisk, Sink, Verdict};
 use tree::{BlobId, ByteRange, Fingerprint, RangeSet, ReadAt, UnixTime, WriteAt};
 
 use crate::{
-    common::{GROUP, all, feed, groups, pieces, random},
+    common::{GROUP, all, check_read, feed, groups, pieces, random, range},
     home::{Home, assert_damaged},
 };
 
@@ -29,6 +29,8 @@ pub(crate) enum Refuse {
     RoomUntilFreed,
     /// All writes.
     Room,
+    /// All writes to outboards.
+    Outboards,
 }
 
 /// The machine's file systems, but for what it is told to refuse.
@@ -54,18 +56,19 @@ impl Refusing {
         }
     }
 
-    fn wrap(&self, file: Box<dyn DiskFile>) -> Box<dyn DiskFile> {
-        Box::new(RefusingFile { disk: self.clone(), file })
+    fn wrap(&self, file: Box<dyn DiskFile>, path: &Path) -> Box<dyn DiskFile> {
+        let is_outboard = path.extension().is_some_and(|extension| extension.as_encoded_bytes().starts_with(b"obao"));
+        Box::new(RefusingFile { disk: self.clone(), file, is_outboard })
     }
 }
 
 impl Disk for Refusing {
     fn open(&self, path: &Path, access: Access) -> io::Result<Box<dyn DiskFile>> {
-        Ok(self.wrap(RealDisk.open(path, access)?))
+        Ok(self.wrap(RealDisk.open(path, access)?, path))
     }
 
     fn open_beneath(&self, root: &Path, relative: &Path, access: Access) -> io::Result<Box<dyn DiskFile>> {
-        Ok(self.wrap(RealDisk.open_beneath(root, relative, access)?))
+        Ok(self.wrap(RealDisk.open_beneath(root, relative, access)?, relative))
     }
 
     fn create_dirs(&self, dir: &Path) -> io::Result<()> {
@@ -101,6 +104,7 @@ impl Disk for Refusing {
 struct RefusingFile {
     disk: Refusing,
     file: Box<dyn DiskFile>,
+    is_outboard: bool,
 }
 
 impl ReadAt for RefusingFile {
@@ -113,6 +117,9 @@ impl WriteAt for RefusingFile {
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         if self.disk.refuses(Refuse::Room).and(self.disk.refuses(Refuse::RoomUntilFreed)).is_err() {
             return Err(io::ErrorKind::StorageFull.into());
+        }
+        if self.is_outboard {
+            self.disk.refuses(Refuse::Outboards)?;
         }
         if let Err(error) = self.disk.refuses(Refuse::HalfOfWrites) {
             self.file.write_all_at(&bytes[..bytes.len() / 2], offset)?;
@@ -229,6 +236,22 @@ fn a_failed_sync_is_not_made_up_for_by_the_next() {
     drop(partial);
     let missing = home.store.missing_from_cache(BlobId::of(&bytes), SIZE as u64, &all(SIZE)).unwrap();
     assert!(first.difference(&missing).is_empty(), "claimed, and lost: {:?}", first.difference(&missing));
+}
+
+/// Bytes whose proof could not be written are not here, though they were, and are committed.
+#[test]
+fn nothing_is_claimed_without_its_proof() {
+    let (disk, bytes) = (Refusing::new(), random(4, SIZE));
+    let home = Home::new().reopen_on(Arc::new(disk.clone()));
+    let mut partial = home.store.partial(BlobId::of(&bytes), SIZE as u64).unwrap();
+    disk.set(Refuse::Outboards);
+    assert!(partial.write(&pieces(&bytes, &all(SIZE))).is_err());
+    disk.set(Refuse::Nothing);
+    partial.commit().unwrap();
+    assert_eq!(home.store.cached_ranges(BlobId::of(&bytes)).unwrap(), RangeSet::new());
+    feed(&mut partial, &bytes, &all(SIZE));
+    partial.commit().unwrap();
+    check_read(&home.store, &bytes, range(0, SIZE as u64), &RangeSet::new());
 }
 
 /// A disk that fills up while a blob arrives: what came before is kept, and the rest can come later.

@@ -275,11 +275,12 @@ proptest! {
         }
         let tried: BTreeSet<_> = run.starts.iter().map(|(_, address)| *address).collect();
         prop_assert_eq!(tried.len(), run.starts.len(), "each once");
-        // Nobody is left out who was found in time, unless somebody won first or the race was full.
-        let all: BTreeSet<_> = names.iter().filter(|(found, _)| found.is_none_or(|found| found < 5000))
-            .flat_map(|(_, places)| places).map(|(address, _)| *address).collect();
+        // Nobody is left out who was found in time, unless somebody won first or the race was full; in the last
+        // millisecond it may be either.
+        let found_before = |limit: u64| names.iter().filter(move |(found, _)| found.is_none_or(|found| found < limit))
+            .flat_map(|(_, places)| places).map(|(address, _)| *address).collect::<BTreeSet<_>>().len().min(40);
         if run.won.is_none() {
-            prop_assert!(tried.len() == all.len().min(40), "{} of {}", tried.len(), all.len());
+            prop_assert!((found_before(5000)..=found_before(5001)).contains(&tried.len()), "{}", tried.len());
         }
         // Families take turns among those that are known from the start.
         let first: Vec<_> = names.iter().filter(|(found, _)| found.is_none()).map(|(_, places)| places[0].0).collect();
