@@ -113,7 +113,7 @@ fn summary_line(fields: &serde_json::Map<String, Value>) -> String {
     for (key, value) in fields {
         let name = key.replace('_', " ");
         match value.as_u64() {
-            Some(0) if key != "files" && key != "conflicts" => {}
+            Some(0) if !["files", "conflicts", "repaired_files"].contains(&key.as_str()) => {}
             Some(bytes) if key.contains("bytes") => parts.push(format!("{name}: {}", HumanBytes(bytes))),
             Some(count) => parts.push(format!("{name}: {count}")),
             None => {}

@@ -45,6 +45,9 @@ impl Target {
             Some(slash) => (&bytes[..slash], bytes[slash + 1..].strip_suffix(b"/").unwrap_or(&bytes[slash + 1..])),
             None => (bytes, &[][..]),
         };
+        if arena.is_empty() || [&b"."[..], b".."].contains(&arena) {
+            return Err(usage(format!("{text:?} does not start with an arena")));
+        }
         let arena = std::str::from_utf8(arena).map_err(|_| usage(format!("{text:?} does not start with an arena")))?;
         let arena = arena.parse().map_err(|error| usage(format!("{error}")))?;
         let path = if path.is_empty() {

@@ -3,11 +3,12 @@
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
 use fastrand::Rng;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use tests::{Fate, Link, Machine, Quality, Scratch, Way, random_bytes, skipped, wait_for};
 
@@ -40,6 +41,26 @@ impl Two {
         assert!(fs::read(self.to.join(name)).unwrap() == bytes, "{name} differs");
         (self.link.carried()[1] - before, took)
     }
+}
+
+/// Ctrl-C of a large file stops it, and the next time it goes on with what came.
+#[test]
+fn an_interrupted_get_stops_and_goes_on() {
+    let scratch = Scratch::new();
+    let bytes = random_bytes(32 << 20, &mut Rng::with_seed(1));
+    let far = far(&scratch, &[("large", &bytes)], "");
+    let two = Two::start(&scratch, "near", &far, "");
+    two.near.ok(["limit", "--down", "8MiB"]);
+    let args = ["get".as_ref(), Path::new("docs/large").as_os_str(), two.to.as_os_str()];
+    let mut getting = two.near.command(args).stderr(Stdio::null()).spawn().unwrap();
+    // 8 MiB, which is a stream's window, may be on their way.
+    wait_for("some of it", Duration::from_secs(20), || (two.link.carried()[1] > 16 << 20).then_some(()));
+    kill_process(Pid::from_child(&getting), Signal::INT).unwrap();
+    assert_eq!(getting.wait().unwrap().code(), Some(130));
+    two.near.ok(["limit", "--down", "none"]);
+    let again = two.near.ok(["get".as_ref(), "--json".as_ref(), args[1], args[2]]).summary();
+    assert!(again["bytes_received"].as_u64() < Some(28 << 20), "{again}");
+    assert!(fs::read(two.to.join("large")).unwrap() == bytes);
 }
 
 /// Words, as many as make so many bytes: they shrink to less than a third.

@@ -31,7 +31,7 @@ pub(crate) use arenas::arena;
 pub(crate) use blobs::{cat, copy, get, hash, ls, repair, verify};
 pub(crate) use keep::{cache, pin, unpin, warm};
 pub(crate) use machines::{id, init, invite, join, limit, peer, status};
-pub(crate) use mounts::{mount, mount_command, umount};
+pub(crate) use mounts::{in_words, mount, mount_command, umount};
 pub(crate) use up::{serve, up};
 pub(crate) use versions::{conflicts, history, stat, whereis};
 

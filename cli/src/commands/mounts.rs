@@ -1,5 +1,5 @@
 use std::{
-    env,
+    env, fs,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
     process::Command,
@@ -24,12 +24,13 @@ pub(crate) async fn mount(home: &Home, common: &Common, dir: &Path, dry_run: boo
     })?;
     let command = mount_command(address, dir);
     if dry_run {
-        return print(common, "command", json!({ "command": command }), |_| command.join(" "));
+        return print(common, "command", json!({ "command": command }), |_| in_words(&command));
     }
-    let in_words = command.join(" ");
+    let in_words = in_words(&command);
     if !dir.is_dir() {
-        return Err(Failure::new(Code::NotFound, format!("{dir:?} is not a directory"))
-            .hint(format!("make it with: mkdir -p {}", dir.display())));
+        let failure = Failure::new(Code::NotFound, format!("{dir:?} is not a directory"));
+        let exists = fs::symlink_metadata(dir).is_ok();
+        return Err(if exists { failure } else { failure.hint(format!("make it with: mkdir -p {}", quoted(dir))) });
     }
     if find_program("mount.nfs").is_none() {
         return Err(Failure::new(Code::Error, "this system has no NFS client: there is no mount.nfs")
@@ -48,11 +49,11 @@ pub(crate) async fn mount(home: &Home, common: &Common, dir: &Path, dry_run: boo
 pub(crate) fn umount(dir: &Path) -> Result<Code, Failure> {
     if !rustix::process::geteuid().is_root() {
         return Err(
-            Failure::new(Code::Error, "only root may unmount").hint(format!("run: sudo umount {}", dir.display()))
+            Failure::new(Code::Error, "only root may unmount").hint(format!("run: sudo umount {}", quoted(dir)))
         );
     }
     let command = ["umount".to_owned(), dir.to_string_lossy().into_owned()];
-    run(&command, &command.join(" "))
+    run(&command, &in_words(&command))
 }
 
 /// What mounts everything at `dir` on a Linux machine.
@@ -74,6 +75,23 @@ pub(crate) fn mount_command(address: SocketAddr, dir: &Path) -> Vec<String> {
     words.map(str::to_owned).to_vec()
 }
 
+/// A command as a shell takes it.
+pub(crate) fn in_words(command: &[String]) -> String {
+    let words: Vec<_> = command.iter().map(|word| quoted(word.as_ref())).collect();
+    words.join(" ")
+}
+
+/// A path as a word of a shell's command.
+fn quoted(path: &Path) -> String {
+    let text = path.to_string_lossy();
+    let is_plain = |c: char| c.is_alphanumeric() || "/._-+=:,@%[]".contains(c);
+    if !text.is_empty() && text.chars().all(is_plain) {
+        text.into_owned()
+    } else {
+        format!("'{}'", text.replace('\'', r"'\''"))
+    }
+}
+
 /// Runs a program of the system, which says itself what goes wrong.
 fn run(command: &[String], in_words: &str) -> Result<Code, Failure> {
     let [program, args @ ..] = command else { return Ok(Code::Usage) };
@@ -90,4 +108,25 @@ fn find_program(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH").unwrap_or_default();
     let dirs = env::split_paths(&path).chain(["/sbin", "/usr/sbin", "/usr/local/sbin"].map(PathBuf::from));
     dirs.map(|dir| dir.join(name)).find(|program| program.is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commands_can_be_pasted() {
+        let command = |dir| in_words(&["umount".to_owned(), dir]);
+        for (dir, pasted) in [
+            ("/mnt/all", "/mnt/all"),
+            ("/mnt/a b", "'/mnt/a b'"),
+            ("it's", r"'it'\''s'"),
+            ("$HOME", "'$HOME'"),
+            ("", "''"),
+        ] {
+            assert_eq!(command(dir.to_owned()), format!("umount {pasted}"));
+        }
+        let mount = mount_command("[::1]:2049".parse().unwrap(), Path::new("/mnt"));
+        assert_eq!(in_words(&mount), mount.join(" "));
+    }
 }

@@ -8,7 +8,7 @@ use namespace::ArenaName;
 use peers::Role;
 use serde_json::json;
 
-use super::{mount_command, style};
+use super::{in_words, mount_command, style};
 use crate::{
     args::{Common, DaemonArgs},
     client::Client,
@@ -98,7 +98,7 @@ async fn set_up(daemon: &Daemon, common: &Common, dirs: &[PathBuf]) -> Result<()
             .while_doing(WRITING)?;
     }
     if let Some(address) = node.mount_address() {
-        writeln!(out, "Everything as a folder:\n\n    sudo {}\n", mount_command(address, Path::new("DIR")).join(" "))
+        writeln!(out, "Everything as a folder:\n\n    sudo {}\n", in_words(&mount_command(address, Path::new("DIR"))))
             .while_doing(WRITING)?;
     }
     writeln!(out, "Ready. Ctrl-C stops the daemon.").while_doing(WRITING)?;

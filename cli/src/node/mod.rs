@@ -200,7 +200,11 @@ impl Node {
             Some(listen) => start(listen),
             None => start(&[DEFAULT_LISTEN.to_owned()]).or_else(|error| match error {
                 StartError::Listen(_) => {
-                    warn!(address = DEFAULT_LISTEN, reason = tree::reason(&error), "listening on another port");
+                    warn!(
+                        address = DEFAULT_LISTEN,
+                        reason = tree::reason(&error),
+                        "listening on another port than this one"
+                    );
                     start(&[ANY_PORT.to_owned()])
                 }
                 error => Err(error),

@@ -73,7 +73,7 @@ impl Node {
                     return Ok(Some(mount));
                 }
                 Err(failure) if at + 1 < listen.len() => {
-                    warn!(%address, reason = failure.reason(), "another port is taken for the mount");
+                    warn!(%address, reason = failure.reason(), "mounted from another port than this one");
                 }
                 Err(failure) => last = Err(failure.while_doing(format!("listen for the mount at {address}"))),
             }

@@ -66,6 +66,7 @@ impl Node {
             };
             reporter.send(event).await?;
         }
+        self.update_status().await?;
         reporter
             .send(summary(json!({
                 "repaired_files": repaired_files,

@@ -36,7 +36,7 @@ pub(crate) struct ScrubSettings {
     pub repair: bool,
 }
 
-/// What scrubbing has come to, as of the beginning of its latest round.
+/// What verifying has come to, as of the beginning of the latest round of scrubbing, or the end of the last `verify` or `repair`.
 #[derive(Debug, Clone, Default, Serialize)]
 pub(crate) struct ScrubStatus {
     /// Everything here was verified since then, in milliseconds since 1970; none if something never was, by anybody.
@@ -87,22 +87,8 @@ impl Node {
     /// next round is to be.
     async fn scrub_round(&self, settings: ScrubSettings, threads: &Arc<ThreadPool>) -> Result<Duration, Failure> {
         let node = self.clone();
-        let subjects = blocking(move || {
-            let (mut agenda, mut tally, mut damaged_files) = (Agenda::new(SUBJECTS_MAX), Tally::default(), 0);
-            let now = now();
-            node.for_each_subject(&[], &mut |subject| {
-                tally.add(&subject.task, settings.period, now);
-                damaged_files += u64::from(subject.is_quarantined);
-                agenda.offer(subject);
-                Ok(())
-            })?;
-            node.update_scrub(|status| {
-                let (all_since, due_bytes) = (tally.all_since(), tally.due_bytes);
-                *status = ScrubStatus { all_since, due_bytes, damaged_files, ..status.clone() };
-            });
-            Ok((agenda.is_complete(), agenda.into_first()))
-        });
-        let (is_all, subjects) = subjects.await?;
+        let agenda = blocking(move || node.look_what_is_due()).await?;
+        let (is_all, subjects) = (agenda.is_complete(), agenda.into_first());
         let due_bytes = self.scrub_status().due_bytes;
         if due_bytes > 0 {
             info!(bytes = due_bytes, "scrubbing what was not verified for long");
@@ -126,6 +112,23 @@ impl Node {
         self.scrub_batch(&mut batch, part_bytes, settings, threads).await?;
         // What there was no room for may be due too.
         Ok(if is_all { settings.period } else { Duration::ZERO })
+    }
+
+    /// Looks at everything here: what is to be verified next, and for the status, how things stand.
+    pub(super) fn look_what_is_due(&self) -> Result<Agenda<Subject>, Failure> {
+        let (mut agenda, mut tally, mut damaged_files) = (Agenda::new(SUBJECTS_MAX), Tally::default(), 0);
+        let (period, now) = (self.inner.scrub_settings.period, now());
+        self.for_each_subject(&[], &mut |subject| {
+            tally.add(&subject.task, period, now);
+            damaged_files += u64::from(subject.is_quarantined);
+            agenda.offer(subject);
+            Ok(())
+        })?;
+        self.update_scrub(|status| {
+            let (all_since, due_bytes) = (tally.all_since(), tally.due_bytes);
+            *status = ScrubStatus { all_since, due_bytes, damaged_files, ..status.clone() };
+        });
+        Ok(agenda)
     }
 
     /// Verifies the subjects of `batch`, part by part, and pauses after each part to keep the rate.

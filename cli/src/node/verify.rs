@@ -77,6 +77,7 @@ impl Node {
         let totals =
             blocking(move || node.find_damage(&scope, &report, &mut |damaged| report_damage(&damaged, &report)));
         let totals = totals.await.while_doing(what)?;
+        self.update_status().await?;
         reporter
             .send(summary(json!({
                 "files": totals.files,
@@ -94,6 +95,12 @@ impl Node {
             VerifyTotals { unreadable_files: 1.., .. } => Code::Some,
             _ => Code::Ok,
         })
+    }
+
+    /// Has the status tell how things stand after what was verified or mended.
+    pub(super) async fn update_status(&self) -> Result<(), Failure> {
+        let node = self.clone();
+        blocking(move || node.look_what_is_due().map(drop)).await
     }
 
     /// Verifies file after file, and hands the damaged ones to `found` in order.

@@ -28,9 +28,9 @@ pub(super) enum Arrived {
     /// It is at its destination, without a name.
     Staged(Staged),
     /// It is whole in the cache, and goes from there at the last moment: until then it need not be fetched again.
-    Cached(Passing),
+    Cached(Arc<Passing>),
     /// It is at its destination, copied from elsewhere here; what the cache has of it is to be forgotten.
-    Copied(Staged, Passing),
+    Copied(Staged, Arc<Passing>),
 }
 
 /// A blob that passes through the cache, of which nobody else there takes anything.
@@ -81,13 +81,19 @@ impl Node {
             store.verify_cached(blob, &|_| {})?;
             Ok(store.presence(blob)?)
         });
-        let passing = Passing { blob, _alone, _passage };
+        let passing = Arc::new(Passing { blob, _alone, _passage });
         if presence.await? == Presence::InPlace {
             // What turns out not to be there comes by way of the cache after all.
             let staged = self.copy_from_here(blob, size, destination, to, on_bytes).await?;
             return Ok((Arrived::Copied(staged, passing), Fetched::default()));
         }
         let like = self.like(blob, near).await?;
+        // If this is given up, what has come is still being written: until it is, nobody else is to look what there is.
+        let writing = passing.clone();
+        let on_bytes = move |bytes| {
+            let _writing = &writing;
+            on_bytes(bytes);
+        };
         let fetched = self.bring(blob, size, &like, on_bytes).await?;
         let (near, path, cache) = (destination.clone(), to.clone(), self.inner.home.cache.clone());
         // What is pinned stays in the cache.
@@ -164,7 +170,7 @@ impl Arrived {
 }
 
 /// What is left in the cache of something that has arrived.
-pub(super) struct Leftover(Option<Passing>);
+pub(super) struct Leftover(Option<Arc<Passing>>);
 
 impl Leftover {
     /// Forgets it. Blocks.

@@ -277,7 +277,11 @@ impl Getting {
                 let there = blocking(move || getting.node.target_of(&to)).await?;
                 let near = there.into_iter().chain([job.source.clone()]).collect();
                 let arriving = self.node.arrive(*blob, *size, &self.destination, &job.to, near, on_bytes);
-                let (arrived, fetched) = arriving.await?;
+                // What has come stays in the cache for the next time.
+                let (arrived, fetched) = tokio::select! {
+                    arrived = arriving => arrived?,
+                    () = self.reporter.closed() => return Err(NobodyListens.into()),
+                };
                 let (getting, to, mode, mtime) = (self.clone(), job.to.clone(), *mode, job.mtime);
                 blocking(move || {
                     let store = &getting.node.inner.store;
