@@ -360,7 +360,7 @@ const TEMPLATE: &str = r#"# blobd's settings. Everything has a default, shown he
 [transfer]
 # How many bytes of files are on their way at a time: many small files at once, and large ones alone.
 #in_flight = "64 MiB"
-# Whether what is sent is compressed: "auto" does it on networks that are slower than that, for what shrinks; or "off", or
+# Whether what is sent is compressed: "auto" does it for what shrinks, on networks slower than compressing is; or "off", or
 # always at a level from 1 to 19.
 #compress = "auto"
 

@@ -144,6 +144,39 @@ fn without_peers_what_is_here_is_read_and_the_rest_fails() {
     });
 }
 
+/// What was pinned or warmed is read with nobody there, and a pin follows a new version; the rest is not.
+#[test]
+fn what_is_kept_is_read_without_peers() {
+    let scratch = Scratch::new();
+    let docs = scratch.dir("docs");
+    let mut rng = Rng::with_seed(1);
+    for name in ["pinned/a", "pinned/b", "warmed", "other"] {
+        fs::create_dir_all(docs.join(name).parent().unwrap()).unwrap();
+        fs::write(docs.join(name), random_bytes(300_000, &mut rng)).unwrap();
+    }
+    let two = Two::start(&scratch, &docs, "");
+    two.near.ok(["pin", "docs/pinned"]);
+    two.near.ok(["warm", "docs/warmed"]);
+    let newer = random_bytes(200_000, &mut rng);
+    fs::write(docs.join("pinned/a"), &newer).unwrap();
+    two.far.ok(["arena", "scan", "docs"]);
+    two.near.hears(&two.far);
+    // Waits until all that is pinned is here.
+    two.near.ok(["pin", "docs/pinned"]);
+    two.far.stop();
+    wait_for("the peer to be gone", Duration::from_secs(60), || {
+        two.near.peer("far").unwrap()["connected"].is_null().then_some(())
+    });
+    let mut nfs = Nfs::connect(&two.near);
+    for name in ["pinned/a", "pinned/b", "warmed"] {
+        let file = nfs.find(&format!("docs/{name}")).unwrap();
+        assert!(nfs.read_from(&file, 0, 64 << 10).unwrap() == fs::read(docs.join(name)).unwrap(), "{name}");
+    }
+    assert!(fs::read(docs.join("pinned/a")).unwrap() == newer);
+    let other = nfs.find("docs/other").unwrap();
+    assert_eq!(nfs.read(&other, 0, 4096), Err(status::IO));
+}
+
 fn nfs_root(machine: &Machine) -> Vec<u8> {
     Nfs::connect(machine).mount(b"/").unwrap()
 }
