@@ -15,7 +15,7 @@ use tracing::{debug, info};
 use crate::{
     Peer, Peers,
     backoff::{Redial, Wanted},
-    connection::{self, answers, live, say_hello, take_into_use},
+    connection::{self, Live, answers, live, say_hello, take_into_use},
     endpoint::{Close, Inner},
     race::{Flaw, Limits},
     racing,
@@ -51,12 +51,9 @@ impl Peers {
             if answers(&connection, PROBE_LIMIT).await {
                 return Ok(connection::plain(connection.remote_address()));
             }
-            let mut moved = inner.moved.subscribe();
             connection.close(Close::Done.code(), b"no answer");
-            // What its end says of the next dial must not come behind what the user says of it.
-            let is_there = || inner.contacts().get(&peer).is_some_and(|contact| contact.live.is_some());
-            while is_there() && moved.changed().await.is_ok() {}
         }
+        closed_is_gone(inner, peer).await;
         let Some(known) = inner.roster.get(peer) else { return Err("it is not on the roster".to_owned()) };
         if known.addresses.is_empty() && known.told.is_empty() {
             return Err(NO_ADDRESS.to_owned());
@@ -117,6 +114,7 @@ pub(crate) async fn reach(inner: &Arc<Inner>, peer: PeerId, limit: Duration) -> 
     if let Some(connection) = live(inner, peer) {
         return Ok(connection);
     }
+    closed_is_gone(inner, peer).await;
     let Some(known) = inner.roster.get(peer) else { return Err("it is not on the roster".to_owned()) };
     let can_dial = !known.addresses.is_empty() || !known.told.is_empty();
     let (before, wanted) = {
@@ -129,6 +127,15 @@ pub(crate) async fn reach(inner: &Arc<Inner>, peer: PeerId, limit: Duration) -> 
         Wanted::Soon => wait_for(inner, peer, before, limit).await,
         Wanted::NotNow => Err(why_not(inner, peer)),
     }
+}
+
+/// Waits out the moment until a connection with `peer` that is closed has been let go of: what its end says of the next
+/// dial must not come behind what somebody who wants the peer says of it.
+async fn closed_is_gone(inner: &Inner, peer: PeerId) {
+    let mut moved = inner.moved.subscribe();
+    let is_closed = |live: &Live| live.connection.close_reason().is_some();
+    let is_there = || inner.contacts().get(&peer).and_then(|contact| contact.live.as_ref()).is_some_and(is_closed);
+    while is_there() && moved.changed().await.is_ok() {}
 }
 
 /// Waits until `peer` is connected, for as long as no dial fails beyond the `before` that have failed.

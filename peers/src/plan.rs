@@ -16,8 +16,9 @@ use tree::{ByteRange, GROUP_BYTES, RangeSet};
 /// Calling order, for each source: [`poll`](Self::poll), then what it says. During a `Get`,
 /// [`handle_piece`](Self::handle_piece) for what comes; it may be broken off once it [is needless](Self::is_needless);
 /// then [`handle_answer`](Self::handle_answer). After a `Have`, [`handle_have`](Self::handle_have). In either case
-/// [`handle_failure`](Self::handle_failure) instead if it failed. When `poll` says nothing, it may say something later,
-/// unless the plan [is over](Self::is_over). `now` is the time since some moment, and never goes back.
+/// [`handle_failure`](Self::handle_failure) instead if it failed, or [`handle_cut`](Self::handle_cut) if only its
+/// connection did. When `poll` says nothing, it may say something later, unless the plan [is over](Self::is_over). `now`
+/// is the time since some moment, and never goes back.
 #[derive(Debug)]
 pub(crate) struct Plan {
     /// What is wanted and has not come yet.
@@ -189,6 +190,11 @@ impl Plan {
     /// Whether a source still sends, and only what has come from others or is being sent by others.
     pub(crate) fn is_needless(&self, source: usize) -> bool {
         matches!(&self.sources[source].task, Task::Getting(share) if share.left.is_empty() && share.sent != share.asked)
+    }
+
+    /// The answer of a source was cut off by what says nothing of what it has: it can be asked again.
+    pub(crate) fn handle_cut(&mut self, source: usize) {
+        self.sources[source].task = Task::None;
     }
 
     /// The answer of a source ended, with all that it said proven; or it was broken off as needless.

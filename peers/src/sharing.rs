@@ -9,6 +9,7 @@ use std::{
 use blobstore::{FetchError, Fetched, SharedSink, Want};
 use futures_util::{StreamExt, stream::FuturesUnordered};
 use namespace::PeerId;
+use quinn::ConnectionError;
 use tokio::{
     sync::Notify,
     time::{Instant, timeout},
@@ -19,6 +20,7 @@ use tree::{BlobId, Query, RangeSet};
 use crate::{
     Peers,
     dial::reach,
+    endpoint::Close,
     fetch::REACH_LIMIT,
     incoming::Terms,
     iroh_wire::REQUEST_RANGES_MAX,
@@ -134,14 +136,38 @@ impl<'a> Sharing<'a> {
         &self,
         table: &Arc<Table>,
         at: usize,
+        asked: &Asked,
+        bytes: &mut u64,
+    ) -> Result<(), TransferError> {
+        let inner = &self.peers.inner;
+        let mut cuts = 0;
+        loop {
+            let connection = tokio::select! {
+                connection = reach(inner, asked.peer, REACH_LIMIT) => connection.map_err(TransferError::Connection)?,
+                () = table.until(|plan| plan.left().is_empty()) => return Ok(()),
+            };
+            let before = *bytes;
+            match self.work_over(&connection, table, at, asked, bytes).await {
+                Err(TransferError::Connection(reason)) if is_replaced(&connection) && cuts < CUTS_MAX => {
+                    debug!(peer = asked.label, blob = %self.blob, reason, "it goes on over another connection");
+                    cuts = if *bytes > before { 0 } else { cuts + 1 };
+                    table.plan().handle_cut(at);
+                    table.changed.notify_waiters();
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    async fn work_over(
+        &self,
+        connection: &quinn::Connection,
+        table: &Arc<Table>,
+        at: usize,
         &Asked { peer, way, .. }: &Asked,
         bytes: &mut u64,
     ) -> Result<(), TransferError> {
         let inner = &self.peers.inner;
-        let connection = tokio::select! {
-            connection = reach(inner, peer, REACH_LIMIT) => connection.map_err(TransferError::Connection)?,
-            () = table.until(|plan| plan.left().is_empty()) => return Ok(()),
-        };
         let mut came_nothing = false;
         loop {
             let changed = table.changed.notified();
@@ -158,8 +184,7 @@ impl<'a> Sharing<'a> {
                 Some(Step::Get(ranges)) => {
                     let query = Query::groups(&ranges);
                     let terms = Terms::new(inner, peer, self.class);
-                    let request =
-                        Request { connection: &connection, terms, way, blob: self.blob, size: self.size, query };
+                    let request = Request { connection, terms, way, blob: self.blob, size: self.size, query };
                     let needless = table.until(|plan| plan.left().is_empty() || plan.is_needless(at));
                     // Safe to break off: what has come by then is proven and kept first.
                     let heard = table.clone();
@@ -175,7 +200,7 @@ impl<'a> Sharing<'a> {
                 Some(Step::Have(ranges)) if way != Way::Direct => table.plan().handle_have(at, &ranges, u64::MAX),
                 Some(Step::Have(ranges)) => {
                     let have = tokio::select! {
-                        have = have(&connection, self.blob, &ranges) => have,
+                        have = have(connection, self.blob, &ranges) => have,
                         () = table.until(|plan| plan.left().is_empty()) => return Ok(()),
                     };
                     match have {
@@ -185,6 +210,7 @@ impl<'a> Sharing<'a> {
                             table.plan().handle_failure(at);
                             return Ok(());
                         }
+                        Err(error) if is_replaced(connection) => return Err(error),
                         // What came before is good; that it cannot say what else it has is no worse than if it had nothing.
                         Err(error) => {
                             debug!(%peer, blob = %self.blob, reason = tree::reason(&error), "it does not say what it has");
@@ -228,5 +254,16 @@ impl Table {
     }
 }
 
+/// Whether a connection gave way to another one with the same peer, or was one that the peer knows nothing of any more.
+fn is_replaced(connection: &quinn::Connection) -> bool {
+    match connection.close_reason() {
+        Some(ConnectionError::ApplicationClosed(close)) => close.error_code == Close::Duplicate.code(),
+        Some(ConnectionError::LocallyClosed | ConnectionError::Reset) => true,
+        _ => false,
+    }
+}
+
+/// So often in a row a peer is asked over another connection without anything having come.
+const CUTS_MAX: usize = 3;
 /// How often those that have nothing to do look whether somebody needs help.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);

@@ -13,6 +13,8 @@ struct Peer {
     round_trip: Duration,
     /// From then on nothing comes from it any more; it is given up 15 s later.
     dies_at: Duration,
+    /// What is on its way then is lost with its connection, and the peer is there on another one at once.
+    cut_at: Duration,
     answer: Option<Answer>,
 }
 
@@ -36,6 +38,7 @@ impl Peer {
             bytes_per_s: 50e6,
             round_trip: Duration::from_millis(1),
             dies_at: Duration::MAX,
+            cut_at: Duration::MAX,
             answer: None,
         }
     }
@@ -112,6 +115,11 @@ fn fetch(peers: &mut [Peer], wanted: &RangeSet, ranges_max: usize) -> Outcome {
                 peer.answer = Some(Answer { step, is_have, asked, begins, credit: 0.0, last: begins });
             }
             let Some(mut answer) = peer.answer.take() else { continue };
+            if now >= peer.cut_at {
+                peer.cut_at = Duration::MAX;
+                plan.handle_cut(at);
+                continue;
+            }
             if now >= peer.dies_at {
                 if now >= peer.dies_at.max(answer.begins) + Duration::from_secs(15) {
                     plan.handle_failure(at);
@@ -185,15 +193,16 @@ proptest! {
     #[test]
     fn all_that_somebody_has_comes(
         wanted in some_groups(2000),
-        peers in prop::collection::vec((some_groups(2000), some_groups(2000), 1e5..1e9f64, 1..200u64, any::<bool>()), 1..6),
+        peers in prop::collection::vec((some_groups(2000), some_groups(2000), 1e5..1e9f64, 1..200u64, 0..3u8), 1..6),
     ) {
         let mut sound = RangeSet::new();
-        let mut all: Vec<Peer> = peers.into_iter().map(|(has, rotten, bytes_per_s, ms, dies)| {
-            let dies_at = if dies { Duration::from_millis(ms * 10) } else { Duration::MAX };
-            if !dies {
+        let mut all: Vec<Peer> = peers.into_iter().map(|(has, rotten, bytes_per_s, ms, fate)| {
+            let fate_at = |of| if fate == of { Duration::from_millis(ms * 10) } else { Duration::MAX };
+            let (dies_at, cut_at) = (fate_at(1), fate_at(2));
+            if dies_at == Duration::MAX {
                 sound = sound.union(&has.difference(&rotten));
             }
-            Peer { rotten, bytes_per_s, round_trip: Duration::from_millis(ms), dies_at, ..Peer::new(has) }
+            Peer { rotten, bytes_per_s, round_trip: Duration::from_millis(ms), dies_at, cut_at, ..Peer::new(has) }
         }).collect();
         let outcome = fetch(&mut all, &wanted, 1000);
         prop_assert!(wanted.intersection(&sound).difference(&outcome.came).is_empty());
