@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     ops::ControlFlow,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use blobstore::{Collected, FetchError, Fetched, SmallBlob, Store, StoreError, Want};
@@ -11,7 +12,7 @@ use bytes::Bytes;
 use futures_util::{StreamExt, future::join_all, stream};
 use namespace::PeerId;
 use serde::{Deserialize, Serialize};
-use tokio::{task::spawn_blocking, time::timeout};
+use tokio::task::spawn_blocking;
 use tracing::{debug, warn};
 use tree::{BlobId, DecodeError, Decoder, GROUP_BYTES, Geometry, Query, Verified, VerifiedData};
 
@@ -21,7 +22,7 @@ use crate::{
     connection::live,
     endpoint::{GREETING_LIMIT, Inner},
     fetch::Behalf,
-    frame::{FrameError, GREETING_BYTES_MAX, StreamKind, read_frame, within, write_frame},
+    frame::{FrameError, GREETING_BYTES_MAX, StreamKind, open_with_frame, read_frame, within},
     incoming::{Incoming, Terms},
     outgoing::Outgoing,
     pace::Class,
@@ -199,18 +200,10 @@ async fn receive(
     asked: &[(BlobId, u64)],
     came: &mut Vec<Option<Vec<u8>>>,
 ) -> Result<(), String> {
-    let open = async {
-        let (mut send, recv) = connection.open_bi().await.map_err(|error| tree::reason(&error))?;
-        let head = [StreamKind::Batch as u8, terms.manner.byte()];
-        send.write_all(&head).await.map_err(|error| tree::reason(&error))?;
-        let request = BatchRequest { blobs: asked.to_vec() };
-        write_frame(&mut send, &request).await.map_err(|error| tree::reason(&error))?;
-        send.finish().map_err(|error| tree::reason(&error))?;
-        Ok::<_, String>(recv)
-    };
-    let stalled = |_| format!("it takes no request for {} s", STALL_LIMIT.as_secs());
-    let recv = timeout(STALL_LIMIT, open).await.map_err(stalled)??;
-    let mut incoming = Incoming::new(terms, recv);
+    let (head, request) = ([StreamKind::Batch as u8, terms.manner.byte()], BatchRequest { blobs: asked.to_vec() });
+    let open = open_with_frame(connection, &head, &request);
+    let recv = within(STALL_LIMIT, open).await.map_err(|error| tree::reason(&error))?;
+    let mut incoming = Incoming::new(terms, recv, SILENCE_LIMIT);
     for &(_, size) in asked {
         let mut has = [0];
         incoming.read_exact(&mut has).await?;
@@ -287,6 +280,8 @@ fn encoded_bytes(size: u64) -> usize {
 pub const BLOBS_MAX: usize = 256;
 /// The longest blob that is asked for in a batch, in bytes.
 pub const BLOB_BYTES_MAX: u64 = 128 << 10;
+/// Others may have what does not come, and it is asked for again.
+const SILENCE_LIMIT: Duration = Duration::from_secs(5);
 /// What did not come in a batch is asked for so many at a time.
 const ALONE_AT_ONCE: usize = 8;
 

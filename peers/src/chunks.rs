@@ -17,7 +17,9 @@ use tree::{Assembly, BlobId, Chunk, ChunkListError, ChunkSizes, Chunker, Query, 
 use crate::{
     answer::Places,
     endpoint::{GREETING_LIMIT, Inner},
-    frame::{CHUNKS_BYTES_MAX, FrameError, GREETING_BYTES_MAX, StreamKind, read_frame, within, write_frame},
+    frame::{CHUNKS_BYTES_MAX, FrameError, GREETING_BYTES_MAX, StreamKind, open_with_frame, read_frame, within},
+    incoming::Terms,
+    outgoing::Outgoing,
     transfer::STALL_LIMIT,
 };
 
@@ -67,26 +69,27 @@ impl Default for Listing {
 /// Asks a peer for the chunks of a blob. What it says is taken as it is; `bytes` counts what came.
 pub(crate) async fn ask(
     connection: &quinn::Connection,
+    terms: &Terms,
     request: ChunksRequest,
     bytes: &mut u64,
 ) -> Result<Assembly, ListError> {
     let limit = limit(request.size);
-    timeout(limit, receive(connection, request, bytes)).await.unwrap_or(Err(FrameError::Stalled(limit).into()))
+    timeout(limit, receive(connection, terms, request, bytes)).await.unwrap_or(Err(FrameError::Stalled(limit).into()))
 }
 
 async fn receive(
     connection: &quinn::Connection,
+    terms: &Terms,
     request: ChunksRequest,
     bytes: &mut u64,
 ) -> Result<Assembly, ListError> {
-    let (mut send, mut recv) = connection.open_bi().await.map_err(|error| FrameError::Stream(error.into()))?;
-    send.write_all(&[StreamKind::Chunks as u8]).await.map_err(|error| FrameError::Stream(error.into()))?;
-    write_frame(&mut send, &request).await?;
-    let _ = send.finish();
+    let mut recv = open_with_frame(connection, &[StreamKind::Chunks as u8], &request).await?;
     let mut assembly = Assembly::new(request.size);
     loop {
         let part: Chunks = within(STALL_LIMIT, read_frame(&mut recv, CHUNKS_BYTES_MAX)).await?;
-        *bytes += postcard::serialize_with_flavor(&part, Size::default()).map_or(0, |bytes| bytes as u64 + 4);
+        let came = postcard::serialize_with_flavor(&part, Size::default()).map_or(0, |bytes| bytes + 4);
+        *bytes += came as u64;
+        terms.take(came).await;
         assembly.list(&part.chunks)?;
         if part.is_last {
             return if assembly.is_complete() { Ok(assembly) } else { Err(ListError::Short) };
@@ -97,7 +100,7 @@ async fn receive(
 /// Answers one question for the chunks of a blob. Ends without the last of them if there is no list to be had.
 pub(crate) async fn serve_chunks(
     inner: &Arc<Inner>,
-    mut send: quinn::SendStream,
+    mut to: Outgoing,
     mut recv: quinn::RecvStream,
 ) -> Result<(), FrameError> {
     let request: ChunksRequest = within(GREETING_LIMIT, read_frame(&mut recv, GREETING_BYTES_MAX)).await?;
@@ -109,9 +112,9 @@ pub(crate) async fn serve_chunks(
             Ok(None) => break,
             Err(_) => Chunks::default(),
         };
-        within(STALL_LIMIT, write_frame(&mut send, &part)).await?;
+        to.send_frame(&part).await?;
     }
-    let _ = send.finish();
+    let _ = to.stream.finish();
     match producing.await {
         Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
         _ => Ok(()),

@@ -16,6 +16,7 @@ use crate::{
     hello::Hello,
     nodes, obey,
     outgoing::{Manner, Outgoing},
+    pace::Class,
     race::Flaw,
     racing::behind_the_key,
     serve, through,
@@ -271,24 +272,25 @@ impl Stream {
         let served = async {
             read(&mut recv, &mut kind).await?;
             let Some(kind) = StreamKind::from_byte(kind[0]) else { return Err(FrameError::UnknownKind) };
+            let to = |manner, send| Outgoing::new(&inner, &connection, peer, manner, send);
             match kind {
                 StreamKind::Hello => Err(FrameError::UnknownKind),
                 StreamKind::Catalog => catalog::tell(&inner, peer, send, recv).await,
                 StreamKind::Nodes => {
                     let _permit = answers.acquire().await;
-                    nodes::serve_nodes(&inner, send, recv).await
+                    nodes::serve_nodes(&inner, to(Manner::plain(Class::Copy), send), recv).await
                 }
                 StreamKind::Have => {
                     let _permit = answers.acquire().await;
-                    serve::serve_have(&inner, send, recv).await
+                    serve::serve_have(&inner, to(Manner::plain(Class::Foreground), send), recv).await
                 }
                 // Its own bounds hold it, so that making a list does not keep answers waiting.
-                StreamKind::Chunks => chunks::serve_chunks(&inner, send, recv).await,
+                StreamKind::Chunks => chunks::serve_chunks(&inner, to(Manner::plain(Class::Copy), send), recv).await,
                 StreamKind::Orders => obey::serve_orders(&inner, peer, send, recv).await,
                 StreamKind::Get | StreamKind::Through | StreamKind::Batch => {
                     let mut manner = [0];
                     read(&mut recv, &mut manner).await?;
-                    let to = Outgoing::new(&inner, &connection, peer, Manner::from_byte(manner[0]), send);
+                    let to = to(Manner::from_byte(manner[0]), send);
                     if kind == StreamKind::Through {
                         return through::serve_through(&inner, peer, answers, to, recv).await;
                     }

@@ -137,11 +137,29 @@ pub enum FrameError {
 
 /// Writes `message` as one frame.
 pub async fn write_frame<T: Serialize>(send: &mut quinn::SendStream, message: &T) -> Result<(), FrameError> {
+    send.write_all(&encode_frame(message)?).await.map_err(|error| FrameError::Stream(error.into()))
+}
+
+/// Opens a stream that says `head`, then `message` as one frame, and no more; the answer comes on the other half.
+pub(crate) async fn open_with_frame<T: Serialize>(
+    connection: &quinn::Connection,
+    head: &[u8],
+    message: &T,
+) -> Result<quinn::RecvStream, FrameError> {
+    let (mut send, recv) = connection.open_bi().await.map_err(|error| FrameError::Stream(error.into()))?;
+    let bytes = [head, &encode_frame(message)?].concat();
+    send.write_all(&bytes).await.map_err(|error| FrameError::Stream(error.into()))?;
+    let _ = send.finish();
+    Ok(recv)
+}
+
+/// The bytes of `message` as one frame.
+pub(crate) fn encode_frame<T: Serialize>(message: &T) -> Result<Vec<u8>, FrameError> {
     let mut frame = postcard::to_extend(message, vec![0; 4]).map_err(FrameError::Invalid)?;
     let bytes =
         u32::try_from(frame.len() - 4).map_err(|_| FrameError::TooLong { bytes: frame.len(), max: FRAME_BYTES_MAX })?;
     frame[..4].copy_from_slice(&bytes.to_le_bytes());
-    send.write_all(&frame).await.map_err(|error| FrameError::Stream(error.into()))
+    Ok(frame)
 }
 
 /// Reads one frame of at most `max` bytes. Takes room only for bytes that came.

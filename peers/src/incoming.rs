@@ -2,11 +2,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use namespace::PeerId;
+use serde::de::DeserializeOwned;
 use tokio::time::{Instant, timeout};
 
 use crate::{
     connection::packs,
     endpoint::Inner,
+    frame::FrameError,
     outgoing::{BITE_BYTES, Manner},
     pace::{Class, Limits},
     packing::{Compress, Unpacker},
@@ -31,6 +33,8 @@ pub(crate) struct Incoming {
     /// What came since when, so far as it was waited for.
     came: usize,
     since: Instant,
+    /// How long nothing may come.
+    silence: Duration,
 }
 
 impl Terms {
@@ -50,6 +54,11 @@ impl Terms {
         }
     }
 
+    /// The same, and not packed.
+    pub(crate) fn plain(inner: &Inner, peer: PeerId, class: Class) -> Self {
+        Self { manner: Manner::plain(class), peer, limits: inner.down.clone() }
+    }
+
     /// What takes frames apart, if there are any.
     pub(crate) fn unpacker(&self) -> Option<Unpacker> {
         self.manner.packed.then(Unpacker::new)
@@ -57,12 +66,26 @@ impl Terms {
 }
 
 impl Incoming {
-    pub(crate) fn new(terms: Terms, recv: quinn::RecvStream) -> Self {
-        Self { unpacker: terms.unpacker(), terms, recv, plain: Bytes::new(), came: 0, since: Instant::now() }
+    /// One that is given up when nothing comes for so long.
+    pub(crate) fn new(terms: Terms, recv: quinn::RecvStream, silence: Duration) -> Self {
+        Self { unpacker: terms.unpacker(), terms, recv, plain: Bytes::new(), came: 0, since: Instant::now(), silence }
     }
 
-    /// Fills `buffer`. Fails if the answer ends before, is no answer, or stalls: if nothing comes for 5 s, or hardly anything
-    /// for 15 s. What a limit here takes does not count.
+    /// Reads a frame of at most `max` bytes, for which it takes the room at once. Fails as [`read_exact`](Self::read_exact) does.
+    pub(crate) async fn read_frame<T: DeserializeOwned>(&mut self, max: usize) -> Result<T, String> {
+        let mut length = [0; 4];
+        self.read_exact(&mut length).await?;
+        let bytes = u32::from_le_bytes(length) as usize;
+        if bytes > max {
+            return Err(tree::reason(&FrameError::TooLong { bytes, max }));
+        }
+        let mut frame = vec![0; bytes];
+        self.read_exact(&mut frame).await?;
+        postcard::from_bytes(&frame).map_err(|error| tree::reason(&FrameError::Invalid(error)))
+    }
+
+    /// Fills `buffer`. Fails if the answer ends before, is no answer, or stalls: if nothing comes for the silence given, or hardly
+    /// anything for 15 s. What a limit here takes does not count.
     pub(crate) async fn read_exact(&mut self, mut buffer: &mut [u8]) -> Result<(), String> {
         while !buffer.is_empty() {
             if self.plain.is_empty() {
@@ -84,8 +107,8 @@ impl Incoming {
                 return Ok(plain);
             }
             let stalled = |limit: Duration| format!("it stalled: nothing came for {} s", limit.as_secs());
-            let chunk = timeout(SILENCE_LIMIT, self.recv.read_chunk(CHUNK_BYTES, true)).await;
-            let chunk = chunk.map_err(|_| stalled(SILENCE_LIMIT))?.map_err(|error| tree::reason(&error))?;
+            let chunk = timeout(self.silence, self.recv.read_chunk(CHUNK_BYTES, true)).await;
+            let chunk = chunk.map_err(|_| stalled(self.silence))?.map_err(|error| tree::reason(&error))?;
             let bytes = chunk.ok_or("the answer ended early")?.bytes;
             self.came += bytes.len();
             if self.since.elapsed() >= STALL_LIMIT {
@@ -106,5 +129,3 @@ impl Incoming {
 }
 
 const CHUNK_BYTES: usize = 64 << 10;
-/// Others may have what does not come, and it is asked for again.
-const SILENCE_LIMIT: Duration = Duration::from_secs(5);

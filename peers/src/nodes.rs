@@ -11,7 +11,10 @@ use crate::{
     dial::reach,
     endpoint::{GREETING_LIMIT, Inner},
     fetch::REACH_LIMIT,
-    frame::{FrameError, GREETING_BYTES_MAX, NODES_BYTES_MAX, StreamKind, read_frame, within, write_frame},
+    frame::{FrameError, GREETING_BYTES_MAX, NODES_BYTES_MAX, StreamKind, open_with_frame, read_frame, within},
+    incoming::{Incoming, Terms},
+    outgoing::Outgoing,
+    pace::Class,
     transfer::STALL_LIMIT,
 };
 
@@ -47,10 +50,10 @@ impl Peers {
                     return (tree, bytes);
                 }
                 let request = NodesRequest { blob, size: tree.size(), nodes };
-                let answer = match within(STALL_LIMIT, ask(&connection, &request)).await {
+                let answer = match ask(&connection, Terms::plain(&self.inner, peer, Class::Copy), &request).await {
                     Ok(answer) => answer,
-                    Err(error) => {
-                        debug!(%peer, %blob, reason = tree::reason(&error), "it does not tell its tree");
+                    Err(reason) => {
+                        debug!(%peer, %blob, reason, "it does not tell its tree");
                         break;
                     }
                 };
@@ -70,18 +73,16 @@ impl Peers {
     }
 }
 
-pub(crate) async fn ask(connection: &quinn::Connection, request: &NodesRequest) -> Result<Nodes, FrameError> {
-    let (mut send, mut recv) = connection.open_bi().await.map_err(|error| FrameError::Stream(error.into()))?;
-    send.write_all(&[StreamKind::Nodes as u8]).await.map_err(|error| FrameError::Stream(error.into()))?;
-    write_frame(&mut send, request).await?;
-    let _ = send.finish();
-    read_frame(&mut recv, NODES_BYTES_MAX).await
+pub(crate) async fn ask(connection: &quinn::Connection, terms: Terms, request: &NodesRequest) -> Result<Nodes, String> {
+    let open = open_with_frame(connection, &[StreamKind::Nodes as u8], request);
+    let recv = within(STALL_LIMIT, open).await.map_err(|error| tree::reason(&error))?;
+    Incoming::new(terms, recv, STALL_LIMIT).read_frame(NODES_BYTES_MAX).await
 }
 
 /// Answers one question for nodes with those that are here and prove.
 pub(crate) async fn serve_nodes(
     inner: &Inner,
-    mut send: quinn::SendStream,
+    mut to: Outgoing,
     mut recv: quinn::RecvStream,
 ) -> Result<(), FrameError> {
     let request: NodesRequest = within(GREETING_LIMIT, read_frame(&mut recv, GREETING_BYTES_MAX)).await?;
@@ -98,8 +99,8 @@ pub(crate) async fn serve_nodes(
         }
         Err(panic) => std::panic::resume_unwind(panic.into_panic()),
     };
-    within(STALL_LIMIT, write_frame(&mut send, &Nodes { pairs })).await?;
-    let _ = send.finish();
+    to.send_frame(&Nodes { pairs }).await?;
+    let _ = to.stream.finish();
     Ok(())
 }
 

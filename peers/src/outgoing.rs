@@ -5,12 +5,13 @@ use std::{ops::ControlFlow, time::Duration};
 use blobstore::StoreError;
 use bytes::Bytes;
 use namespace::PeerId;
+use serde::Serialize;
 use tokio::{sync::mpsc, task::spawn_blocking, time::timeout};
 use tracing::warn;
 
 use crate::{
     endpoint::Inner,
-    frame::FrameError,
+    frame::{FrameError, encode_frame},
     pace::{Class, Limits},
     packing::Packer,
 };
@@ -25,6 +26,11 @@ pub struct Manner {
 }
 
 impl Manner {
+    /// Not packed.
+    pub(crate) fn plain(class: Class) -> Self {
+        Self { class, packed: false }
+    }
+
     /// The byte on the wire: the class, and the top bit if packed.
     pub fn byte(self) -> u8 {
         self.class.byte() | if self.packed { PACKED } else { 0 }
@@ -107,6 +113,11 @@ impl Outgoing {
             }
             Err(panic) => std::panic::resume_unwind(panic.into_panic()),
         }
+    }
+
+    /// Sends a message as one frame, at its turn.
+    pub(crate) async fn send_frame<T: Serialize>(&mut self, message: &T) -> Result<(), FrameError> {
+        self.send(vec![encode_frame(message)?.into()]).await
     }
 
     async fn send(&mut self, mut batch: Vec<Bytes>) -> Result<(), FrameError> {

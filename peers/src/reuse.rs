@@ -20,10 +20,9 @@ use crate::{
     connection::live,
     dial::reach,
     fetch::REACH_LIMIT,
-    frame::within,
+    incoming::Terms,
     nodes::{self, NODES_MAX, NodesRequest},
     pace::Class,
-    transfer::STALL_LIMIT,
 };
 
 impl Peers {
@@ -147,10 +146,10 @@ impl<F: Fn(u64) + Clone + Send + 'static> Reuse<'_, F> {
                 }
                 let count = nodes.len();
                 let request = NodesRequest { blob: self.blob, size: self.size, nodes };
-                let answer = match within(STALL_LIMIT, nodes::ask(&connection, &request)).await {
+                let answer = match nodes::ask(&connection, self.terms(peer), &request).await {
                     Ok(answer) => answer,
-                    Err(error) => {
-                        debug!(%peer, blob = %self.blob, reason = tree::reason(&error), "it does not tell its tree");
+                    Err(reason) => {
+                        debug!(%peer, blob = %self.blob, reason, "it does not tell its tree");
                         break;
                     }
                 };
@@ -180,7 +179,7 @@ impl<F: Fn(u64) + Clone + Send + 'static> Reuse<'_, F> {
         let request = ChunksRequest { blob: self.blob, size: self.size };
         for peer in self.holders().await {
             let Ok(connection) = reach(&self.peers.inner, peer, REACH_LIMIT).await else { continue };
-            match chunks::ask(&connection, request, &mut self.received).await {
+            match chunks::ask(&connection, &self.terms(peer), request, &mut self.received).await {
                 Ok(assembly) => return Some(assembly),
                 Err(error) => {
                     debug!(%peer, blob = %self.blob, reason = tree::reason(&error), "it has no list of its chunks")
@@ -196,6 +195,11 @@ impl<F: Fn(u64) + Clone + Send + 'static> Reuse<'_, F> {
         let connected = holders.iter().take_while(|&&peer| live(&self.peers.inner, peer).is_some()).count();
         holders.truncate(connected.max(1));
         holders
+    }
+
+    /// On what terms nodes and lists come.
+    fn terms(&self, peer: PeerId) -> Terms {
+        Terms::plain(&self.peers.inner, peer, Class::Copy)
     }
 
     /// Does something with the store, the blob and its size on a thread that may wait.

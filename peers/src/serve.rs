@@ -12,7 +12,7 @@ use tree::{BlobId, Query};
 use crate::{
     answer::Places,
     endpoint::{GREETING_LIMIT, Inner},
-    frame::{FrameError, Have, within, write_frame},
+    frame::{FrameError, Have, within},
     iroh_wire::{self, REQUEST_BYTES_MAX},
     outgoing::{Filler, Manner, Outgoing},
     pace::Class,
@@ -29,7 +29,7 @@ pub(crate) async fn serve_strangers(inner: Arc<Inner>, connection: quinn::Connec
         let (inner, connection) = (inner.clone(), connection.clone());
         let answered = async move {
             let may_read = |blob| inner.public.as_ref().is_some_and(|public| public(blob));
-            let manner = Manner { class: Class::Background, packed: false };
+            let manner = Manner::plain(Class::Background);
             let outgoing = Outgoing::new(&inner, &connection, peer, manner, send);
             if let Err(error) = serve_get(&inner, outgoing, recv, &may_read).await {
                 debug!(address = %from, reason = tree::reason(&error), "a stranger's request ended");
@@ -93,14 +93,10 @@ pub(crate) async fn send_part(
 }
 
 /// Answers one question for what is here of ranges of a blob.
-pub(crate) async fn serve_have(
-    inner: &Arc<Inner>,
-    mut send: quinn::SendStream,
-    mut recv: quinn::RecvStream,
-) -> Result<(), FrameError> {
+pub(crate) async fn serve_have(inner: &Inner, mut to: Outgoing, mut recv: quinn::RecvStream) -> Result<(), FrameError> {
     let Some((blob, query)) = read_request(&mut recv).await? else {
         warn!("refused: a request that is not for ranges of one blob");
-        let _ = send.reset(UNSUPPORTED.into());
+        let _ = to.stream.reset(UNSUPPORTED.into());
         return Ok(());
     };
     let store = inner.store.clone();
@@ -109,11 +105,11 @@ pub(crate) async fn serve_have(
         Ok::<_, StoreError>(places.map_or_else(Have::default, |places| Have::new(places.size(), &places.has(&query))))
     });
     match have.await {
-        Ok(Ok(have)) => write_frame(&mut send, &have).await?,
+        Ok(Ok(have)) => to.send_frame(&have).await?,
         Ok(Err(error)) => warn!(%blob, reason = tree::reason(&error), "cannot be looked up"),
         Err(panic) => std::panic::resume_unwind(panic.into_panic()),
     }
-    let _ = send.finish();
+    let _ = to.stream.finish();
     Ok(())
 }
 

@@ -199,8 +199,9 @@ impl<'a> Sharing<'a> {
                 Some(Step::Have(_)) if way != Way::Direct && came_nothing => return Ok(()),
                 Some(Step::Have(ranges)) if way != Way::Direct => table.plan().handle_have(at, &ranges, u64::MAX),
                 Some(Step::Have(ranges)) => {
+                    let terms = Terms::plain(inner, peer, Class::Foreground);
                     let have = tokio::select! {
-                        have = have(connection, self.blob, &ranges) => have,
+                        have = have(connection, terms, self.blob, &ranges) => have,
                         () = table.until(|plan| plan.left().is_empty()) => return Ok(()),
                     };
                     match have {

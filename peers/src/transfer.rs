@@ -8,8 +8,8 @@ use tokio::{sync::mpsc, task::spawn_blocking, time::timeout};
 use tree::{BlobId, DecodeError, Decoder, Query, RangeSet, Verified, VerifiedData};
 
 use crate::{
-    frame::{FrameError, HAVE_BYTES_MAX, Have, StreamKind, read_frame, within},
-    incoming::Terms,
+    frame::{FrameError, HAVE_BYTES_MAX, Have, StreamKind},
+    incoming::{Incoming, Terms},
     iroh_wire::encode_request,
     outgoing::Manner,
     packing::{UnpackError, Unpacker},
@@ -82,12 +82,13 @@ pub(crate) struct Received {
 /// Asks which of `ranges` there are.
 pub(crate) async fn have(
     connection: &quinn::Connection,
+    terms: Terms,
     blob: BlobId,
     ranges: &RangeSet,
 ) -> Result<Have, TransferError> {
-    let mut recv = ask(connection, &[StreamKind::Have as u8], blob, &Query::groups(ranges)).await?;
-    let answer = within(STALL_LIMIT, read_frame(&mut recv, HAVE_BYTES_MAX)).await;
-    answer.map_err(|error| TransferError::Connection(tree::reason(&error)))
+    let recv = ask(connection, &[StreamKind::Have as u8], blob, &Query::groups(ranges)).await?;
+    let answer = Incoming::new(terms, recv, STALL_LIMIT).read_frame(HAVE_BYTES_MAX).await;
+    answer.map_err(TransferError::Connection)
 }
 
 /// One question for bytes to one peer.

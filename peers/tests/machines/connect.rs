@@ -10,10 +10,8 @@ use blobstore::{Collected, Fetch, FetchError, Fetched, Want};
 
 use crate::machine::{DEADLINE, Machine, random_bytes, until};
 use crate::net::{Cable, Counter, Silent};
-use peers::{
-    Identity, Peer, PeerStatus, Role,
-    wire::{self, Hello, StreamKind, read_frame, write_frame},
-};
+use crate::raw::introduced;
+use peers::{Identity, Peer, PeerStatus, Role};
 use tokio::time::timeout;
 use tree::{BlobId, GROUP_BYTES, Geometry};
 
@@ -353,19 +351,6 @@ async fn a_peer_that_is_wanted_and_comes_back_is_soon_in_use() {
         assert!(began.elapsed() < Duration::from_secs(6), "{:?}", b.peers.status());
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
-}
-
-/// A connection with `machine` on which hello has been said, as whoever has this key.
-async fn introduced(me: &Identity, machine: &Machine) -> quinn::Connection {
-    let tls = wire::client_config(me, machine.id(), wire::ALPN).unwrap();
-    let endpoint = quinn::Endpoint::client(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
-    let config = quinn::ClientConfig::new(Arc::new(tls));
-    let connection = endpoint.connect_with(config, machine.address(), "blobd.invalid").unwrap().await.unwrap();
-    let (mut send, mut recv) = connection.open_bi().await.unwrap();
-    send.write_all(&[StreamKind::Hello as u8]).await.unwrap();
-    write_frame(&mut send, &Hello { name: "raw".into(), addresses: Vec::new(), packs: false }).await.unwrap();
-    let _ = read_frame::<Hello>(&mut recv, 16 << 10).await;
-    connection
 }
 
 /// Well under what the failure of one address would take.

@@ -1,6 +1,7 @@
 //! Several machines in one process, on loopback.
 
 mod connect;
+mod limits;
 mod machine;
 mod net;
 mod raw;

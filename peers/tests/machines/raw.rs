@@ -23,27 +23,35 @@ use tree::{BlobId, Chunk, ChunkSizes, Chunker, Prover, Query};
 
 use crate::machine::{DEADLINE, Machine};
 
+/// A connection with `machine` on which hello has been said, as whoever has this key.
+pub(crate) async fn introduced(me: &Identity, machine: &Machine) -> quinn::Connection {
+    let tls = client_config(me, machine.id(), ALPN).unwrap();
+    let endpoint = quinn::Endpoint::client(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+    let config = quinn::ClientConfig::new(Arc::new(tls));
+    let address = machine.peers.listens_on().unwrap();
+    let connection = endpoint.connect_with(config, address, "blobd.invalid").unwrap().await.unwrap();
+    let (mut send, mut recv) = connection.open_bi().await.unwrap();
+    send.write_all(&[StreamKind::Hello as u8]).await.unwrap();
+    write_frame(&mut send, &Hello { name: "raw".into(), addresses: Vec::new(), packs: false }).await.unwrap();
+    let _: Hello = read_frame(&mut recv, 16 << 10).await.unwrap();
+    connection
+}
+
 /// What comes to a request that `asker` makes of `machine`, byte by byte, with `head` in front of it.
 pub(crate) async fn ask(asker: &Identity, machine: &Machine, head: &[u8], blob: BlobId, query: &Query) -> Vec<u8> {
     let asking = async {
-        let tls = client_config(asker, machine.id(), ALPN).unwrap();
-        let endpoint = quinn::Endpoint::client(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
-        let config = quinn::ClientConfig::new(Arc::new(tls));
-        let address = machine.peers.listens_on().unwrap();
-        let connection = endpoint.connect_with(config, address, "blobd.invalid").unwrap().await.unwrap();
-        let (mut send, mut recv) = connection.open_bi().await.unwrap();
-        send.write_all(&[StreamKind::Hello as u8]).await.unwrap();
-        write_frame(&mut send, &Hello { name: "raw".into(), addresses: Vec::new(), packs: false }).await.unwrap();
-        let _: Hello = read_frame(&mut recv, 16 << 10).await.unwrap();
-        let (mut send, mut recv) = connection.open_bi().await.unwrap();
-        send.write_all(&[head, &encode_request(blob, query)].concat()).await.unwrap();
-        send.finish().unwrap();
-        let answer = recv.read_to_end(64 << 20).await.unwrap();
-        connection.close(0_u32.into(), b"");
-        endpoint.wait_idle().await;
-        answer
+        let connection = introduced(asker, machine).await;
+        request(&connection, &[head, &encode_request(blob, query)].concat()).await
     };
     tokio::time::timeout(DEADLINE, asking).await.expect("it takes too long until an answer")
+}
+
+/// What comes on a stream of its own to these bytes.
+pub(crate) async fn request(connection: &quinn::Connection, bytes: &[u8]) -> Vec<u8> {
+    let (mut send, mut recv) = connection.open_bi().await.unwrap();
+    send.write_all(bytes).await.unwrap();
+    send.finish().unwrap();
+    recv.read_to_end(64 << 20).await.unwrap()
 }
 
 /// What stands in front of a request for what others have.
