@@ -48,8 +48,10 @@ impl Peers {
         on_bytes: impl Fn(u64) + Send + 'static,
     ) -> Result<Fetched, FetchError> {
         let store = self.inner.store.clone();
+        // What is for somebody else is read at once, to be passed on.
+        let is_for_later = behalf.class == Class::Copy && behalf.asker.is_none();
         let open = move || {
-            let mut sink = Counting { sink: store.partial(blob, size)?, on_bytes };
+            let mut sink = Counting { sink: store.partial(blob, size)?.for_later(is_for_later), on_bytes };
             let missing = store.missing_from_cache(blob, size, &ranges)?;
             // What a file here has of the same blob, beside what of it may be damaged, is not fetched.
             let copied = store.copy_from_places(blob, size, &missing, &mut sink)?;

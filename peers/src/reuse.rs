@@ -84,7 +84,7 @@ impl<F: Fn(u64) + Clone + Send + 'static> Reuse<'_, F> {
         let (ranges, on_bytes) = (self.ranges.clone(), self.on_bytes.clone());
         self.blocking(move |store, blob, size| {
             let missing = store.missing_from_cache(blob, size, &ranges)?;
-            let mut sink = Counting { sink: store.partial(blob, size)?, on_bytes };
+            let mut sink = Counting { sink: store.partial(blob, size)?.for_later(true), on_bytes };
             store.copy_from_places(blob, size, &missing, &mut sink)
         })
         .await?;
@@ -123,7 +123,7 @@ impl<F: Fn(u64) + Clone + Send + 'static> Reuse<'_, F> {
             if candidate.equal().is_empty() {
                 return Ok(RangeSet::new());
             }
-            candidate.copy(&mut Counting { sink: store.partial(blob, size)?, on_bytes })
+            candidate.copy(&mut Counting { sink: store.partial(blob, size)?.for_later(true), on_bytes })
         });
         let copied = copied.await?.total_bytes();
         debug!(blob = %self.blob, copied, received = self.received, "bytes that were here already");

@@ -1,6 +1,11 @@
 //! One question to one peer, and its answer, proven and kept while it arrives.
 
-use std::{pin::pin, sync::PoisonError, time::Duration};
+use std::{
+    pin::pin,
+    sync::{PoisonError, mpsc::sync_channel},
+    thread,
+    time::Duration,
+};
 
 use blobstore::{SharedSink, StoreError};
 use bytes::Bytes;
@@ -122,10 +127,11 @@ impl Request<'_> {
             Ok(recv) => recv,
             Err(error) => return (Received::default(), Err(error)),
         };
+        let much = query.resolve_bytes(size).total_bytes() >= MUCH_BYTES;
         let (arrived, arriving) = mpsc::channel(BATCHES_AHEAD);
         let (decoder, sink, unpacker) = (Decoder::new(blob, query).expecting(size), sink.clone(), terms.unpacker());
         let pieces = Pieces { arriving, unpacker, decoder, bytes: 0 };
-        let keeping = spawn_blocking(move || keep(pieces, &sink, &came));
+        let keeping = spawn_blocking(move || keep(pieces, much, &sink, &came));
         let received = tokio::select! {
             received = receive(&mut recv, &terms, &arrived, way.stall_limit()) => received.map(Some),
             () = needless => Ok(None),
@@ -249,15 +255,47 @@ impl Pieces {
     }
 }
 
-/// Proves what arrives and puts it into the sink; commits now and then, and at the end in any case. Others may put pieces
-/// of the same blob into it meanwhile.
-fn keep(mut pieces: Pieces, sink: &SharedSink, came: &dyn Fn(&RangeSet)) -> (Received, Result<(), TransferError>) {
+/// Proves what arrives and puts it into the sink. Of what is `much`, the next is proven while the disk takes the last.
+fn keep(
+    mut pieces: Pieces,
+    much: bool,
+    sink: &SharedSink,
+    came: &dyn Fn(&RangeSet),
+) -> (Received, Result<(), TransferError>) {
+    let (ranges, outcome) = if much {
+        let (proven, next) = sync_channel(1);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let proven = proven;
+                loop {
+                    let some = pieces.some();
+                    let is_last = some.0.is_empty() || some.1.is_some();
+                    if proven.send(some).is_err() || is_last {
+                        return;
+                    }
+                }
+            });
+            put(|| next.recv().unwrap_or_default(), sink, came)
+        })
+    } else {
+        put(|| pieces.some(), sink, came)
+    };
+    (Received { ranges, bytes: pieces.bytes }, outcome)
+}
+
+/// Puts what is proven into the sink, some by some until there is none or it is the last; commits now and then, and at the
+/// end in any case. Others may put pieces of the same blob into it meanwhile. Returns what was put there.
+fn put(
+    mut next: impl FnMut() -> (Vec<Verified>, Option<TransferError>),
+    sink: &SharedSink,
+    came: &dyn Fn(&RangeSet),
+) -> (RangeSet, Result<(), TransferError>) {
     let mut ranges = RangeSet::new();
     let lock = || sink.lock().unwrap_or_else(PoisonError::into_inner);
     let mut run = || -> Result<(), TransferError> {
         let mut uncommitted = 0;
         loop {
-            let (proven, failed) = pieces.some();
+            let (proven, failed) = next();
             if !proven.is_empty() {
                 let new: RangeSet = proven.iter().filter_map(Verified::data).map(VerifiedData::range).collect();
                 let mut sink = lock();
@@ -280,7 +318,7 @@ fn keep(mut pieces: Pieces, sink: &SharedSink, came: &dyn Fn(&RangeSet)) -> (Rec
     };
     let outcome = run();
     let committed = lock().commit().map_err(TransferError::Sink);
-    (Received { ranges, bytes: pieces.bytes }, outcome.and(committed))
+    (ranges, outcome.and(committed))
 }
 
 pub(crate) const STALL_LIMIT: Duration = Duration::from_secs(15);
@@ -288,6 +326,8 @@ pub(crate) const STALL_LIMIT: Duration = Duration::from_secs(15);
 pub(crate) const TRICKLE_BYTES: usize = 4096;
 const CHUNKS_AT_ONCE: usize = 64;
 const BATCHES_AHEAD: usize = 16;
+/// So much is worth a thread that proves it.
+const MUCH_BYTES: u64 = 8 << 20;
 /// About so much is written at a time, if it comes fast enough.
 const WRITE_BYTES: usize = 1 << 20;
 /// How much may have to be fetched again after a power cut.

@@ -41,6 +41,8 @@ pub struct Partial {
     reserved: u64,
     /// Whether its files were taken from the cache.
     is_taken: Arc<AtomicBool>,
+    /// Whether it is not read soon.
+    for_later: bool,
 }
 
 enum Place {
@@ -96,7 +98,20 @@ impl Store {
         let store = self.clone();
         let (written, unsynced, recorded) = (RangeSet::new(), ByteRange::default(), row.is_some());
         let (room, reserved) = (0, 0);
-        Ok(Partial { store, blob, geometry, place, written, unsynced, recorded, lease, room, reserved, is_taken })
+        Ok(Partial {
+            store,
+            blob,
+            geometry,
+            place,
+            written,
+            unsynced,
+            recorded,
+            lease,
+            room,
+            reserved,
+            is_taken,
+            for_later: false,
+        })
     }
 
     /// What tells those who write to a blob's files in the cache that these were taken from it.
@@ -126,6 +141,12 @@ impl Store {
 }
 
 impl Partial {
+    /// Says whether what comes is for later, and not read as soon as it is here. Much of that goes past the page cache.
+    pub fn for_later(mut self, is_so: bool) -> Self {
+        self.for_later = is_so && self.geometry.size() >= PAST_CACHE_BLOB_BYTES;
+        self
+    }
+
     /// Sees to it that `bytes` more may be written.
     fn reserve(&mut self, bytes: u64) -> Result<(), StoreError> {
         if self.room < bytes {
@@ -173,6 +194,7 @@ impl Partial {
     /// Writes pieces, at least one, that follow one another.
     fn write_data(&mut self, run: &[&VerifiedData]) -> Result<(), StoreError> {
         let (start, end) = (run[0].offset(), run[run.len() - 1].range().end());
+        let past_cache = self.for_later && end - start >= PAST_CACHE_BYTES;
         if let Place::Row(bytes) = &mut self.place {
             for piece in run {
                 bytes[piece.offset() as usize..][..piece.bytes().len()].copy_from_slice(piece.bytes());
@@ -185,13 +207,19 @@ impl Partial {
                 Place::Row(_) => Ok(()),
                 Place::Files { data, .. } => {
                     let mut parts: Vec<_> = run.iter().map(|piece| IoSlice::new(piece.bytes())).collect();
-                    data.write_all_vectored_at(&mut parts, start)
+                    if past_cache {
+                        data.write_past_cache_at(&mut parts, start)
+                    } else {
+                        data.write_all_vectored_at(&mut parts, start)
+                    }
                 }
             },
         )?;
         let whole = run.iter().map(|piece| piece.range()).filter(|&range| self.geometry.round_out(range) == range);
         whole.for_each(|range| self.written.insert(range));
-        self.begin_sync(start, end);
+        if !past_cache {
+            self.begin_sync(start, end);
+        }
         Ok(())
     }
 
@@ -335,6 +363,9 @@ fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
+/// So much together is written past the page cache; of blobs of so many bytes.
+const PAST_CACHE_BYTES: u64 = 256 << 10;
+const PAST_CACHE_BLOB_BYTES: u64 = 64 << 20;
 /// So much is written in order before the disk is asked to begin with it.
 const BEGIN_SYNC_BYTES: u64 = 8 << 20;
 /// How much room is made at a time.

@@ -1,9 +1,10 @@
 //! The seam between the store and the file system.
 
+mod direct;
 mod real;
 
 use std::{
-    io,
+    io::{self, IoSlice},
     path::{Path, PathBuf},
 };
 
@@ -58,6 +59,12 @@ pub trait DiskFile: ReadAt + WriteAt + Send + Sync {
     /// disk would have to be waited for, which nobody can tell who does not know better.
     fn read_ready_at(&self, _buf: &mut [u8], _offset: u64) -> io::Result<()> {
         Err(io::ErrorKind::WouldBlock.into())
+    }
+
+    /// The same as [`write_all_vectored_at`](WriteAt::write_all_vectored_at), for what is not read soon: past the system's
+    /// page cache, so far as it can.
+    fn write_past_cache_at(&self, parts: &mut [IoSlice<'_>], offset: u64) -> io::Result<()> {
+        self.write_all_vectored_at(parts, offset)
     }
 
     /// Makes the file `bytes` long, with zeros, which take no room, where it grows.

@@ -4,6 +4,7 @@ use std::{
     num::NonZeroU64,
     os::unix::fs::{FileExt, MetadataExt},
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
 };
 
 use rustix::{
@@ -12,7 +13,7 @@ use rustix::{
 };
 use tree::{ByteRange, Fingerprint, ReadAt, UnixTime, WriteAt};
 
-use super::{Access, Disk, DiskFile};
+use super::{Access, Disk, DiskFile, direct::Direct};
 
 /// The machine's file systems.
 #[derive(Debug, Clone, Copy, Default)]
@@ -26,7 +27,7 @@ impl Disk for RealDisk {
             .create(access == Access::Create)
             .truncate(false)
             .open(path)?;
-        Ok(Box::new(RealFile(file)))
+        Ok(Box::new(RealFile::new(file)))
     }
 
     fn open_beneath(&self, root: &Path, relative: &Path, access: Access) -> io::Result<Box<dyn DiskFile>> {
@@ -39,7 +40,7 @@ impl Disk for RealDisk {
         if !file.metadata()?.is_file() {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
         }
-        Ok(Box::new(RealFile(file)))
+        Ok(Box::new(RealFile::new(file)))
     }
 
     fn create_dirs(&self, dir: &Path) -> io::Result<()> {
@@ -84,17 +85,26 @@ impl Disk for RealDisk {
     }
 }
 
-struct RealFile(File);
+struct RealFile {
+    file: File,
+    direct: Mutex<Direct>,
+}
+
+impl RealFile {
+    fn new(file: File) -> Self {
+        Self { file, direct: Mutex::new(Direct::Untried) }
+    }
+}
 
 impl ReadAt for RealFile {
     fn read_exact_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
-        FileExt::read_exact_at(&self.0, buf, offset)
+        FileExt::read_exact_at(&self.file, buf, offset)
     }
 }
 
 impl WriteAt for RealFile {
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        FileExt::write_all_at(&self.0, bytes, offset)
+        FileExt::write_all_at(&self.file, bytes, offset)
     }
 
     fn write_all_vectored_at(&self, mut parts: &mut [IoSlice<'_>], mut offset: u64) -> io::Result<()> {
@@ -102,7 +112,7 @@ impl WriteAt for RealFile {
         IoSlice::advance_slices(&mut parts, 0);
         while !parts.is_empty() {
             let some = &parts[..parts.len().min(PARTS_MAX)];
-            match rustix::io::pwritev(&self.0, some, offset) {
+            match rustix::io::pwritev(&self.file, some, offset) {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(written) => {
                     IoSlice::advance_slices(&mut parts, written);
@@ -119,37 +129,45 @@ impl WriteAt for RealFile {
 impl DiskFile for RealFile {
     fn read_ready_at(&self, buf: &mut [u8], offset: u64) -> io::Result<()> {
         let (len, mut parts) = (buf.len(), [IoSliceMut::new(buf)]);
-        match rustix::io::preadv2(&self.0, &mut parts, offset, ReadWriteFlags::NOWAIT) {
+        match rustix::io::preadv2(&self.file, &mut parts, offset, ReadWriteFlags::NOWAIT) {
             Ok(read) if read == len => Ok(()),
             // Some file systems do not know how; what is short may be the end of the file.
             _ => Err(io::ErrorKind::WouldBlock.into()),
         }
     }
 
+    fn write_past_cache_at(&self, mut parts: &mut [IoSlice<'_>], offset: u64) -> io::Result<()> {
+        let mut direct = self.direct.lock().unwrap_or_else(PoisonError::into_inner);
+        let written = direct.write_blocks_at(&self.file, parts, offset)?;
+        drop(direct);
+        IoSlice::advance_slices(&mut parts, written);
+        self.write_all_vectored_at(parts, offset + written as u64)
+    }
+
     fn begin_sync(&self, range: ByteRange) {
         // What is still to be written is not dropped: writing it begins.
-        let _ = rustix::fs::fadvise(&self.0, range.start(), NonZeroU64::new(range.len()), Advice::DontNeed);
+        let _ = rustix::fs::fadvise(&self.file, range.start(), NonZeroU64::new(range.len()), Advice::DontNeed);
     }
 
     fn set_len(&self, bytes: u64) -> io::Result<()> {
-        self.0.set_len(bytes)
+        self.file.set_len(bytes)
     }
 
     fn punch(&self, range: ByteRange) -> io::Result<()> {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        Ok(rustix::fs::fallocate(&self.0, flags, range.start(), range.len())?)
+        Ok(rustix::fs::fallocate(&self.file, flags, range.start(), range.len())?)
     }
 
     fn allocated(&self) -> io::Result<u64> {
-        Ok(self.0.metadata()?.blocks() * 512)
+        Ok(self.file.metadata()?.blocks() * 512)
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.0.sync_all()
+        self.file.sync_all()
     }
 
     fn fingerprint(&self) -> io::Result<Fingerprint> {
-        Ok(Fingerprint::from(&self.0.metadata()?))
+        Ok(Fingerprint::from(&self.file.metadata()?))
     }
 
     fn set_mtime(&self, mtime: UnixTime) -> io::Result<()> {
@@ -157,7 +175,7 @@ impl DiskFile for RealFile {
             last_access: Timespec { tv_sec: 0, tv_nsec: UTIME_OMIT },
             last_modification: Timespec { tv_sec: mtime.seconds, tv_nsec: mtime.nanos.into() },
         };
-        Ok(rustix::fs::futimens(&self.0, &times)?)
+        Ok(rustix::fs::futimens(&self.file, &times)?)
     }
 }
 

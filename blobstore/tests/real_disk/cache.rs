@@ -57,6 +57,38 @@ fn a_blob_arrives_in_any_order_and_over_restarts() {
     }
 }
 
+/// What is for later may be written past the page cache, beside what is not, and what was read meanwhile is in memory.
+#[test]
+fn a_long_blob_for_later_is_the_same_blob() {
+    let size = (64 << 20) + 5000;
+    let (home, bytes) = (Home::new(), random(9, size));
+    let (blob, whole) = (BlobId::of(&bytes), range(0, size as u64));
+    let mut partial = home.store.partial(blob, size as u64).unwrap().for_later(true);
+    let mut rng = fastrand::Rng::with_seed(9);
+    let mut parts: Vec<Vec<u64>> = Vec::new();
+    let mut left: Vec<u64> = (0..group_count(size)).collect();
+    while !left.is_empty() {
+        parts.push(left.drain(..rng.usize(1..100).min(left.len())).collect());
+    }
+    rng.shuffle(&mut parts);
+    let mut missing = all(size);
+    for (number, part) in parts.into_iter().enumerate() {
+        let part = groups(size, part);
+        partial.write(&pieces(&bytes, &part)).unwrap();
+        missing = missing.difference(&part);
+        if number % 20 == 0 {
+            partial.commit().unwrap();
+            check_read(&home.store, &bytes, whole, &missing);
+        }
+    }
+    partial.commit().unwrap();
+    drop(partial);
+    check_read(&home.store, &bytes, whole, &RangeSet::new());
+    let home = home.reopen();
+    let taken = home.store.take_cached(blob).unwrap().expect("it is complete");
+    assert!(fs::read(taken).unwrap() == bytes, "the file is not the blob");
+}
+
 /// Whoever else is bringing a blob writes nothing more to its file once that was given away.
 #[test]
 fn a_file_that_was_given_away_is_written_to_by_nobody() {
