@@ -11,7 +11,7 @@ use blobstore::{Candidate, FetchError, Fetched, Source, Store, StoreError, in_th
 use namespace::PeerId;
 use tokio::task::spawn_blocking;
 use tracing::{debug, warn};
-use tree::{Assembly, BlobId, ChunkSizes, Chunker, GROUP_BYTES, Query, RangeSet, Span, Verified, clip_spans};
+use tree::{Assembly, BlobId, Chunk, ChunkSizes, Chunker, GROUP_BYTES, Query, RangeSet, Span, Verified, clip_spans};
 
 use crate::{
     Peers,
@@ -101,9 +101,25 @@ impl<F: Fn(u64) + Clone + Send + 'static> Reuse<'_, F> {
         if sources.is_empty() {
             return Ok(());
         }
-        let Some(assembly) = self.list().await else { return Ok(()) };
-        let found = move |store: &Store, blob, size| moved(store, blob, size, sources, assembly, &missing);
-        if let Some(candidate) = self.blocking(found).await? {
+        // Both machines read their file at the same time; this one no longer than there is somebody who waits for it.
+        let wanted = Arc::new(());
+        let is_wanted = Arc::downgrade(&wanted);
+        let list = async {
+            let (assembly, received) = self.list().await;
+            (assembly.map(|assembly| (assembly, wanted)), received)
+        };
+        let scan = self.blocking(move |store, _, size| {
+            let chunks = chunks_in(store, size, &sources, &|| is_wanted.strong_count() == 0)?;
+            Ok((sources, chunks))
+        });
+        let ((listed, received), scanned) = tokio::join!(list, scan);
+        self.received += received;
+        let (Some((mut assembly, _)), (sources, chunks)) = (listed, scanned?) else { return Ok(()) };
+        let moved = move |store: &Store, blob, size| {
+            chunks.into_iter().for_each(|Found { source, at, chunk }| assembly.offer(source, at, chunk));
+            some_candidate(store, blob, size, clip_spans(&assembly.into_spans(), &missing), sources)
+        };
+        if let Some(candidate) = self.blocking(moved).await? {
             self.take(candidate).await?;
         }
         Ok(())
@@ -174,19 +190,19 @@ impl<F: Fn(u64) + Clone + Send + 'static> Reuse<'_, F> {
         Ok(candidate)
     }
 
-    /// The list of the blob's chunks, from the first peer that has one.
-    async fn list(&mut self) -> Option<Assembly> {
-        let request = ChunksRequest { blob: self.blob, size: self.size };
+    /// The list of the blob's chunks, from the first peer that has one; and how many bytes came for it.
+    async fn list(&self) -> (Option<Assembly>, u64) {
+        let (request, mut received) = (ChunksRequest { blob: self.blob, size: self.size }, 0);
         for peer in self.holders().await {
             let Ok(connection) = reach(&self.peers.inner, peer, REACH_LIMIT).await else { continue };
-            match chunks::ask(&connection, &self.terms(peer), request, &mut self.received).await {
-                Ok(assembly) => return Some(assembly),
+            match chunks::ask(&connection, &self.terms(peer), request, &mut received).await {
+                Ok(assembly) => return (Some(assembly), received),
                 Err(error) => {
                     debug!(%peer, blob = %self.blob, reason = tree::reason(&error), "it has no list of its chunks")
                 }
             }
         }
-        None
+        (None, received)
     }
 
     /// The peers that may be asked about the blob: all that are connected, or else one of the others.
@@ -258,20 +274,27 @@ fn sources(store: &Store, like: &[BlobId], size: u64) -> Result<Vec<Source>, Sto
     Ok(found)
 }
 
-/// What `missing` of the blob would be with the chunks that are found in `sources`, which are all read.
-fn moved(
+/// A chunk that is here: in which of some sources, and at which byte.
+struct Found {
+    source: usize,
+    at: u64,
+    chunk: Chunk,
+}
+
+/// The chunks that `sources` have, cut as in a blob of `size` bytes. All of them are read, unless it `is_over`.
+fn chunks_in(
     store: &Store,
-    blob: BlobId,
     size: u64,
-    sources: Vec<Source>,
-    mut assembly: Assembly,
-    missing: &RangeSet,
-) -> Result<Option<Candidate>, StoreError> {
+    sources: &[Source],
+    is_over: &dyn Fn() -> bool,
+) -> Result<Vec<Found>, StoreError> {
+    let mut chunks = Vec::new();
     for (number, source) in sources.iter().enumerate() {
         let mut chunker = Chunker::new(ChunkSizes::of(size));
-        let mut found = |at, chunk| assembly.offer(number, at, chunk);
+        let mut found = |at, chunk| chunks.push(Found { source: number, at, chunk });
         for item in source.prover(&Query::groups(source.available())) {
             match item {
+                _ if is_over() => return Ok(chunks),
                 Ok(Verified::Data(data)) => chunker.push(data.offset(), data.bytes(), &mut found),
                 Ok(Verified::Node(_)) => {}
                 Err(error) => store.report(source, &error)?,
@@ -279,7 +302,7 @@ fn moved(
         }
         chunker.finish(&mut found);
     }
-    some_candidate(store, blob, size, clip_spans(&assembly.into_spans(), missing), sources)
+    Ok(chunks)
 }
 
 /// How many nodes may be asked for where so many chunk groups may be equal, and so many are known to be.
