@@ -13,6 +13,8 @@ pub(crate) struct Redial {
     due: Option<Instant>,
     /// When the last connection ended.
     lost_at: Option<Instant>,
+    /// When the peer said last that there is another connection.
+    replaced_at: Option<Instant>,
 }
 
 /// What there is for someone who wants the peer now.
@@ -56,6 +58,11 @@ impl Redial {
         }
     }
 
+    /// The connection that is gone was closed by the peer in favour of another one, which is about to be in use here too.
+    pub(crate) fn handle_replaced(&mut self, now: Instant) {
+        self.replaced_at = Some(now);
+    }
+
     /// There is reason to think that it will work now, or somebody asks for it: dial at once, and let waits start anew.
     pub(crate) fn urge(&mut self) {
         (self.failures, self.failed, self.due) = (0, None, None);
@@ -64,6 +71,7 @@ impl Redial {
     /// Somebody wants to fetch from the peer, which is not connected; `can_dial` if there is an address.
     pub(crate) fn handle_wanted(&mut self, now: Instant, can_dial: bool) -> Wanted {
         match self.failed {
+            _ if self.replaced_at.is_some_and(|at| now < at + FRESH) => Wanted::Soon,
             _ if !can_dial && self.lost_at.is_none_or(|at| now >= at + COMES_BACK) => Wanted::NotNow,
             _ if !can_dial => Wanted::Soon,
             Some((_, FlawKind::Refused | FlawKind::Elsewhere)) => Wanted::NotNow,
@@ -165,6 +173,22 @@ mod tests {
         assert_eq!(failed(&mut redial, now), 120, "and the waits go on");
         assert_eq!(redial.handle_wanted(at(3000), true), Wanted::Soon);
         assert_eq!(redial.due(), Some(at(3000)));
+    }
+
+    #[test]
+    fn who_says_that_there_is_another_connection_is_waited_for() {
+        let (mut redial, now) = (Redial::default(), Instant::now());
+        failed(&mut redial, now);
+        redial.handle_lost(now, Duration::from_millis(10), 0.0);
+        assert_eq!(redial.handle_wanted(now, true), Wanted::NotNow);
+        let due = redial.due();
+        redial.handle_replaced(now);
+        for can_dial in [false, true] {
+            assert_eq!(redial.handle_wanted(now + FRESH - Duration::from_millis(1), can_dial), Wanted::Soon);
+        }
+        assert_eq!(redial.due(), due, "and not dialled for it");
+        assert_eq!(redial.handle_wanted(now + FRESH, false), Wanted::Soon, "it was there a moment ago");
+        assert_eq!(redial.handle_wanted(now + COMES_BACK, false), Wanted::NotNow);
     }
 
     #[test]

@@ -1,7 +1,11 @@
 //! How blobs are cut by their content, for whoever wants to find their bytes in others.
 //! Order and bounds: spec/wire.md, "Chunk streams".
 
-use std::{ops::ControlFlow, sync::Arc, time::Duration};
+use std::{
+    ops::ControlFlow,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use blobstore::{Store, StoreError};
 use postcard::ser_flavors::Size;
@@ -73,23 +77,21 @@ pub(crate) async fn ask(
     request: ChunksRequest,
     bytes: &mut u64,
 ) -> Result<Assembly, ListError> {
-    let limit = limit(request.size);
-    timeout(limit, receive(connection, terms, request, bytes)).await.unwrap_or(Err(FrameError::Stalled(limit).into()))
-}
-
-async fn receive(
-    connection: &quinn::Connection,
-    terms: &Terms,
-    request: ChunksRequest,
-    bytes: &mut u64,
-) -> Result<Assembly, ListError> {
-    let mut recv = open_with_frame(connection, &[StreamKind::Chunks as u8], &request).await?;
+    // What a limit here takes does not count.
+    let (limit, mut spent) = (limit(request.size), Duration::ZERO);
+    let began = Instant::now();
+    let mut recv = within(STALL_LIMIT, open_with_frame(connection, &[StreamKind::Chunks as u8], &request)).await?;
     let mut assembly = Assembly::new(request.size);
     loop {
         let part: Chunks = within(STALL_LIMIT, read_frame(&mut recv, CHUNKS_BYTES_MAX)).await?;
         let came = postcard::serialize_with_flavor(&part, Size::default()).map_or(0, |bytes| bytes + 4);
         *bytes += came as u64;
+        let waits = Instant::now();
         terms.take(came).await;
+        spent += waits.elapsed();
+        if began.elapsed().saturating_sub(spent) > limit {
+            return Err(FrameError::Stalled(limit).into());
+        }
         assembly.list(&part.chunks)?;
         if part.is_last {
             return if assembly.is_complete() { Ok(assembly) } else { Err(ListError::Short) };

@@ -243,7 +243,11 @@ async fn run(inner: Arc<Inner>, connection: quinn::Connection, peer: PeerId, nam
         if let Some(contact) = contacts.get_mut(&peer) {
             let lost = contact.live.take_if(|live| live.connection.stable_id() == connection.stable_id());
             if let Some(lost) = lost {
-                contact.dialler.redial.handle_lost(Instant::now(), lost.since.elapsed(), fastrand::f64());
+                let redial = &mut contact.dialler.redial;
+                redial.handle_lost(Instant::now(), lost.since.elapsed(), fastrand::f64());
+                if Close::Duplicate.is(&error) {
+                    redial.handle_replaced(Instant::now());
+                }
             }
             contact.last_connected = Some(unix_now());
         }

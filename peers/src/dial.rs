@@ -111,10 +111,10 @@ pub(crate) fn start_anew(inner: &Arc<Inner>) {
 /// The connection with `peer`. If there is none, it is dialled, and waited for until that fails or `limit` is over;
 /// where it has failed a moment ago, it is not waited for.
 pub(crate) async fn reach(inner: &Arc<Inner>, peer: PeerId, limit: Duration) -> Result<quinn::Connection, String> {
+    closed_is_gone(inner, peer).await;
     if let Some(connection) = live(inner, peer) {
         return Ok(connection);
     }
-    closed_is_gone(inner, peer).await;
     let Some(known) = inner.roster.get(peer) else { return Err("it is not on the roster".to_owned()) };
     let can_dial = !known.addresses.is_empty() || !known.told.is_empty();
     let (before, wanted) = {

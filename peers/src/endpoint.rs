@@ -9,8 +9,8 @@ use std::{
 use blobstore::Store;
 use namespace::{Mark, Namespace, PeerId};
 use quinn::{
-    ConnectionId, ConnectionIdGenerator, EndpointConfig, MtuDiscoveryConfig, ServerConfig, TokioRuntime,
-    TransportConfig, VarInt,
+    ConnectionError, ConnectionId, ConnectionIdGenerator, EndpointConfig, MtuDiscoveryConfig, ServerConfig,
+    TokioRuntime, TransportConfig, VarInt,
 };
 use ring::{
     hmac,
@@ -447,6 +447,11 @@ pub(crate) enum Close {
 impl Close {
     pub(crate) fn code(self) -> VarInt {
         VarInt::from_u32(self as u32)
+    }
+
+    /// Whether the other side closed a connection so.
+    pub(crate) fn is(self, error: &ConnectionError) -> bool {
+        matches!(error, ConnectionError::ApplicationClosed(close) if close.error_code == self.code())
     }
 }
 

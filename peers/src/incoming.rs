@@ -44,6 +44,11 @@ impl Terms {
         Self { manner: Manner { class, packed }, peer, limits: inner.down.clone() }
     }
 
+    /// Not packed.
+    pub(crate) fn plain(inner: &Inner, peer: PeerId, class: Class) -> Self {
+        Self { manner: Manner::plain(class), peer, limits: inner.down.clone() }
+    }
+
     /// Waits until so much more may be read.
     pub(crate) async fn take(&self, bytes: usize) {
         if self.limits.is_limited() {
@@ -52,11 +57,6 @@ impl Terms {
                 self.limits.take(self.peer, self.manner.class, bite).await;
             }
         }
-    }
-
-    /// The same, and not packed.
-    pub(crate) fn plain(inner: &Inner, peer: PeerId, class: Class) -> Self {
-        Self { manner: Manner::plain(class), peer, limits: inner.down.clone() }
     }
 
     /// What takes frames apart, if there are any.

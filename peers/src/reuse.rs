@@ -281,7 +281,7 @@ struct Found {
     chunk: Chunk,
 }
 
-/// The chunks that `sources` have, cut as in a blob of `size` bytes. All of them are read, unless it `is_over`.
+/// The chunks that `sources` have, cut as in a blob of `size` bytes: the first so many, or fewer if it `is_over`.
 fn chunks_in(
     store: &Store,
     size: u64,
@@ -291,16 +291,17 @@ fn chunks_in(
     let mut chunks = Vec::new();
     for (number, source) in sources.iter().enumerate() {
         let mut chunker = Chunker::new(ChunkSizes::of(size));
-        let mut found = |at, chunk| chunks.push(Found { source: number, at, chunk });
         for item in source.prover(&Query::groups(source.available())) {
             match item {
-                _ if is_over() => return Ok(chunks),
-                Ok(Verified::Data(data)) => chunker.push(data.offset(), data.bytes(), &mut found),
+                _ if is_over() || chunks.len() >= CHUNKS_MAX => return Ok(chunks),
+                Ok(Verified::Data(data)) => chunker.push(data.offset(), data.bytes(), &mut |at, chunk| {
+                    chunks.push(Found { source: number, at, chunk });
+                }),
                 Ok(Verified::Node(_)) => {}
                 Err(error) => store.report(source, &error)?,
             }
         }
-        chunker.finish(&mut found);
+        chunker.finish(&mut |at, chunk| chunks.push(Found { source: number, at, chunk }));
     }
     Ok(chunks)
 }
@@ -316,5 +317,7 @@ const LIKE_MAX: usize = 4;
 const MISSING_BYTES_LEAST: u64 = 1 << 20;
 /// In blobs that are so much longer or shorter no moved bytes are looked for.
 const SIZE_FACTOR_MAX: u64 = 8;
+/// So many chunks that are here are remembered: 40 MiB of them.
+const CHUNKS_MAX: usize = 1 << 20;
 /// So many nodes are asked for at most, for each comparison.
 const NODES_TOTAL_MAX: u64 = 1 << 16;

@@ -146,11 +146,11 @@ impl<'a> Sharing<'a> {
                 connection = reach(inner, asked.peer, REACH_LIMIT) => connection.map_err(TransferError::Connection)?,
                 () = table.until(|plan| plan.left().is_empty()) => return Ok(()),
             };
-            let before = *bytes;
+            let before = table.plan().left().total_bytes();
             match self.work_over(&connection, table, at, asked, bytes).await {
                 Err(TransferError::Connection(reason)) if is_replaced(&connection) && cuts < CUTS_MAX => {
                     debug!(peer = asked.label, blob = %self.blob, reason, "it goes on over another connection");
-                    cuts = if *bytes > before { 0 } else { cuts + 1 };
+                    cuts = if table.plan().left().total_bytes() < before { 0 } else { cuts + 1 };
                     table.plan().handle_cut(at);
                     table.changed.notify_waiters();
                 }
@@ -255,16 +255,15 @@ impl Table {
     }
 }
 
-/// Whether a connection gave way to another one with the same peer, or was one that the peer knows nothing of any more.
+/// Whether a connection ended for what says nothing of the peer: closed here, in favour of another one with the same peer, or
+/// unknown to it since it was started again.
 fn is_replaced(connection: &quinn::Connection) -> bool {
-    match connection.close_reason() {
-        Some(ConnectionError::ApplicationClosed(close)) => close.error_code == Close::Duplicate.code(),
-        Some(ConnectionError::LocallyClosed | ConnectionError::Reset) => true,
-        _ => false,
-    }
+    connection.close_reason().is_some_and(|reason| {
+        Close::Duplicate.is(&reason) || matches!(reason, ConnectionError::LocallyClosed | ConnectionError::Reset)
+    })
 }
 
-/// So often in a row a peer is asked over another connection without anything having come.
+/// So often in a row a peer is asked over another connection without anything that proved having come.
 const CUTS_MAX: usize = 3;
 /// How often those that have nothing to do look whether somebody needs help.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);

@@ -238,21 +238,30 @@ impl Pieces {
         }
     }
 
-    /// What has come by now, but at least one piece, and about 1 MiB at most; with why it is the last. Neither: it is over.
-    fn some(&mut self) -> (Vec<Verified>, Option<TransferError>) {
+    /// What has come by now, but at least one piece, and about 1 MiB at most, unless that is the end.
+    fn some(&mut self) -> Proven {
         let (mut pieces, mut bytes) = (Vec::new(), 0);
-        while bytes < WRITE_BYTES {
+        let mut end = None;
+        while bytes < WRITE_BYTES && end.is_none() {
             match self.next(pieces.is_empty()) {
                 Ok(Some(piece)) => {
                     bytes += piece.wire_bytes().len();
                     pieces.push(piece);
                 }
+                Ok(None) if pieces.is_empty() => end = Some(Ok(())),
                 Ok(None) => break,
-                Err(error) => return (pieces, Some(error)),
+                Err(error) => end = Some(Err(error)),
             }
         }
-        (pieces, None)
+        Proven { pieces, end }
     }
+}
+
+/// Some of an answer.
+struct Proven {
+    pieces: Vec<Verified>,
+    /// How it ended, if nothing comes behind these.
+    end: Option<Result<(), TransferError>>,
 }
 
 /// Proves what arrives and puts it into the sink. Of what is `much`, the next is proven while the disk takes the last.
@@ -265,17 +274,20 @@ fn keep(
     let (ranges, outcome) = if much {
         let (proven, next) = sync_channel(1);
         thread::scope(|scope| {
-            scope.spawn(|| {
+            let prove = || {
                 let proven = proven;
                 loop {
                     let some = pieces.some();
-                    let is_last = some.0.is_empty() || some.1.is_some();
+                    let is_last = some.end.is_some();
                     if proven.send(some).is_err() || is_last {
                         return;
                     }
                 }
-            });
-            put(|| next.recv().unwrap_or_default(), sink, came)
+            };
+            scope.spawn(prove);
+            // Where the sink fails, the channel goes with this closure, and whoever proves stops.
+            let next = move || next.recv().unwrap_or(Proven { pieces: Vec::new(), end: Some(Ok(())) });
+            put(next, sink, came)
         })
     } else {
         put(|| pieces.some(), sink, came)
@@ -283,10 +295,10 @@ fn keep(
     (Received { ranges, bytes: pieces.bytes }, outcome)
 }
 
-/// Puts what is proven into the sink, some by some until there is none or it is the last; commits now and then, and at the
+/// Puts what is proven into the sink, some by some until it ends; commits now and then, and at the
 /// end in any case. Others may put pieces of the same blob into it meanwhile. Returns what was put there.
 fn put(
-    mut next: impl FnMut() -> (Vec<Verified>, Option<TransferError>),
+    mut next: impl FnMut() -> Proven,
     sink: &SharedSink,
     came: &dyn Fn(&RangeSet),
 ) -> (RangeSet, Result<(), TransferError>) {
@@ -295,11 +307,11 @@ fn put(
     let mut run = || -> Result<(), TransferError> {
         let mut uncommitted = 0;
         loop {
-            let (proven, failed) = next();
-            if !proven.is_empty() {
-                let new: RangeSet = proven.iter().filter_map(Verified::data).map(VerifiedData::range).collect();
+            let Proven { pieces, end } = next();
+            if !pieces.is_empty() {
+                let new: RangeSet = pieces.iter().filter_map(Verified::data).map(VerifiedData::range).collect();
                 let mut sink = lock();
-                sink.write(&proven).map_err(TransferError::Sink)?;
+                sink.write(&pieces).map_err(TransferError::Sink)?;
                 uncommitted += new.total_bytes();
                 if uncommitted >= COMMIT_BYTES {
                     uncommitted = 0;
@@ -309,10 +321,8 @@ fn put(
                 ranges.extend(new.iter());
                 came(&new);
             }
-            match failed {
-                Some(error) => return Err(error),
-                None if proven.is_empty() => return Ok(()),
-                None => {}
+            if let Some(end) = end {
+                return end;
             }
         }
     };

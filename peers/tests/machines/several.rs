@@ -1,15 +1,19 @@
 //! Blobs that several peers have, and many blobs at a time.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
 
 use crate::machine::{DEADLINE, Machine, random_bytes, until};
 use crate::raw::{Manner, Puppet};
+use blobstore::{Fetch, FetchError, Sink, StoreError, Want};
 use peers::{
     Class,
     wire::{BLOB_BYTES_MAX, StreamKind},
 };
 use tokio::time::timeout;
-use tree::{BlobId, ByteRange, VerifiedData};
+use tree::{BlobId, ByteRange, Geometry, Verified, VerifiedData};
 
 /// A machine that has met `others`.
 async fn met(name: &str, others: &[&Machine]) -> Machine {
@@ -152,4 +156,39 @@ async fn many_small_blobs_are_brought_together() {
         let blob = BlobId::of(bytes);
         assert!(matches!(near.store.verify_cached(blob, &|_| {}), Ok(Some(blobstore::Verdict::Sound))));
     }
+}
+
+/// A disk that is full after some MiB.
+struct Full {
+    written: u64,
+    commits: usize,
+}
+
+impl Sink for Full {
+    fn write(&mut self, pieces: &[Verified]) -> Result<(), StoreError> {
+        self.written += pieces.iter().filter_map(Verified::data).map(|data| data.range().len()).sum::<u64>();
+        if self.written > 2 << 20 {
+            return Err(StoreError::CacheFull { free: 0, keep_free: 0 });
+        }
+        Ok(())
+    }
+
+    fn commit(&mut self) -> Result<(), StoreError> {
+        self.commits += 1;
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sink_that_is_full_ends_the_fetch() {
+    let (far, near) = (Machine::start("far"), Machine::start("near"));
+    let bytes = random_bytes(11, 32 << 20);
+    let (blob, size) = (far.hold("file", &bytes), bytes.len() as u64);
+    near.meet(&far).await;
+    near.heard(&far, &far, blob).await;
+    let sink = Arc::new(Mutex::new(Full { written: 0, commits: 0 }));
+    let want = Want { blob, size, ranges: Geometry::new(size).all().into() };
+    let outcome = timeout(Duration::from_secs(10), near.peers.fetch(want, sink.clone())).await.expect("at once");
+    assert!(matches!(outcome, Err(FetchError::Sink { source: StoreError::CacheFull { .. }, .. })), "{outcome:?}");
+    assert_eq!(sink.lock().unwrap().commits, 1, "what came before is committed");
 }
