@@ -1,3 +1,4 @@
+mod examples;
 mod keep;
 
 use std::{
@@ -26,7 +27,7 @@ use keep::{PIN_EXAMPLES, UNPIN_EXAMPLES, WARM_EXAMPLES};
 
 /// Your files on all your machines: found, fetched, proven and mended.
 #[derive(Debug, Parser)]
-#[command(name = "blob", version, propagate_version = true, after_help = EXAMPLES)]
+#[command(name = "blob", version, propagate_version = true, after_help = examples::BLOB)]
 pub(crate) struct Blob {
     #[command(flatten)]
     pub(crate) common: Common,
@@ -104,6 +105,7 @@ fn rate(text: &str) -> Result<Rate, String> {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Start here: index DIRs, run the daemon in the foreground, print a ticket for other machines.
+    #[command(after_help = examples::UP)]
     Up {
         /// Directories to hold as arenas, each named by its last component.
         #[arg(value_name = "DIR")]
@@ -119,6 +121,7 @@ enum Command {
     #[command(subcommand)]
     Arena(ArenaCommand),
     /// Print a ticket with which one other machine can join this one.
+    #[command(after_help = examples::INVITE)]
     Invite {
         /// How long the ticket works, such as 10m, 1h or 2d.
         #[arg(long, value_name = "TIME", default_value = "1h")]
@@ -136,7 +139,7 @@ enum Command {
     #[command(subcommand)]
     Peer(PeerCommand),
     /// Limit how many bytes a second go to peers and come from them, until the daemon ends; show the limits.
-    #[command(after_help = LIMIT_EXAMPLES)]
+    #[command(after_help = examples::LIMIT)]
     Limit {
         /// What may go out, such as 2MiB; or none.
         #[arg(long, value_name = "RATE", value_parser = rate)]
@@ -149,7 +152,7 @@ enum Command {
         peer: Option<String>,
     },
     /// Mount everything as a folder, by the system's NFS client.
-    #[command(after_help = MOUNT_EXAMPLES)]
+    #[command(after_help = examples::MOUNT)]
     Mount {
         /// An empty directory.
         #[arg(value_name = "DIR")]
@@ -171,6 +174,7 @@ enum Command {
         skipped: bool,
     },
     /// List arenas, or what is in one, across all peers.
+    #[command(after_help = examples::LS)]
     Ls {
         /// More: size, mtime, blob, where.
         #[arg(short)]
@@ -189,6 +193,7 @@ enum Command {
         target: OsString,
     },
     /// Write a file, proven, to standard output.
+    #[command(after_help = examples::CAT)]
     Cat {
         /// The file.
         #[arg(value_name = "ARENA/PATH")]
@@ -207,14 +212,14 @@ enum Command {
         target: OsString,
     },
     /// List the paths at which machines have different things, of which none comes from the other.
-    #[command(after_help = CONFLICTS_EXAMPLES)]
+    #[command(after_help = examples::CONFLICTS)]
     Conflicts {
         /// Where to look [default: everywhere].
         #[arg(value_name = "ARENA[/PATH]")]
         targets: Vec<OsString>,
     },
     /// Show what changed, when, at which machine: each one's latest changes, by its clock.
-    #[command(after_help = HISTORY_EXAMPLES)]
+    #[command(after_help = examples::HISTORY)]
     History {
         /// Only in this arena.
         arena: Option<String>,
@@ -229,16 +234,17 @@ enum Command {
         follow: bool,
     },
     /// Bring files or trees here, proven, with their mtimes.
+    #[command(after_help = examples::GET)]
     Get {
         /// What to bring, and last the file or directory to put it at or into.
         #[arg(value_names = ["ARENA/PATH", "DEST"], num_args = 2.., required = true)]
         targets: Vec<OsString>,
     },
     /// Copy files or trees between arenas, here and at other machines, proven, with their mtimes and permissions.
-    #[command(after_help = CP_EXAMPLES)]
+    #[command(after_help = examples::CP)]
     Cp(CopyArgs),
     /// Move files or trees from one machine to another: what has arrived, proven and durable, is removed at its source.
-    #[command(after_help = MV_EXAMPLES)]
+    #[command(after_help = examples::MV)]
     Mv(CopyArgs),
     /// Keep arenas, directories or files here, and every new version of them; or list what is kept so.
     #[command(after_help = PIN_EXAMPLES)]
@@ -266,6 +272,7 @@ enum Command {
         files: Vec<PathBuf>,
     },
     /// Read everything that is stored here, or what is named, and report all damage.
+    #[command(after_help = examples::VERIFY)]
     Verify {
         /// Only a part of the bytes, such as 5%: what was verified longest ago.
         #[arg(long, value_name = "PERCENT")]
@@ -278,6 +285,7 @@ enum Command {
         targets: Vec<OsString>,
     },
     /// Verify, and mend what is damaged with bytes from other copies, here or at peers.
+    #[command(after_help = examples::REPAIR)]
     Repair {
         /// What to repair [default: everything here].
         #[arg(value_name = "ARENA[/PATH]")]
@@ -304,6 +312,7 @@ impl From<RoleArg> for Role {
 #[derive(Debug, Subcommand)]
 pub(crate) enum ArenaCommand {
     /// Hold DIR as arena NAME and index it; without DIR, only follow the arena.
+    #[command(after_help = examples::ARENA_ADD)]
     Add {
         /// The arena's name.
         name: String,
@@ -330,6 +339,7 @@ pub(crate) enum ArenaCommand {
 #[derive(Debug, Subcommand)]
 pub(crate) enum PeerCommand {
     /// Trust the machine with this id.
+    #[command(after_help = examples::PEER_ADD)]
     Add {
         /// What to call it.
         name: String,
@@ -459,68 +469,3 @@ fn usage_exit(error: &clap::Error) -> ExitCode {
     let _ = error.print();
     ExitCode::from(if error.use_stderr() { u8::from(Code::Usage) } else { 0 })
 }
-
-const HISTORY_EXAMPLES: &str = "\
-Examples:
-  blob history Pictures                  what changed there, at all machines
-  blob history --peer nas --since 1200   what changed at nas behind its change 1200
-  blob history -f --json                 all of it, and then whatever changes";
-
-const CP_EXAMPLES: &str = "\
-Examples:
-  blob cp Pictures/2024 nas:Pictures/2024          bring it there, under that name
-  blob cp nas:Pictures/2024/ Pictures              bring it here, into the arena
-  blob cp nas:Films closet:Films                   between two others, neither byte by way of this machine
-  blob cp --dry-run Pictures nas:Pictures          say what is missing there
-
-A file that is there already with the same bytes is skipped; one that differs fails, unless --overwrite. Run it again to go
-on where it stopped. Who receives must let you write: see blob peer ls there, and [roles] in its config.toml.";
-
-const MV_EXAMPLES: &str = "\
-Examples:
-  blob mv Camera/ nas:Pictures/inbox/              empty the camera's folder into the NAS
-  blob mv laptop:Downloads/iso nas:Archive/        between two others
-
-A file is removed only after the destination has said that it has it, durably and proven, and after the source has read it
-once more and found it unchanged. What changed meanwhile stays, and is reported. Within one machine, use plain mv.";
-
-const MOUNT_EXAMPLES: &str = "Examples:
-  blob mount /mnt/all                  everything, below /mnt/all; without being root, what to run as root
-  blob mount --dry-run /mnt/all        the command that does it, here or at another machine
-  blob umount /mnt/all
-
-Mounting needs root, and the system's NFS client: on Debian, the package nfs-common. Other machines may mount it if
-config.toml says so: [nfs], listen and allow.";
-
-const LIMIT_EXAMPLES: &str = "Examples:
-  blob limit --up 2MiB               at most 2 MiB a second to all peers together
-  blob limit --down none             as much as comes
-  blob limit --peer nas --up 500KiB  to one of them
-  blob limit                         what holds now
-
-Limits that last are in config.toml: [limits].";
-const CONFLICTS_EXAMPLES: &str = "\
-Every version stays where it is. To end a conflict, let one machine have the other's content, or delete its own:
-  blob conflicts
-  blob cat --peer nas Notes/todo.txt | diff - ~/Notes/todo.txt
-  blob cat --peer nas Notes/todo.txt > new && mv new ~/Notes/todo.txt";
-
-const EXAMPLES: &str = "\
-Examples:
-  blob up ~/Pictures                     hold a folder, run the daemon, print a ticket
-  blob join TICKET                       on another machine: pair with this one
-  blob ls -l Pictures/2024               what is there, on whichever machine
-  blob get Pictures/2024 ~/copies        bring it here, proven
-  blob cp Pictures/2024 nas:Pictures/    bring it to another machine's arena
-  blob mv Camera nas:Pictures/           and remove it here, once it is there
-  blob pin Pictures/2024                 keep it here, also when the other machine is off
-  blob verify && echo all is well        look for damage
-  blob repair                            mend it from other machines
-  blob history Pictures                  what changed there, when, at which machine
-  blob whereis Pictures/cat.jpg          which machines have it
-  blob hash --fsverity video.mkv         what fs-verity measures of a file
-
-Exit codes: 0 ok, 1 error, 2 usage, 3 some items failed, 4 damage found, 5 damage left unrepaired,
-6 no reachable peer has it, 7 not found, 8 a limit was hit, 10 no daemon, 130 interrupted.
-Places: --home DIR, else $XDG_CONFIG_HOME/blobd, $XDG_STATE_HOME/blobd, $XDG_CACHE_HOME/blobd, $XDG_RUNTIME_DIR.
-Log: BLOBD_LOG=debug, or info,peers=debug; BLOBD_LOG_FORMAT=human, json, systemd or auto.";
