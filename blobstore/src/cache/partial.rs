@@ -217,9 +217,7 @@ impl Partial {
         )?;
         let whole = run.iter().map(|piece| piece.range()).filter(|&range| self.geometry.round_out(range) == range);
         whole.for_each(|range| self.written.insert(range));
-        if !past_cache {
-            self.begin_sync(start, end);
-        }
+        self.begin_sync(start, end);
         Ok(())
     }
 
