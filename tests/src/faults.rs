@@ -130,6 +130,8 @@ impl<'a> Fault<'a> {
     }
 
     fn watch(self, pid: u32) -> Watch<'a> {
+        // A thread that began while strace attaches to the others would not be seen.
+        stop(pid);
         let tracer = match self.on {
             On::Staged => Tracer::attach(pid, "openat", None, Some(STOP)),
             _ if self.skip > 0 || matches!(self.blow, Blow::Kill) => {
