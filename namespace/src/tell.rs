@@ -35,12 +35,9 @@ impl Told {
 
 impl Namespace {
     /// What is to be told next: about `bytes_max` bytes of it and at least one row, or `None` if there is nothing new.
-    /// This machine's own catalog comes first.
+    /// This machine's own catalog comes last: who has heard all of it has heard what is passed on, too.
     pub fn tell(&self, told: &Told, bytes_max: usize) -> Result<Option<Batch>, NamespaceError> {
         self.read("read the catalogs", |txn| {
-            if let Some(batch) = self.tell_of(txn, self.me(), ME, told, bytes_max)? {
-                return Ok(Some(batch));
-            }
             for row in txn.open_table(PEERS)?.iter()? {
                 let (peer, number) = row?;
                 let origin = PeerId::from_bytes(*peer.value());
@@ -51,7 +48,7 @@ impl Namespace {
                     return Ok(Some(batch));
                 }
             }
-            Ok(None)
+            self.tell_of(txn, self.me(), ME, told, bytes_max)
         })
     }
 
