@@ -18,6 +18,7 @@
 //! Rows, order and bounds: spec/namespace.md.
 
 mod catalog;
+mod decide;
 mod list;
 mod names;
 mod namespace;
@@ -32,12 +33,13 @@ mod version;
 mod watch;
 
 pub use catalog::{Applied, ApplyError, Batch, Cursor, Key, Mark, Part, Statement};
+pub use decide::{Decision, LastRead, ReadState, Witness, decide};
 pub use list::{Entry, EntryKind};
 pub use names::{ArenaName, NameError, RelPath, is_staging_name, staging_name};
 pub use namespace::{Arena, Change, Happened, Known, Namespace, NamespaceError, Origin};
 pub use peer_id::{ParsePeerIdError, PeerId};
 pub use pins::{FileBelow, Pins, Place};
-pub use scan::{Decision, Seen, SeenKind, Walk, WalkError, decide, look};
+pub use scan::{Seen, SeenKind, Walk, WalkError, look};
 pub use tell::Told;
 pub use version::{Content, PREVIOUS_MAX, Shown, Version, shown};
-pub use watch::{Heard, Inotify, News, Pending, Teller, Watch, WatchError, news};
+pub use watch::{Heard, Inotify, News, Pending, Signs, SignsSeen, Teller, Watch, WatchError, news};

@@ -7,12 +7,12 @@ use std::{
 };
 
 use rustix::{
-    fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, Stat},
+    fs::{AtFlags, CWD, Dir, FileType, Mode, OFlags, ResolveFlags, Statx, StatxFlags, StatxTimestamp},
     io::Errno,
 };
-use tree::{BlobId, Drift, Fingerprint, UnixTime};
+use tree::{Fingerprint, UnixTime};
 
-use crate::{Content, RelPath, Version, is_staging_name};
+use crate::{RelPath, is_staging_name};
 
 /// An entry that a walk through an arena root met.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -208,17 +208,17 @@ impl Walk {
             slash.map(|slash| RelPath::try_from(bytes[..slash].to_owned())).transpose().map_err(io::Error::other)?;
         let name = &bytes[slash.map_or(0, |slash| slash + 1)..];
         let dir = self.directory(parent.as_ref())?;
-        let stat = rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        let wanted = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
+        let stat = rustix::fs::statx(dir, name, AtFlags::SYMLINK_NOFOLLOW, wanted)?;
         let fingerprint = fingerprint(&stat);
-        Ok(match FileType::from_raw_mode(stat.st_mode) {
-            FileType::RegularFile => SeenKind::File { fingerprint, mode: (stat.st_mode & 0o777) as u16 },
+        let mode = stat.stx_mode & 0o777;
+        Ok(match FileType::from_raw_mode(stat.stx_mode.into()) {
+            FileType::RegularFile => SeenKind::File { fingerprint, mode },
             FileType::Symlink => {
                 let target = rustix::fs::readlinkat(dir, name, Vec::new())?.into_bytes();
                 SeenKind::Symlink { target, mtime: fingerprint.mtime }
             }
-            FileType::Directory => {
-                SeenKind::Directory { mode: (stat.st_mode & 0o777) as u16, mtime: fingerprint.mtime }
-            }
+            FileType::Directory => SeenKind::Directory { mode, mtime: fingerprint.mtime },
             _ => SeenKind::Special,
         })
     }
@@ -235,15 +235,17 @@ pub fn look(root: &Path, path: &RelPath) -> io::Result<Option<SeenKind>> {
     }
 }
 
-fn fingerprint(stat: &Stat) -> Fingerprint {
+fn fingerprint(stat: &Statx) -> Fingerprint {
     // A file system cannot give more than 999,999,999 ns; a broken one must not make us panic.
-    let time = |seconds, nanos: u64| UnixTime { seconds, nanos: nanos.min(999_999_999) as u32 };
+    let time = |time: StatxTimestamp| UnixTime { seconds: time.tv_sec, nanos: time.tv_nsec.min(999_999_999) };
+    let has_birth = StatxFlags::from_bits_retain(stat.stx_mask).contains(StatxFlags::BTIME);
     Fingerprint {
-        device: stat.st_dev,
-        inode: stat.st_ino,
-        size: stat.st_size.unsigned_abs(),
-        mtime: time(stat.st_mtime, stat.st_mtime_nsec),
-        ctime: time(stat.st_ctime, stat.st_ctime_nsec),
+        device: rustix::fs::makedev(stat.stx_dev_major, stat.stx_dev_minor),
+        inode: stat.stx_ino,
+        birth: has_birth.then(|| time(stat.stx_btime)),
+        size: stat.stx_size,
+        mtime: time(stat.stx_mtime),
+        ctime: time(stat.stx_ctime),
     }
 }
 
@@ -289,57 +291,4 @@ impl Iterator for Walk {
 fn is_gone(error: &io::Error) -> bool {
     let gone = [Errno::NOENT, Errno::NOTDIR, Errno::LOOP].map(Errno::raw_os_error);
     error.raw_os_error().is_some_and(|errno| gone.contains(&errno))
-}
-
-/// What is to be done about a path of this machine.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Decision {
-    /// Nothing: it is as it was said to be.
-    Unchanged,
-    /// Hash the file and say what it is.
-    Hash,
-    /// Hash the file: nobody edited it, so if its bytes are not what they were, that is suspected damage, to be
-    /// reported and never published.
-    Recheck,
-    /// Say this; there is nothing to hash.
-    Publish(Content, UnixTime),
-    /// Say that the file is this blob: it was hashed and linked, and a crash came before that was said.
-    PublishLinked(BlobId),
-    /// Say nothing: it is not a thing that is indexed. If something was there before, that is gone.
-    Skip,
-}
-
-/// What is to be done about a path at which `seen` is now, of which `known` was said last, and whose bytes are `linked`
-/// in place as this blob, with the fingerprint that the file had then.
-pub fn decide(known: Option<&Version>, linked: Option<(BlobId, Fingerprint)>, seen: &SeenKind) -> Decision {
-    match seen {
-        SeenKind::File { fingerprint, .. } => {
-            let Some(Version { content: Content::File { blob, size, .. }, mtime, .. }) = known else {
-                return match linked {
-                    Some((blob, was)) if was.drift(fingerprint) == Drift::None => Decision::PublishLinked(blob),
-                    _ => Decision::Hash,
-                };
-            };
-            match linked {
-                Some((linked, was)) if linked == *blob => match was.drift(fingerprint) {
-                    Drift::None => Decision::Unchanged,
-                    Drift::Touched => Decision::Recheck,
-                    Drift::Edited => Decision::Hash,
-                },
-                // The row was lost: what it says is all that is left to tell an edit by.
-                None if (*size, *mtime) == (fingerprint.size, fingerprint.mtime) => Decision::Recheck,
-                _ => Decision::Hash,
-            }
-        }
-        SeenKind::Symlink { target, mtime } => said_or(known, Content::Symlink { target: target.clone() }, *mtime),
-        SeenKind::Directory { mode, mtime } => said_or(known, Content::Directory { mode: *mode }, *mtime),
-        SeenKind::Special => Decision::Skip,
-    }
-}
-
-fn said_or(known: Option<&Version>, content: Content, mtime: UnixTime) -> Decision {
-    match known {
-        Some(known) if (&known.content, known.mtime) == (&content, mtime) => Decision::Unchanged,
-        _ => Decision::Publish(content, mtime),
-    }
 }

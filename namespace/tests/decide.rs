@@ -1,25 +1,38 @@
-//! What the scanner makes of what it sees: the one place that tells an edit, which is news, from rot, which is not.
+//! What the scanner makes of what it sees: the one place that tells an edit from rot. The rows of the table in
+//! spec/namespace.md, "Rot or edit".
 
-use namespace::{Content, Decision, SeenKind, Version, decide};
+use namespace::{Content, Decision, LastRead, ReadState, SeenKind, Signs, Version, Witness, decide};
 use tree::{BlobId, Fingerprint, UnixTime};
 
 const T: UnixTime = UnixTime { seconds: 100, nanos: 7 };
-const PRINT: Fingerprint = Fingerprint { device: 1, inode: 2, size: 1, mtime: T, ctime: T };
+const PRINT: Fingerprint = Fingerprint { device: 1, inode: 2, birth: Some(T), size: 1, mtime: T, ctime: T };
+const LATER: UnixTime = UnixTime { seconds: 100, nanos: 8 };
+const TOUCHED: Fingerprint = Fingerprint { ctime: LATER, ..PRINT };
+const NEWBORN: Fingerprint = Fingerprint { birth: Some(LATER), ctime: LATER, ..PRINT };
+const EDITED: Fingerprint = Fingerprint { mtime: LATER, ctime: LATER, ..PRINT };
 
-fn later(time: UnixTime) -> UnixTime {
-    UnixTime { nanos: time.nanos + 1, ..time }
-}
+const NOTHING: Witness = Witness { signs: SIGNS, continuous: false };
+const WATCHED: Witness = Witness { signs: SIGNS, continuous: true };
+const SIGNS: Signs = Signs { wrote: false, closed: false, moved_here: false };
+const WROTE: Witness = Witness { signs: Signs { wrote: true, ..SIGNS }, continuous: true };
+const CLOSED: Witness = Witness { signs: Signs { closed: true, ..SIGNS }, continuous: true };
+const MOVED: Witness = Witness { signs: Signs { moved_here: true, ..SIGNS }, continuous: true };
+const WITNESSES: [Witness; 5] = [NOTHING, WATCHED, WROTE, CLOSED, MOVED];
 
 fn known(content: Content) -> Option<Version> {
     Some(Version { content, mtime: T, seq: 9, previous: Vec::new() })
 }
 
-fn a_file() -> Option<Version> {
-    known(Content::File { blob: BlobId::of(b"x"), size: 1, mode: 0o644 })
+fn x() -> BlobId {
+    BlobId::of(b"x")
 }
 
-fn linked(data: &[u8]) -> Option<(BlobId, Fingerprint)> {
-    Some((BlobId::of(data), PRINT))
+fn a_file() -> Option<Version> {
+    known(Content::File { blob: x(), size: 1, mode: 0o644 })
+}
+
+fn read(state: ReadState) -> Option<LastRead> {
+    Some(LastRead { blob: x(), fingerprint: PRINT, state })
 }
 
 fn link(target: &str) -> Content {
@@ -30,34 +43,95 @@ fn seen(fingerprint: Fingerprint) -> SeenKind {
     SeenKind::File { fingerprint, mode: 0o644 }
 }
 
-fn check(known: &Option<Version>, linked: Option<(BlobId, Fingerprint)>, seen: SeenKind, expected: Decision) {
-    assert_eq!(decide(known.as_ref(), linked, &seen), expected, "{known:?} {linked:?} {seen:?}");
+fn check(said: &Option<Version>, last: Option<LastRead>, seen: SeenKind, witness: Witness, expected: Decision) {
+    assert_eq!(decide(said.as_ref(), last, &seen, witness), expected, "{said:?} {last:?} {seen:?} {witness:?}");
+}
+
+/// What a file of `state` is with each fingerprint, as seen by each of [`WITNESSES`].
+fn table(state: ReadState, rows: &[(Fingerprint, [Decision; 5])]) {
+    for (now, expected) in rows {
+        for (witness, expected) in WITNESSES.into_iter().zip(expected) {
+            check(&a_file(), read(state), seen(*now), witness, expected.clone());
+        }
+    }
+}
+
+const HASH: Decision = Decision::Hash;
+const SAME: Decision = Decision::Unchanged;
+
+fn again() -> Decision {
+    Decision::Recheck(x())
 }
 
 #[test]
-fn a_file_that_was_a_file() {
-    let check = |now, expected| check(&a_file(), linked(b"x"), seen(now), expected);
-    check(PRINT, Decision::Unchanged);
-    // chmod, a hard link, a file system mounted elsewhere: nobody edited it.
-    check(Fingerprint { ctime: later(T), ..PRINT }, Decision::Recheck);
-    check(Fingerprint { device: 9, ..PRINT }, Decision::Recheck);
-    // touch, a rewrite of the same size, "save" by replacing, growth, and all of it.
-    check(Fingerprint { mtime: later(T), ..PRINT }, Decision::Hash);
-    check(Fingerprint { mtime: later(T), ctime: later(T), ..PRINT }, Decision::Hash);
-    check(Fingerprint { inode: 3, ..PRINT }, Decision::Hash);
-    check(Fingerprint { size: 2, ..PRINT }, Decision::Hash);
-    // An mtime that runs backwards is an edit like any other.
-    let before = UnixTime { seconds: -5, nanos: 0 };
-    check(Fingerprint { mtime: before, ..PRINT }, Decision::Hash);
+fn settled() {
+    table(
+        ReadState::Settled,
+        &[
+            (PRINT, [SAME, SAME, SAME, SAME, SAME]),
+            (Fingerprint { device: 9, ..PRINT }, [SAME, SAME, SAME, SAME, SAME]),
+            (TOUCHED, [again(), again(), HASH, HASH, HASH]),
+            (NEWBORN, [again(), HASH, HASH, HASH, HASH]),
+            (Fingerprint { inode: 3, ..PRINT }, [again(), HASH, HASH, HASH, HASH]),
+            (Fingerprint { size: 2, ..PRINT }, [again(), HASH, HASH, HASH, HASH]),
+            (EDITED, [HASH, HASH, HASH, HASH, HASH]),
+            // An mtime that runs backwards is an edit like any other.
+            (Fingerprint { mtime: UnixTime { seconds: -5, nanos: 0 }, ..PRINT }, [HASH, HASH, HASH, HASH, HASH]),
+        ],
+    );
+}
+
+#[test]
+fn racy() {
+    table(ReadState::Racy, &[(PRINT, [HASH, HASH, HASH, HASH, HASH]), (TOUCHED, [again(), again(), HASH, HASH, HASH])]);
+}
+
+/// Known damage that came back, or was copied with its mtime, is no edit; what a program wrote is.
+#[test]
+fn damaged_or_suspect() {
+    let rows = |same: Decision| {
+        [
+            (PRINT, [same.clone(), same.clone(), same.clone(), same.clone(), same]),
+            (TOUCHED, [again(), again(), HASH, again(), again()]),
+            (NEWBORN, [again(), again(), HASH, again(), again()]),
+            (EDITED, [HASH, HASH, HASH, HASH, HASH]),
+        ]
+    };
+    table(ReadState::Damaged, &rows(SAME));
+    let mut suspect = rows(again());
+    // It was read as it is now, and awaits the user; unless the watcher tells later that a program wrote it.
+    suspect[1].1 = [SAME, SAME, HASH, SAME, SAME];
+    table(ReadState::Suspect(TOUCHED), &suspect);
+}
+
+#[test]
+fn vanished_and_back() {
+    table(
+        ReadState::Vanished { damaged: true },
+        &[
+            (PRINT, [again(), again(), again(), again(), again()]),
+            (TOUCHED, [again(), again(), HASH, again(), again()]),
+            (EDITED, [HASH, HASH, HASH, HASH, HASH]),
+        ],
+    );
+    table(
+        ReadState::Vanished { damaged: false },
+        &[
+            (PRINT, [again(), again(), again(), HASH, HASH]),
+            (NEWBORN, [again(), HASH, HASH, HASH, HASH]),
+            (EDITED, [HASH, HASH, HASH, HASH, HASH]),
+        ],
+    );
 }
 
 #[test]
 fn a_file_that_was_none() {
     for known in [None, known(link("y")), known(Content::Deleted), known(Content::Directory { mode: 0o755 })] {
-        check(&known, None, seen(PRINT), Decision::Hash);
+        check(&known, None, seen(PRINT), NOTHING, Decision::Hash);
         // It was hashed and linked, and a crash came before that was said.
-        check(&known, linked(b"x"), seen(PRINT), Decision::PublishLinked(BlobId::of(b"x")));
-        check(&known, linked(b"x"), seen(Fingerprint { ctime: later(T), ..PRINT }), Decision::Hash);
+        let settled = read(ReadState::Settled);
+        check(&known, settled, seen(PRINT), NOTHING, Decision::PublishLinked(x()));
+        check(&known, settled, seen(TOUCHED), NOTHING, again());
     }
 }
 
@@ -65,40 +139,45 @@ fn a_file_that_was_none() {
 #[test]
 fn a_file_of_which_only_one_thing_is_known() {
     // The store's row was lost: what was said is all there is to tell an edit by.
-    check(&a_file(), None, seen(PRINT), Decision::Recheck);
-    check(&a_file(), None, seen(Fingerprint { inode: 7, ..PRINT }), Decision::Recheck);
-    check(&a_file(), None, seen(Fingerprint { mtime: later(T), ..PRINT }), Decision::Hash);
-    check(&a_file(), None, seen(Fingerprint { size: 2, ..PRINT }), Decision::Hash);
-    // An edit was linked, and not yet said.
-    check(&a_file(), linked(b"y"), seen(PRINT), Decision::Hash);
+    let check = |now, expected| check(&a_file(), None, seen(now), NOTHING, expected);
+    check(PRINT, again());
+    check(Fingerprint { inode: 7, ..PRINT }, again());
+    check(EDITED, Decision::Hash);
+    check(Fingerprint { size: 2, ..PRINT }, Decision::Hash);
+}
+
+#[test]
+fn an_edit_that_was_linked_and_not_yet_said() {
+    let last = Some(LastRead { blob: BlobId::of(b"y"), fingerprint: PRINT, state: ReadState::Settled });
+    check(&a_file(), last, seen(PRINT), NOTHING, Decision::Hash);
 }
 
 #[test]
 fn a_link() {
     let seen = |target: &str, mtime| SeenKind::Symlink { target: target.into(), mtime };
-    let was_link = known(link("y"));
-    check(&was_link, None, seen("y", T), Decision::Unchanged);
-    check(&was_link, None, seen("y", later(T)), Decision::Publish(link("y"), later(T)));
-    check(&was_link, None, seen("z", T), Decision::Publish(link("z"), T));
-    check(&a_file(), linked(b"x"), seen("y", T), Decision::Publish(link("y"), T));
-    check(&None, None, seen("y", T), Decision::Publish(link("y"), T));
+    let check = |said, last, seen, expected| check(&said, last, seen, NOTHING, expected);
+    check(known(link("y")), None, seen("y", T), Decision::Unchanged);
+    check(known(link("y")), None, seen("y", LATER), Decision::Publish(link("y"), LATER));
+    check(known(link("y")), None, seen("z", T), Decision::Publish(link("z"), T));
+    check(a_file(), read(ReadState::Settled), seen("y", T), Decision::Publish(link("y"), T));
+    check(None, None, seen("y", T), Decision::Publish(link("y"), T));
 }
 
 #[test]
 fn a_directory() {
     let content = |mode| Content::Directory { mode };
     let seen = |mode, mtime| SeenKind::Directory { mode, mtime };
-    let was_directory = known(content(0o755));
-    check(&was_directory, None, seen(0o755, T), Decision::Unchanged);
-    check(&was_directory, None, seen(0o700, T), Decision::Publish(content(0o700), T));
-    check(&was_directory, None, seen(0o755, later(T)), Decision::Publish(content(0o755), later(T)));
-    check(&a_file(), linked(b"x"), seen(0o755, T), Decision::Publish(content(0o755), T));
-    check(&None, None, seen(0o755, T), Decision::Publish(content(0o755), T));
+    let check = |said, last, seen, expected| check(&said, last, seen, NOTHING, expected);
+    check(known(content(0o755)), None, seen(0o755, T), Decision::Unchanged);
+    check(known(content(0o755)), None, seen(0o700, T), Decision::Publish(content(0o700), T));
+    check(known(content(0o755)), None, seen(0o755, LATER), Decision::Publish(content(0o755), LATER));
+    check(a_file(), read(ReadState::Settled), seen(0o755, T), Decision::Publish(content(0o755), T));
+    check(None, None, seen(0o755, T), Decision::Publish(content(0o755), T));
 }
 
 #[test]
 fn neither() {
     for known in [None, a_file(), known(link("y"))] {
-        check(&known, None, SeenKind::Special, Decision::Skip);
+        check(&known, None, SeenKind::Special, NOTHING, Decision::Skip);
     }
 }

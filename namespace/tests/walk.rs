@@ -467,6 +467,7 @@ fn fingerprint(meta: &Metadata) -> Fingerprint {
     Fingerprint {
         device: meta.dev(),
         inode: meta.ino(),
+        birth: meta.created().ok().map(UnixTime::from),
         size: meta.size(),
         mtime: time(meta.mtime(), meta.mtime_nsec()),
         ctime: time(meta.ctime(), meta.ctime_nsec()),

@@ -18,7 +18,7 @@ use rustix::{
     io::Errno,
 };
 
-use super::{News, Teller, Watch, WatchError, dirs::Dirs, news};
+use super::{News, Signs, Teller, Watch, WatchError, dirs::Dirs, news};
 
 /// Watches directories by inotify, with one thread that hears.
 ///
@@ -178,7 +178,12 @@ impl State {
             // Deleted or unmounted: the kernel has removed the watch.
             self.dirs.remove(watch);
         }
-        teller.changed(path);
+        let signs = Signs {
+            wrote: events.intersects(ReadFlags::CREATE | ReadFlags::MODIFY),
+            closed: events.contains(ReadFlags::CLOSE_WRITE),
+            moved_here: events.contains(ReadFlags::MOVED_TO),
+        };
+        teller.saw(path, signs);
     }
 
     /// Removes some watches: the kernel says of each that it did, and its queue must be read in between.
@@ -245,7 +250,7 @@ mod tests {
 
     /// Waits until `path` is told; what else is, does not matter.
     async fn told(news: &mut News, path: &Path) {
-        while recv(news).await.expect("the news go on") != Heard::Changed(path.to_owned()) {}
+        while !matches!(recv(news).await.expect("the news go on"), Heard::Changed(told, _) if told == path) {}
     }
 
     /// How many watches the kernel has for `inotify`.
@@ -280,7 +285,7 @@ mod tests {
             tokio::task::yield_now().await;
         }
         fs::write(dirs[0].join("mark"), "").unwrap();
-        assert_eq!(recv(&mut news).await, Some(Heard::Changed(dirs[1].clone())));
+        assert_eq!(recv(&mut news).await, Some(Heard::Changed(dirs[1].clone(), Signs::default())));
         told(&mut news, &dirs[0].join("mark")).await;
         assert_eq!(inotify.0.state().dirs.path(1), Some(&*dirs[0]));
         assert!(inotify.0.state().doomed.is_empty());
@@ -301,9 +306,9 @@ mod tests {
             state.dirs.insert(1_001, &dirs[1]);
         }
         inotify.watch(&dirs[1]).unwrap();
-        assert_eq!(recv(&mut news).await, Some(Heard::Changed(dirs[1].clone())));
+        assert_eq!(recv(&mut news).await, Some(Heard::Changed(dirs[1].clone(), Signs::default())));
         inotify.watch(&dirs[0]).unwrap();
-        assert_eq!(recv(&mut news).await, Some(Heard::Changed(dirs[0].clone())));
+        assert_eq!(recv(&mut news).await, Some(Heard::Changed(dirs[0].clone(), Signs::default())));
         inotify.watch(&dirs[1]).unwrap();
         assert!(!inotify.0.state().doomed.contains(&1));
         for dir in &dirs[..2] {

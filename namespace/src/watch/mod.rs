@@ -13,6 +13,7 @@ mod dirs;
 mod inotify;
 mod news;
 mod pending;
+mod signs;
 
 use std::{
     io,
@@ -22,6 +23,7 @@ use std::{
 pub use inotify::Inotify;
 pub use news::{Heard, News, Teller, news};
 pub use pending::Pending;
+pub use signs::{Signs, SignsSeen};
 
 /// What can watch directories; it tells of them through its [`News`].
 pub trait Watch: Send {

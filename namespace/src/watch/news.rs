@@ -6,6 +6,8 @@ use std::{
 
 use tokio::sync::Notify;
 
+use super::Signs;
+
 /// What was heard of the watched directories.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Heard {
@@ -13,7 +15,7 @@ pub enum Heard {
     /// given. What is there now is to be looked at; nothing need be there.
     ///
     /// [`Watch::watch`]: crate::Watch::watch
-    Changed(PathBuf),
+    Changed(PathBuf, Signs),
     /// There was more than could be kept: anything may have happened anywhere, and directories may be watched no
     /// longer. All of them are to be watched again, and looked at.
     Lost,
@@ -36,7 +38,7 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct Queue {
-    changed: VecDeque<PathBuf>,
+    changed: VecDeque<(PathBuf, Signs)>,
     /// Stands for all that was told until it is heard.
     lost: bool,
     ended: bool,
@@ -71,19 +73,30 @@ impl News {
         if std::mem::take(&mut queue.lost) {
             return Some(Heard::Lost);
         }
-        queue.changed.pop_front().map(Heard::Changed)
+        queue.changed.pop_front().map(|(path, signs)| Heard::Changed(path, signs))
     }
 }
 
 impl Teller {
     /// Tells that something happened at `path`, which is absolute. Never waits.
     pub fn changed(&self, path: PathBuf) {
+        self.saw(path, Signs::default());
+    }
+
+    /// Tells that `signs` were seen at `path`, which is absolute. Never waits.
+    pub fn saw(&self, path: PathBuf, signs: Signs) {
         let mut queue = self.0.queue();
-        if queue.lost || queue.changed.back() == Some(&path) {
+        if queue.lost {
+            return;
+        }
+        if let Some((last, known)) = queue.changed.back_mut()
+            && *last == path
+        {
+            *known = known.or(signs);
             return;
         }
         if queue.changed.len() < self.0.news_max {
-            queue.changed.push_back(path);
+            queue.changed.push_back((path, signs));
         } else {
             queue.lose();
         }
@@ -136,7 +149,7 @@ mod tests {
     }
 
     fn changed(path: &str) -> Heard {
-        Heard::Changed(path.into())
+        Heard::Changed(path.into(), Signs::default())
     }
 
     #[test]
@@ -168,6 +181,10 @@ mod tests {
         assert_eq!(all(&mut news), [changed("/a"), changed("/b")]);
         teller.changed("/b".into());
         assert_eq!(all(&mut news), [changed("/b")]);
+        let signs = |wrote, closed| Signs { wrote, closed, moved_here: false };
+        teller.saw("/c".into(), signs(true, false));
+        teller.saw("/c".into(), signs(false, true));
+        assert_eq!(all(&mut news), [Heard::Changed("/c".into(), signs(true, true))]);
     }
 
     #[tokio::test]
