@@ -38,6 +38,32 @@ pub enum StoreError {
         /// The file.
         path: PathBuf,
     },
+    /// A file is suspect: rot and an edit are both possible, and the user has not decided.
+    #[error("{path:?} is suspect: a program may have changed it; accept it, or repair it as suspect")]
+    Suspect {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A suspect file is longer than the blob that it would be repaired to.
+    #[error("{path:?} has {size} bytes, and the blob {blob_size}: a repair would cut it")]
+    Longer {
+        /// The file.
+        path: PathBuf,
+        /// Its size in bytes.
+        size: u64,
+        /// The blob's size in bytes.
+        blob_size: u64,
+    },
+    /// What a repair would replace is more than the store may save.
+    #[error("a repair would replace {bytes} bytes of {path:?}, and no more than {limit} may be saved for undoing it")]
+    TooMuchToSave {
+        /// The file.
+        path: PathBuf,
+        /// Bytes that the repair would replace.
+        bytes: u64,
+        /// Bytes that all repairs together may save.
+        limit: u64,
+    },
     /// A piece of another blob, or beyond the blob's end, came where one of this blob was expected.
     #[error("a piece that does not belong to blob {blob}")]
     ForeignPiece {

@@ -10,10 +10,11 @@ use redb::{ReadableTable, Table, WriteTransaction};
 use tree::{BlobId, Fingerprint, RangeSet};
 
 use crate::{
-    FileRef, HashedFile, RootId, Store, StoreError, Verified,
+    FileRef, FileState, HashedFile, RootId, Store, StoreError, Verified,
     dirs::{Dirs, split},
     outboard::{forget_unheld, has_outboard_file, put_outboard_row},
     rows::{FILES, FileKey, FileRow, HOLDERS, decode_or_none, encode, holder_prefix},
+    vanished::{forget, remember},
 };
 
 /// A user's file that was hashed and is to be linked in place.
@@ -27,6 +28,8 @@ pub struct NewFile {
     pub hashed_at: u64,
     /// Its id and outboard.
     pub hashed: HashedFile,
+    /// Whether a later write may leave no trace in the fingerprint.
+    pub racy: bool,
 }
 
 /// A file that was found under another path than it is linked at.
@@ -50,20 +53,23 @@ impl Store {
         let _linking = self.inner.linking.lock().unwrap_or_else(PoisonError::into_inner);
         self.place_outboard_files(files.iter().map(|file| &file.hashed))?;
         self.sync_file_systems(root, files.iter().map(|file| (file.fingerprint.device, &file.path[..])))?;
+        let dir = self.root_dir(root);
         let unused = self.write("link files", |txn| {
             let mut rows = BTreeMap::new();
             let mut unused = BTreeSet::new();
             for file in files {
-                let NewFile { fingerprint, hashed_at, hashed, .. } = file;
+                let NewFile { fingerprint, hashed_at, hashed, racy, .. } = file;
                 let (blob, damaged) = (hashed.id(), RangeSet::new());
                 let verified = Verified { at: *hashed_at, next: 0 };
-                let row = FileRow { blob, fingerprint: *fingerprint, damaged, verified };
+                let state = if *racy { FileState::Racy } else { FileState::Settled };
+                let row = FileRow { blob, fingerprint: *fingerprint, damaged, verified, state };
                 // The same path twice in one call: the last word counts.
                 if let Some(row) = rows.insert(&file.path[..], row) {
                     unused.insert((row.blob, row.fingerprint.size));
                 }
                 put_outboard_row(txn, hashed)?;
             }
+            forget(txn, &dir, rows.keys().copied())?;
             put_rows(txn, &mut Dirs::open(txn, root)?, root, rows, &mut unused)?;
             forget_unheld(txn, unused)
         })?;
@@ -85,6 +91,7 @@ impl Store {
         // The bytes are where they were. But were the rename undone by a power cut, no row would know the old path.
         self.sync_file_systems(root, moves.iter().map(|moved| (moved.fingerprint.device, &moved.to[..])))?;
         let mending = self.inner.mending.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let dir = self.root_dir(root);
         let (done, unused) = self.write("relink files", |txn| {
             let (mut done, mut left, mut rows) = (Vec::new(), Vec::new(), BTreeMap::new());
             let files = txn.open_table(FILES)?;
@@ -97,12 +104,17 @@ impl Store {
                 if !keep {
                     left.push(&from[..]);
                 }
-                rows.insert(&to[..], FileRow { fingerprint: *fingerprint, ..row });
+                let state = match row.state {
+                    FileState::Suspect(_) => FileState::Suspect(*fingerprint),
+                    state => state,
+                };
+                rows.insert(&to[..], FileRow { fingerprint: *fingerprint, state, ..row });
             }
             drop(files);
             let mut unused = BTreeSet::new();
             let mut dirs = Dirs::open(txn, root)?;
             remove_rows(txn, &mut dirs, root, &left, &mut unused)?;
+            forget(txn, &dir, rows.keys().copied())?;
             put_rows(txn, &mut dirs, root, rows, &mut unused)?;
             dirs.forget_empty(&txn.open_table(FILES)?, &left)?;
             drop(dirs);
@@ -114,7 +126,7 @@ impl Store {
 
     /// Makes files below `root`, given by device and path, and their names durable: syncs each file system that they
     /// are on.
-    fn sync_file_systems<'a>(
+    pub fn sync_file_systems<'a>(
         &self,
         root: RootId,
         files: impl Iterator<Item = (u64, &'a [u8])>,
@@ -132,13 +144,16 @@ impl Store {
         Ok(())
     }
 
-    /// Forgets the files at `paths` below `root`; paths that are not linked are passed over.
+    /// Unlinks the files at `paths` below `root`, and remembers them as [`vanished`](Self::vanished); paths that are not linked
+    /// are passed over.
     pub fn unlink(&self, root: RootId, paths: &[&[u8]]) -> Result<(), StoreError> {
         let _linking = self.inner.linking.lock().unwrap_or_else(PoisonError::into_inner);
+        let (dir, max) = (self.root_dir(root), self.inner.settings.vanished_max);
         let unused = self.write("unlink files", |txn| {
             let mut unused = BTreeSet::new();
             let mut dirs = Dirs::open(txn, root)?;
-            remove_rows(txn, &mut dirs, root, paths, &mut unused)?;
+            let gone = remove_rows(txn, &mut dirs, root, paths, &mut unused)?;
+            remember(txn, &dir, gone, max)?;
             dirs.forget_empty(&txn.open_table(FILES)?, paths)?;
             drop(dirs);
             forget_unheld(txn, unused)
@@ -148,15 +163,16 @@ impl Store {
     }
 }
 
-/// Removes the rows of files below `root` that are there, and their holders. `unused` hears of their blobs.
+/// Removes the rows of files below `root` that are there, and their holders, and returns them. `unused` hears of their blobs.
 fn remove_rows(
     txn: &WriteTransaction,
     dirs: &mut Dirs<'_>,
     root: RootId,
     paths: &[&[u8]],
     unused: &mut BTreeSet<(BlobId, u64)>,
-) -> Result<(), redb::Error> {
+) -> Result<Vec<(Vec<u8>, FileRow)>, redb::Error> {
     let (mut files, mut holders) = (txn.open_table(FILES)?, txn.open_table(HOLDERS)?);
+    let mut gone = Vec::new();
     for &path in paths {
         let old = files.remove((root.0, path))?.and_then(|old| decode_or_none::<FileRow>(old.value()));
         if let Some(old) = old {
@@ -165,14 +181,15 @@ fn remove_rows(
                 holders.remove((holder_prefix(&old.blob), dir, name))?;
             }
             unused.insert((old.blob, old.fingerprint.size));
+            gone.push((path.to_owned(), old));
         }
     }
-    Ok(())
+    Ok(gone)
 }
 
 /// Puts the rows of files below `root` in place of those that are there, and their holders. Of the blobs that are
 /// replaced, `unused` hears.
-fn put_rows(
+pub(crate) fn put_rows(
     txn: &WriteTransaction,
     dirs: &mut Dirs<'_>,
     root: RootId,

@@ -5,31 +5,48 @@ use tracing::{info, warn};
 use tree::{DamageSearch, Drift, Fingerprint, Geometry, RangeSet, Verified, VerifiedData};
 
 use crate::{
-    Access, DiskFile, FileRef, RootId, Sink, Store, StoreError,
+    Access, DiskFile, FileRef, FileState, RootId, Sink, Store, StoreError,
     rows::{FILES, FileRow, MENDING, decode_or_none, encode},
+    saved::{RepairRow, end_repair, put_repair},
 };
 
 /// A user's file whose damaged chunk groups are being written over with proven ones.
 ///
-/// Before the first write the file's fingerprint is put aside, durably: a write moves the file's mtime, and though
-/// that is put back at once, a crash between the two must not make the file count as edited. After a crash the
-/// next [`Store::open`] puts it back.
+/// Before the first write the bytes that are to be replaced are saved, and the file's fingerprint is put aside, durably: a
+/// write moves the file's mtime, and though that is put back at once, a crash between the two must not make the file count
+/// as edited. After a crash the next [`Store::open`] puts it back.
 pub struct Mending {
     store: Store,
     file: FileRef,
     row: FileRow,
     data: Box<dyn DiskFile>,
-    /// The file's fingerprint when we last looked: just after our own last write.
+    /// The number under which the replaced bytes are saved.
+    saved: u64,
+    /// The file's fingerprint before anything was written.
+    before: Fingerprint,
+    /// The file's fingerprint just after our own last write.
     last: Fingerprint,
     /// Whether somebody else wrote to the file since.
     lost: bool,
     mended: RangeSet,
 }
 
+/// What the user lets a repair overwrite.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Consent {
+    /// Bytes that no program can have written.
+    Damage,
+    /// Those, and suspect ones: the user has decided that they are damage.
+    Suspect,
+}
+
 impl Store {
-    /// Opens `file` for mending the chunk groups that its row has under quarantine. Nothing else in it will be
-    /// written. Fails if it is not linked, cannot be written, or is no longer the file that was indexed.
-    pub fn mend(&self, file: &FileRef) -> Result<Mending, StoreError> {
+    /// Opens `file` for mending the chunk groups that its row has under quarantine, and saves these as they are. Nothing
+    /// else in it will be written. `now` is in milliseconds since 1970.
+    ///
+    /// Fails if the file is not linked, cannot be written, is no longer the file that was indexed, or is suspect without
+    /// the user's consent; and if what would be replaced cannot be saved.
+    pub fn mend(&self, file: &FileRef, consent: Consent, now: u64) -> Result<Mending, StoreError> {
         let path = self.absolute(file);
         let Some(row) = self.file(file)? else { return Err(StoreError::Modified { path }) };
         // A row that rotted into the name of another blob must not have that written over the user's file.
@@ -38,21 +55,22 @@ impl Store {
         }
         let open = self.inner.disk.open_beneath(&self.root_dir(file.root), file.relative(), Access::Write);
         let data = open.map_err(StoreError::file("open for writing", &path))?;
-        let now = data.fingerprint().map_err(StoreError::file("stat", &path))?;
-        if row.fingerprint.drift(&now) == Drift::Edited {
-            return Err(StoreError::Modified { path });
+        let found = data.fingerprint().map_err(StoreError::file("stat", &path))?;
+        match (row.state, consent) {
+            (FileState::Settled, _) if row.fingerprint.drift(&found) == Drift::None => {}
+            (FileState::Suspect(read), Consent::Suspect) if read.drift(&found) == Drift::None => {}
+            (FileState::Suspect(_), Consent::Damage) => return Err(StoreError::Suspect { path }),
+            _ => return Err(StoreError::Modified { path }),
         }
-        // Better to learn now than after the first write that the mtime cannot be put back.
-        data.set_mtime(now.mtime).map_err(StoreError::file("set the mtime of", &path))?;
-        let now = data.fingerprint().map_err(StoreError::file("stat", &path))?;
+        if found.size > row.fingerprint.size {
+            return Err(StoreError::Longer { path, size: found.size, blob_size: row.fingerprint.size });
+        }
         // From here on dropping it takes the mark away, also if the row cannot be written.
         self.inner.mending.lock().unwrap_or_else(PoisonError::into_inner).insert(file.clone());
-        let (store, last) = (self.clone(), now);
-        let mending = Mending { store, file: file.clone(), row, data, last, lost: false, mended: RangeSet::new() };
-        self.write("begin to mend a file", |txn| {
-            txn.open_table(MENDING)?.insert((file.root.0, &file.path[..]), &encode(&now)?[..])?;
-            Ok(())
-        })?;
+        let (store, before, last) = (self.clone(), found, found);
+        let (file, mended) = (file.clone(), RangeSet::new());
+        let mut mending = Mending { store, file, row, data, saved: 0, before, last, lost: false, mended };
+        mending.begin(&path, now)?;
         Ok(mending)
     }
 
@@ -82,20 +100,23 @@ impl Store {
             }
             // A file that was indexed anew meanwhile is none of our business any more.
             let row = self.file(&file)?.zip(before);
-            let row = row.filter(|(row, before)| row.fingerprint.drift(before) != Drift::Edited);
+            let row = row.filter(|(row, before)| match row.state {
+                FileState::Suspect(read) => read.drift(before) == Drift::None,
+                _ => row.fingerprint.drift(before) == Drift::None,
+            });
             let Some((row, before)) = row else {
-                self.end_mending(&file, None)?;
+                self.end_mending(&file, None, None)?;
                 continue;
             };
             let path = self.absolute(&file);
             match self.restore_after_crash(&file, &row, before) {
                 Ok(Some(now)) => {
                     info!(path = %path.display(), "interrupted mending: mtime restored, damage as before");
-                    self.end_mending(&file, Some((now, &RangeSet::new())))?;
+                    self.end_mending(&file, None, Some((&before, now, &RangeSet::new())))?;
                 }
                 Ok(None) => {
                     warn!(path = %path.display(), "interrupted mending: the file was changed since, and is left alone");
-                    self.end_mending(&file, None)?;
+                    self.end_mending(&file, None, None)?;
                 }
                 // Perhaps a disk that is not mounted yet: the next start tries again.
                 Err(error) => {
@@ -116,14 +137,17 @@ impl Store {
     ) -> std::io::Result<Option<Fingerprint>> {
         let data = self.inner.disk.open_beneath(&self.root_dir(file.root), file.relative(), Access::Write)?;
         let now = data.fingerprint()?;
-        if (now.inode, now.size) != (before.inode, before.size) {
-            return Ok(None);
-        }
-        if now.mtime == before.mtime {
+        if before.drift(&now) == Drift::None {
             return Ok(Some(now));
         }
-        let Ok(outboard) = self.outboard(row.blob, before.size) else { return Ok(None) };
-        let search = DamageSearch::new(row.blob, before.size, &data, &outboard.pairs).with_grain(outboard.grain);
+        let is_same_file = now.inode == before.inode && (now.birth == before.birth || before.birth.is_none());
+        // A file that was cut short grows to the blob's size before anything else is written.
+        let size = row.fingerprint.size;
+        if !is_same_file || ![before.size, size].contains(&now.size) {
+            return Ok(None);
+        }
+        let Ok(outboard) = self.outboard(row.blob, size) else { return Ok(None) };
+        let search = DamageSearch::new(row.blob, size, &data, &outboard.pairs).with_grain(outboard.grain);
         let found = search.run(&|_| {});
         if !found.data.difference(&row.damaged).is_empty() {
             return Ok(None);
@@ -133,16 +157,42 @@ impl Store {
         Ok(Some(data.fingerprint()?))
     }
 
-    /// Forgets that `file` is being mended; with `outcome`, its new fingerprint and what was mended, records these.
-    fn end_mending(&self, file: &FileRef, outcome: Option<(Fingerprint, &RangeSet)>) -> Result<(), StoreError> {
-        let key = (file.root.0, &file.path[..]);
+    /// Forgets that `file` is being mended. With an `outcome`, which is the file's fingerprint before and now, and what was
+    /// mended, records these, for its other names (hard links) too, and ends the repair `saved`.
+    fn end_mending(
+        &self,
+        file: &FileRef,
+        saved: Option<u64>,
+        outcome: Option<(&Fingerprint, Fingerprint, &RangeSet)>,
+    ) -> Result<(), StoreError> {
+        let names = match (outcome, self.file(file)?) {
+            (Some(_), Some(row)) => self.holders(row.blob, NAMES_MAX)?,
+            _ => Vec::new(),
+        };
         self.write("end mending a file", |txn| {
-            txn.open_table(MENDING)?.remove(key)?;
+            txn.open_table(MENDING)?.remove((file.root.0, &file.path[..]))?;
+            let Some((before, now, mended)) = outcome else { return Ok(()) };
+            if let Some(saved) = saved {
+                end_repair(txn, saved, now)?;
+            }
             let mut files = txn.open_table(FILES)?;
-            let row = files.get(key)?.and_then(|row| decode_or_none::<FileRow>(row.value()));
-            if let Some((mut row, (fingerprint, mended))) = row.zip(outcome) {
-                row.fingerprint = fingerprint;
+            for name in names {
+                let key = (name.root.0, &name.path[..]);
+                let row = files.get(key)?.and_then(|row| decode_or_none::<FileRow>(row.value()));
+                let Some(mut row) = row else { continue };
+                let last = match row.state {
+                    FileState::Suspect(read) => read,
+                    _ => row.fingerprint,
+                };
+                let is_same_inode = last.device == before.device && last.drift(before) == Drift::None;
+                if name != *file && !is_same_inode {
+                    continue;
+                }
                 row.damaged = row.damaged.difference(mended);
+                match row.state {
+                    FileState::Suspect(_) if !row.damaged.is_empty() => row.state = FileState::Suspect(now),
+                    _ => (row.fingerprint, row.state) = (now, FileState::Settled),
+                }
                 files.insert(key, &encode(&row)?[..])?;
             }
             Ok(())
@@ -169,10 +219,10 @@ impl Mending {
         let path = self.store.absolute(&self.file);
         let row = self.store.file(&self.file)?;
         self.lost |= row.is_none_or(|row| {
-            row.blob != self.row.blob || self.row.fingerprint.drift(&row.fingerprint) == Drift::Edited
+            (row.blob, row.fingerprint, row.state) != (self.row.blob, self.row.fingerprint, self.row.state)
         });
         if let Err(error) = self.check_unchanged() {
-            self.store.end_mending(&self.file, None)?;
+            self.store.end_mending(&self.file, None, None)?;
             return Err(error);
         }
         let restore = || {
@@ -180,7 +230,7 @@ impl Mending {
             self.data.fingerprint()
         };
         let now = restore().map_err(StoreError::file("sync", path))?;
-        self.store.end_mending(&self.file, Some((now, &self.mended)))?;
+        self.store.end_mending(&self.file, Some(self.saved), Some((&self.before, now, &self.mended)))?;
         Ok((now, std::mem::take(&mut self.mended)))
     }
 }
@@ -192,11 +242,32 @@ impl Drop for Mending {
 }
 
 impl Mending {
+    /// Saves what is to be replaced, and records durably that the file is being mended.
+    fn begin(&mut self, path: &std::path::Path, now: u64) -> Result<(), StoreError> {
+        self.saved = self.store.save(path, &*self.data, &self.row.damaged, now)?;
+        let repair = RepairRow::new(path, self.row.blob, now, &self.row.damaged, false);
+        self.check_unchanged()?;
+        self.store.write("begin to mend a file", |txn| {
+            put_repair(txn, self.saved, repair)?;
+            txn.open_table(MENDING)?.insert((self.file.root.0, &self.file.path[..]), &encode(&self.before)?[..])?;
+            Ok(())
+        })?;
+        // Better to learn now than after the first write that the mtime cannot be put back.
+        let mtime = self.row.fingerprint.mtime;
+        self.data.set_mtime(mtime).map_err(StoreError::file("set the mtime of", path))?;
+        if self.before.size < self.size() {
+            let grown = self.data.set_len(self.size()).and_then(|()| self.data.set_mtime(mtime));
+            grown.map_err(StoreError::file("lengthen", path))?;
+        }
+        self.last = self.data.fingerprint().map_err(StoreError::file("stat", path))?;
+        Ok(())
+    }
+
     /// Makes sure that nobody but us has written to the file.
     fn check_unchanged(&mut self) -> Result<(), StoreError> {
         let path = self.store.absolute(&self.file);
         let now = self.data.fingerprint().map_err(StoreError::file("stat", &path))?;
-        self.lost |= (now.size, now.mtime) != (self.last.size, self.last.mtime);
+        self.lost |= now != self.last;
         if self.lost { Err(StoreError::Modified { path }) } else { Ok(()) }
     }
 
@@ -237,3 +308,6 @@ impl Sink for Mending {
         synced
     }
 }
+
+/// In how many names of a file its mending is recorded. The others are read again, for their ctime moved.
+const NAMES_MAX: usize = 256;

@@ -36,6 +36,12 @@ pub(crate) const SET: TableDefinition<&str, u64> = TableDefinition::new("store.s
 pub(crate) const VERIFIED: TableDefinition<&[u8; 32], &[u8]> = TableDefinition::new("store.verified");
 /// File that is being mended → its fingerprint before.
 pub(crate) const MENDING: TableDefinition<FileKey, &[u8]> = TableDefinition::new("store.mending");
+/// Absolute path of a file that vanished → [`VanishedRow`].
+pub(crate) const VANISHED: TableDefinition<&[u8], &[u8]> = TableDefinition::new("store.vanished");
+/// Number of a vanished file, in the order in which they vanished → its absolute path.
+pub(crate) const VANISHED_ORDER: TableDefinition<u64, &[u8]> = TableDefinition::new("store.vanished_order");
+/// Number of a repair → [`RepairRow`](crate::saved::RepairRow).
+pub(crate) const REPAIRS: TableDefinition<u64, &[u8]> = TableDefinition::new("store.repairs");
 
 /// Root and path below it.
 pub(crate) type FileKey = (u32, &'static [u8]);
@@ -62,12 +68,37 @@ pub(crate) const INLINE_OUTBOARD_BYTES: u64 = 16 << 10;
 pub struct FileRow {
     /// What its bytes are.
     pub blob: BlobId,
-    /// What it was like when that was found.
+    /// Its metadata when that was found.
     pub fingerprint: Fingerprint,
     /// Quarantine: the chunk groups that do not prove and are served to nobody.
     pub damaged: RangeSet,
     /// How far it has been verified.
     pub verified: Verified,
+    /// How far the fingerprint may be relied upon.
+    pub state: FileState,
+}
+
+/// How far a file's fingerprint may be relied upon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum FileState {
+    /// Any later write moves the ctime.
+    #[default]
+    Settled,
+    /// It was hashed within a tick of its last change, or while a program had it open for writing: a later write may have
+    /// left no trace.
+    Racy,
+    /// The file with this fingerprint was read and has other bytes than the blob. Rot and an edit are both possible, and the
+    /// user decides.
+    Suspect(Fingerprint),
+}
+
+/// A file that is no longer at its path, for when it comes back.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct VanishedRow {
+    /// Its place in the order in which files vanished.
+    pub(crate) number: u64,
+    /// What was known of it.
+    pub(crate) row: FileRow,
 }
 
 /// [`FileRow`] as it is written. There is one for each file, and so bytes count.
@@ -83,14 +114,32 @@ struct FileRowOnDisk {
     ctime: i128,
     verified: Verified,
     damaged: RangeSet,
+    // Rows from before the next two fields end here.
+    /// Nanoseconds from the birth time to `ctime`.
+    age: Option<i128>,
+    state: StateOnDisk,
+}
+
+#[derive(Serialize, Deserialize)]
+enum StateOnDisk {
+    Settled,
+    Racy,
+    Suspect(Fingerprint),
 }
 
 impl From<FileRow> for FileRowOnDisk {
     fn from(row: FileRow) -> Self {
-        let FileRow { blob, fingerprint: Fingerprint { device, inode, size, mtime, ctime }, damaged, verified } = row;
+        let FileRow { blob, fingerprint, damaged, verified, state } = row;
+        let Fingerprint { device, inode, birth, size, mtime, ctime } = fingerprint;
         let (mtime, ctime) = (nanos(mtime), nanos(ctime));
-        // A time has 2⁶³ seconds at most, and so neither leaves an i128.
-        Self { blob, device, inode, size, mtime, ctime: ctime - mtime, verified, damaged }
+        // A time has 2⁶³ seconds at most, and so no difference leaves an i128.
+        let age = birth.map(|birth| ctime - nanos(birth));
+        let state = match state {
+            FileState::Settled => StateOnDisk::Settled,
+            FileState::Racy => StateOnDisk::Racy,
+            FileState::Suspect(seen) => StateOnDisk::Suspect(seen),
+        };
+        Self { blob, device, inode, size, mtime, ctime: ctime - mtime, verified, damaged, age, state }
     }
 }
 
@@ -98,11 +147,17 @@ impl TryFrom<FileRowOnDisk> for FileRow {
     type Error = &'static str;
 
     fn try_from(row: FileRowOnDisk) -> Result<Self, Self::Error> {
-        let FileRowOnDisk { blob, device, inode, size, mtime, ctime, verified, damaged } = row;
-        let time = |nanos| time(nanos).ok_or("a time beyond all times");
-        let ctime = mtime.checked_add(ctime).ok_or("a time beyond all times")?;
-        let fingerprint = Fingerprint { device, inode, size, mtime: time(mtime)?, ctime: time(ctime)? };
-        Ok(Self { blob, fingerprint, damaged, verified })
+        let FileRowOnDisk { blob, device, inode, size, mtime, ctime, verified, damaged, age, state } = row;
+        let time = |nanos: Option<i128>| nanos.and_then(time).ok_or("a time beyond all times");
+        let ctime = mtime.checked_add(ctime);
+        let birth = age.map(|age| time(ctime.and_then(|ctime| ctime.checked_sub(age)))).transpose()?;
+        let fingerprint = Fingerprint { device, inode, birth, size, mtime: time(Some(mtime))?, ctime: time(ctime)? };
+        let state = match state {
+            StateOnDisk::Settled => FileState::Settled,
+            StateOnDisk::Racy => FileState::Racy,
+            StateOnDisk::Suspect(seen) => FileState::Suspect(seen),
+        };
+        Ok(Self { blob, fingerprint, damaged, verified, state })
     }
 }
 
@@ -144,9 +199,17 @@ pub(crate) fn encode<T: Serialize>(row: &T) -> Result<Vec<u8>, redb::Error> {
     postcard::to_stdvec(row).map_err(|error| redb::Error::Corrupted(format!("encode a row: {error}")))
 }
 
+/// Decodes a row. Fields that were appended to a row's format since the row was written read as zero.
 pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, redb::Error> {
-    postcard::from_bytes(bytes).map_err(|error| redb::Error::Corrupted(format!("decode a row: {error}")))
+    let decoded = match postcard::from_bytes(bytes) {
+        Err(postcard::Error::DeserializeUnexpectedEnd) => postcard::from_bytes(&[bytes, &[0; APPENDED_BYTES]].concat()),
+        decoded => decoded,
+    };
+    decoded.map_err(|error| redb::Error::Corrupted(format!("decode a row: {error}")))
 }
+
+/// The fields of [`FileRow`] that older rows lack, each of which is one byte if it is zero.
+const APPENDED_BYTES: usize = 2;
 
 /// The same, where a row that does not decode counts as none: one bad row must not take the others along.
 pub(crate) fn decode_or_none<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
@@ -172,17 +235,31 @@ mod tests {
             fingerprint: Fingerprint {
                 device: 1,
                 inode: 300,
+                birth: Some(UnixTime { seconds: 0, nanos: 999_999_999 }),
                 size: 40_000,
                 mtime: UnixTime { seconds: -1, nanos: 999_999_999 },
                 ctime: UnixTime { seconds: 1, nanos: 0 },
             },
             damaged: ByteRange::new(16384, 32768).unwrap().into(),
             verified: Verified { at: 1_700_000_000_000, next: 0 },
+            state: FileState::Settled,
         };
         let bytes = encode(&file).unwrap();
         let rest = "01ac02c0b802 01 82a8d6b907 80d095ffbc31 00 01808001808002".replace(' ', "");
-        assert_eq!(hex(&bytes), format!("{}{rest}", BlobId::EMPTY));
+        assert_eq!(hex(&bytes), format!("{}{rest}010200", BlobId::EMPTY));
         assert_eq!(decode::<FileRow>(&bytes).unwrap(), file);
+        // Rows that were written before there were birth times and states.
+        let fingerprint = Fingerprint { birth: None, ..file.fingerprint };
+        let older = FileRow { fingerprint, ..file.clone() };
+        assert_eq!(decode::<FileRow>(&bytes[..bytes.len() - 3]).unwrap(), older);
+        for (state, expected) in
+            [(FileState::Racy, "01"), (FileState::Suspect(fingerprint), "0201ac0200c0b80201ffd3ebdc030200")]
+        {
+            let row = FileRow { state, ..older.clone() };
+            let bytes = encode(&row).unwrap();
+            assert_eq!(hex(&bytes), format!("{}{rest}00{expected}", BlobId::EMPTY));
+            assert_eq!(decode::<FileRow>(&bytes).unwrap(), row);
+        }
         let cached = CachedRow { size: 16384, proven: ByteRange::new(0, 16384).unwrap().into() };
         let bytes = encode(&cached).unwrap();
         assert_eq!(hex(&bytes), "8080010100808001");
@@ -203,23 +280,29 @@ mod tests {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
-        fn a_row_comes_back(mtime in a_time(), ctime in a_time(), numbers in any::<[u64; 5]>()) {
+        fn a_row_comes_back(
+            [mtime, ctime, birth] in [a_time(), a_time(), a_time()],
+            numbers in any::<[u64; 5]>(),
+            has_birth in any::<bool>(),
+        ) {
             let [device, inode, size, at, next] = numbers;
-            let fingerprint = Fingerprint { device, inode, size, mtime, ctime };
-            let verified = Verified { at, next };
-            let row = FileRow { blob: BlobId::EMPTY, fingerprint, damaged: RangeSet::new(), verified };
+            let fingerprint = Fingerprint { device, inode, birth: has_birth.then_some(birth), size, mtime, ctime };
+            let (verified, state) = (Verified { at, next }, FileState::Suspect(fingerprint));
+            let row = FileRow { blob: BlobId::EMPTY, fingerprint, damaged: RangeSet::new(), verified, state };
             prop_assert_eq!(decode::<FileRow>(&encode(&row).unwrap()).unwrap(), row);
         }
 
         /// Rows that rotted are refused or read as something, and never panic.
         #[test]
-        fn any_times_decode_or_are_refused(mtime in any::<i128>(), ctime in any::<i128>()) {
+        fn any_times_decode_or_are_refused(mtime in any::<i128>(), ctime in any::<i128>(), age in any::<Option<i128>>()) {
             let on_disk = FileRowOnDisk {
                 blob: BlobId::EMPTY, device: 1, inode: 2, size: 3, mtime, ctime,
-                verified: Verified::default(), damaged: RangeSet::new(),
+                verified: Verified::default(), damaged: RangeSet::new(), age, state: StateOnDisk::Racy,
             };
             let inside = |nanos: i128| i64::try_from(nanos.div_euclid(NANOS)).is_ok();
-            let is_time = inside(mtime) && mtime.checked_add(ctime).is_some_and(inside);
+            let changed = mtime.checked_add(ctime);
+            let born = changed.and_then(|changed| changed.checked_sub(age.unwrap_or(0)));
+            let is_time = inside(mtime) && changed.is_some_and(inside) && born.is_some_and(inside);
             prop_assert_eq!(decode_or_none::<FileRow>(&encode(&on_disk).unwrap()).is_some(), is_time);
         }
     }

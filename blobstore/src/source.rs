@@ -2,7 +2,7 @@ use std::{io, path::PathBuf};
 
 use tracing::{debug, warn};
 use tree::{
-    BlobId, ByteRange, Drift, Geometry, Grain, PartialTree, ProveError, Prover, Query, RangeSet, ReadAt, Verified,
+    BlobId, ByteRange, Geometry, Grain, PartialTree, ProveError, Prover, Query, RangeSet, ReadAt, Verified,
     VerifiedData,
 };
 
@@ -245,14 +245,14 @@ impl Store {
             Data::Nothing => Ok(()),
             Data::InPlace(file, row, data) => {
                 let now = data.fingerprint().map_err(StoreError::file("stat", self.absolute(file)))?;
-                if row.fingerprint.drift(&now) == Drift::Edited {
+                if !row.may_have_blob(&now) {
                     return Ok(());
                 }
                 warn!(path = %self.absolute(file).display(), blob = %source.blob, reason = tree::reason(error), "damage found");
                 match error {
                     // The bytes may be sound; verify tells, and makes the outboard anew.
                     ProveError::Outboard { .. } => Ok(()),
-                    _ => self.quarantine(file, source.blob, range),
+                    _ => self.quarantine(file, row, now, range),
                 }
             }
             Data::Cached(_, evictions) => {
@@ -271,9 +271,10 @@ impl Store {
     /// Opens a file in place, if it is still what `row` says.
     pub(crate) fn open_in_place(&self, file: &FileRef, row: &FileRow) -> io::Result<Box<dyn DiskFile>> {
         let data = self.inner.disk.open_beneath(&self.root_dir(file.root), file.relative(), Access::Read)?;
-        match row.fingerprint.drift(&data.fingerprint()?) {
-            Drift::Edited => Err(io::Error::other("changed since it was indexed")),
-            Drift::None | Drift::Touched => Ok(data),
+        if row.may_have_blob(&data.fingerprint()?) {
+            Ok(data)
+        } else {
+            Err(io::Error::other("changed since it was indexed"))
         }
     }
 

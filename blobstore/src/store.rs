@@ -7,11 +7,12 @@ use std::{
         Arc, Mutex, OnceLock, PoisonError, RwLock, Weak,
         atomic::{AtomicBool, AtomicU64},
     },
+    time::Duration,
 };
 
 use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable, WriteTransaction};
 use tracing::warn;
-use tree::{BlobId, ByteRange, Fingerprint, Geometry, Grain, RangeSet};
+use tree::{BlobId, Fingerprint, Geometry, Grain, RangeSet};
 
 use crate::{
     Disk, FileRef, Presence, RootId, StoreError,
@@ -21,7 +22,8 @@ use crate::{
     pages::PAGE_ROWS,
     rows::{
         CACHED, DIR_NUMBERS, DIRS, FILES, FORMAT, FileKey, FileRow, HOLDER_BYTES, HOLDERS, HolderKey, INLINE, MENDING,
-        META, OUTBOARDS, PINS, ROOTS, SET, USED, VERIFIED, decode_or_none, encode, holder_prefix,
+        META, OUTBOARDS, PINS, REPAIRS, ROOTS, SET, USED, VANISHED, VANISHED_ORDER, VERIFIED, decode_or_none, encode,
+        holder_prefix,
     },
 };
 
@@ -39,6 +41,8 @@ pub(crate) struct Inner {
     pub(crate) settings: Settings,
     /// How many outboards were staged so far.
     pub(crate) staged: AtomicU64,
+    /// The last number under which bytes that a repair replaces were saved.
+    pub(crate) saved: AtomicU64,
     roots: RwLock<BTreeMap<u32, PathBuf>>,
     /// Held while outboard files come and go with their rows.
     pub(crate) linking: Mutex<()>,
@@ -69,13 +73,21 @@ pub struct Settings {
     pub cache_limit: u64,
     /// How many bytes the cache leaves free on its file system.
     pub cache_keep_free: u64,
+    /// The directory of the bytes that repairs replaced.
+    pub saved: PathBuf,
+    /// How long these are kept.
+    pub saved_keep: Duration,
+    /// How many bytes of them are kept; the oldest go first.
+    pub saved_bytes_max: u64,
+    /// How many files are remembered that vanished; those that vanished longest ago are forgotten first.
+    pub vanished_max: u64,
 }
 
 impl Store {
     /// Opens the store whose rows are in `db`, and makes it if it is not there. Finishes or undoes what a crash left
     /// half done.
     pub fn open(disk: Arc<dyn Disk>, db: Arc<Database>, settings: Settings) -> Result<Self, StoreError> {
-        for dir in [&settings.outboards.join(STAGED_DIR), &settings.cache] {
+        for dir in [&settings.outboards.join(STAGED_DIR), &settings.cache, &settings.saved] {
             disk.create_dirs(dir).map_err(StoreError::file("create", dir))?;
             // The directories may be new, and so may those that they are in.
             for above in dir.ancestors().skip(1).take(2).filter(|above| !above.as_os_str().is_empty()) {
@@ -89,6 +101,7 @@ impl Store {
             on_loss: OnceLock::new(),
             settings,
             staged: AtomicU64::new(0),
+            saved: AtomicU64::new(0),
             roots: RwLock::default(),
             linking: Mutex::default(),
             ledger: Mutex::default(),
@@ -111,6 +124,9 @@ impl Store {
                 txn.open_table(table)?;
             }
             txn.open_table(USED)?;
+            txn.open_table(VANISHED)?;
+            txn.open_table(VANISHED_ORDER)?;
+            txn.open_table(REPAIRS)?;
             txn.open_table(PINS)?;
             txn.open_table(SET)?;
             txn.open_table(HOLDERS)?;
@@ -127,6 +143,7 @@ impl Store {
         *store.inner.roots.write().unwrap_or_else(PoisonError::into_inner) = roots;
         store.remove_orphan_outboards()?;
         store.remove_orphans_of_cache()?;
+        store.remove_orphans_of_repairs()?;
         store.load_cache_limit()?;
         store.take_stock()?;
         store.finish_mending()?;
@@ -271,15 +288,6 @@ impl Store {
     /// Takes note that a file whose bytes are the same has a new fingerprint.
     pub fn refresh(&self, file: &FileRef, blob: BlobId, fingerprint: Fingerprint) -> Result<(), StoreError> {
         self.update_file(file, blob, |row| row.fingerprint = fingerprint)
-    }
-
-    /// Puts `range` of a file under quarantine. Durable on return.
-    pub fn quarantine(&self, file: &FileRef, blob: BlobId, range: ByteRange) -> Result<(), StoreError> {
-        self.update_file(file, blob, |row| {
-            row.damaged.insert(Geometry::new(row.fingerprint.size).round_out(range));
-        })?;
-        self.lost();
-        Ok(())
     }
 
     /// Deletes files of the cache that no row names: what a crash between a file and its row left behind.

@@ -2,7 +2,7 @@ use std::io;
 
 use tree::{BlobId, ByteRange, DamageSearch, Drift, Geometry, Grain, PartialTree, ProveError, Query, RangeSet};
 
-use crate::{FileRef, Store, StoreError};
+use crate::{FileRef, FileState, Store, StoreError};
 
 /// What verifying a blob in one place found. Ranges are in bytes, whole chunk groups.
 #[derive(Debug)]
@@ -17,6 +17,12 @@ pub enum Verdict {
         outboard: RangeSet,
         /// The first error of reading, if some bytes could not be read at all.
         unreadable: Option<io::Error>,
+    },
+    /// Some bytes of a file in place are not the blob's, and rot and an edit are both possible: its ctime moved, or nobody
+    /// watched, while its mtime stayed.
+    Suspect {
+        /// The chunk groups of the blob that the file lacks.
+        data: RangeSet,
     },
     /// The file was edited or replaced since it was indexed; nothing is said of its bytes.
     Modified,
@@ -38,7 +44,12 @@ impl Verdict {
                 outboard.extend(more_outboard.iter());
                 Self::Damaged { data, outboard, unreadable: unreadable.or(more) }
             }
-            (damaged @ Self::Damaged { .. }, Self::Sound) => damaged,
+            (Self::Suspect { mut data }, Self::Suspect { data: more } | Self::Damaged { data: more, .. })
+            | (Self::Damaged { data: more, .. }, Self::Suspect { mut data }) => {
+                data.extend(more.iter());
+                Self::Suspect { data }
+            }
+            (found @ (Self::Damaged { .. } | Self::Suspect { .. }), Self::Sound) => found,
             (_, other) => other,
         }
     }
@@ -67,8 +78,11 @@ impl Store {
             Err(error) => return Ok(Some(if is_gone(&error) { Verdict::Missing } else { Verdict::Unreadable(error) })),
         };
         let fingerprint = || data.fingerprint().map_err(StoreError::file("stat", self.absolute(file)));
-        if row.fingerprint.drift(&fingerprint()?) == Drift::Edited {
-            return Ok(Some(Verdict::Modified));
+        let before = fingerprint()?;
+        if !row.may_have_blob(&before) {
+            let is_suspect = matches!(row.state, FileState::Suspect(read) if read.drift(&before) == Drift::None);
+            let all = Geometry::new(size).all().into();
+            return Ok(Some(if is_suspect { Verdict::Suspect { data: all } } else { Verdict::Modified }));
         }
         let outboard = self.outboard(row.blob, size)?;
         let search = DamageSearch::new(row.blob, size, &data, &outboard.pairs).with_grain(outboard.grain);
@@ -78,7 +92,8 @@ impl Store {
             found.outboard.insert(Geometry::new(size).all());
         }
         let now = fingerprint()?;
-        if row.fingerprint.drift(&now) == Drift::Edited {
+        let is_touched = row.fingerprint.drift(&now) != Drift::None;
+        if before != now || (row.state == FileState::Racy && !is_touched && !found.data.is_empty()) {
             return Ok(Some(Verdict::Modified));
         }
         let judged = search.judged();
@@ -86,11 +101,22 @@ impl Store {
         let damaged = row.damaged.intersection(&all).difference(&judged.into()).union(&found.data);
         // What is the same, byte for byte, takes over a fingerprint that was only touched.
         let is_sound = damaged.is_empty() && all == judged.into();
-        if damaged != row.damaged || (is_sound && row.fingerprint != now) {
+        let is_suspect = is_touched && !damaged.is_empty();
+        let state = match row.state {
+            _ if is_suspect => FileState::Suspect(now),
+            FileState::Suspect(_) if is_sound => FileState::Settled,
+            state => state,
+        };
+        if damaged != row.damaged || state != row.state || (is_sound && row.fingerprint != now) {
+            let known = row.fingerprint;
             self.update_file(file, row.blob, |row| {
-                row.damaged = damaged.clone();
-                if is_sound {
-                    row.fingerprint = now;
+                // What was linked anew meanwhile was not looked at.
+                if row.fingerprint == known {
+                    row.damaged = damaged.clone();
+                    row.state = state;
+                    if is_sound {
+                        row.fingerprint = now;
+                    }
                 }
             })?;
             self.lost();
@@ -100,6 +126,8 @@ impl Store {
         }
         Ok(Some(if found.is_none() {
             Verdict::Sound
+        } else if is_suspect && !found.data.is_empty() {
+            Verdict::Suspect { data: found.data }
         } else {
             Verdict::Damaged { data: found.data, outboard: found.outboard, unreadable: found.unreadable }
         }))
@@ -127,7 +155,7 @@ impl Store {
         let path = self.absolute(file);
         let data = self.open_in_place(file, &row).map_err(StoreError::file("open", &path))?;
         let damaged = tree.find_damage(&data, &row.damaged).intersection(&row.damaged);
-        if row.fingerprint.drift(&data.fingerprint().map_err(StoreError::file("stat", &path))?) == Drift::Edited {
+        if !row.may_have_blob(&data.fingerprint().map_err(StoreError::file("stat", &path))?) {
             return Err(StoreError::Modified { path });
         }
         self.update_file(file, blob, |row| row.damaged = row.damaged.intersection(&damaged))

@@ -287,8 +287,21 @@ enum Command {
     /// Verify, and mend what is damaged with bytes from other copies, here or at peers.
     #[command(after_help = examples::REPAIR)]
     Repair {
+        /// Also mend suspect files: those that may have rotted or been edited, of which you know that you did not edit them.
+        #[arg(long, requires = "targets")]
+        suspect: bool,
+        /// Put back what the latest repair of each target replaced.
+        #[arg(long, requires = "targets", conflicts_with = "suspect")]
+        undo: bool,
         /// What to repair [default: everything here].
         #[arg(value_name = "ARENA[/PATH]")]
+        targets: Vec<OsString>,
+    },
+    /// Publish suspect and damaged files as they are: you edited them.
+    #[command(after_help = examples::ACCEPT)]
+    Accept {
+        /// The files, or directories and arenas with all such files in them.
+        #[arg(value_name = "ARENA[/PATH]", required = true)]
         targets: Vec<OsString>,
     },
 }
@@ -407,7 +420,8 @@ pub fn main_blob() -> ExitCode {
         Command::Verify { targets, sample, budget } => {
             commands::verify(home, common, &targets, sample.as_deref(), budget.as_deref()).await
         }
-        Command::Repair { targets } => commands::repair(home, common, &targets).await,
+        Command::Repair { suspect, undo, targets } => commands::repair(home, common, suspect, undo, &targets).await,
+        Command::Accept { targets } => commands::accept(home, common, &targets).await,
     })
 }
 

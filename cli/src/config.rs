@@ -36,6 +36,8 @@ pub(crate) struct Config {
     pub limits: LimitsConfig,
     /// How the daemon looks for damage by itself.
     pub scrub: ScrubConfig,
+    /// What is kept of the bytes that repairs replaced.
+    pub repair: RepairConfig,
     /// How the daemon follows changes of the files held here.
     pub watch: WatchConfig,
     /// What is remembered of changes.
@@ -160,7 +162,23 @@ pub(crate) struct ScrubConfig {
 
 impl Default for ScrubConfig {
     fn default() -> Self {
-        Self { period: "30d".to_owned(), rate: ByteSize::mib(50), repair: false }
+        Self { period: "30d".to_owned(), rate: ByteSize::mib(50), repair: true }
+    }
+}
+
+/// `[repair]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct RepairConfig {
+    /// How long the bytes are kept that repairs replaced.
+    pub keep: String,
+    /// How many of them are kept.
+    pub limit: ByteSize,
+}
+
+impl Default for RepairConfig {
+    fn default() -> Self {
+        Self { keep: "30d".to_owned(), limit: ByteSize::gib(1) }
     }
 }
 
@@ -268,6 +286,10 @@ impl Config {
             grain,
             cache_limit: self.cache.limit.as_u64(),
             cache_keep_free: self.cache.keep_free.as_u64(),
+            saved: home.saved(),
+            saved_keep: positive("repair.keep", &self.repair.keep)?,
+            saved_bytes_max: self.repair.limit.as_u64(),
+            vanished_max: self.history.limit,
         })
     }
 
@@ -372,10 +394,15 @@ const TEMPLATE: &str = r#"# blobd's settings. Everything has a default, shown he
 
 [scrub]
 # The daemon reads and verifies everything it holds once in this time, by itself, at this many bytes a second at most;
-# and mends what it finds damaged with bytes from peers, if it may.
+# and mends what it finds damaged with bytes from peers, unless it shall not.
 #period = "30d"
 #rate = "50 MiB"
-#repair = false
+#repair = true
+
+[repair]
+# How long, and how much, is kept of the bytes that repairs replaced: blob repair --undo puts them back.
+#keep = "30d"
+#limit = "1 GiB"
 
 [watch]
 # A file that changes is read once it has rested so long, or after settle_max if it never does; and everything is looked

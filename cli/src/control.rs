@@ -20,6 +20,7 @@ use axum::{
     response::Response,
     routing::{delete, get, post},
 };
+use blobstore::Consent;
 use futures_util::stream;
 use namespace::Arena;
 use peers::{Peer, PeerStatus, Role, Roles, RosterError};
@@ -60,6 +61,7 @@ pub(crate) fn router(node: Node) -> Router {
         .route("/v1/copy", post(copy))
         .route("/v1/verify", post(verify))
         .route("/v1/repair", post(repair))
+        .route("/v1/accept", post(accept))
         .merge(keep::routes())
         .fallback(async || Failure::new(Code::NotFound, "no such call"))
         .layer(middleware::from_fn(logged))
@@ -149,6 +151,20 @@ pub(crate) struct Get {
 }
 
 /// `POST /v1/repair`
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(crate) struct Repair {
+    /// What to repair; none for everything.
+    #[serde(default)]
+    pub targets: Vec<Target>,
+    /// Whether suspect files are repaired too.
+    #[serde(default)]
+    pub suspect: bool,
+    /// Whether the latest repair is undone instead.
+    #[serde(default)]
+    pub undo: bool,
+}
+
+/// `POST /v1/accept`
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Targets {
     /// What to look at; none for everything.
@@ -376,9 +392,18 @@ async fn verify(State(node): State<Node>, body: Body_<Scope>) -> Result<Response
     Ok(report(async move |reporter| node.verify(scope, &reporter).await))
 }
 
-async fn repair(State(node): State<Node>, body: Body_<Targets>) -> Result<Response, Failure> {
+async fn repair(State(node): State<Node>, body: Body_<Repair>) -> Result<Response, Failure> {
+    let Repair { targets, suspect, undo } = understood(body)?;
+    let consent = if suspect { Consent::Suspect } else { Consent::Damage };
+    Ok(report(async move |reporter| match undo {
+        true => node.undo_repair(targets, &reporter).await,
+        false => node.repair(targets, consent, &reporter).await,
+    }))
+}
+
+async fn accept(State(node): State<Node>, body: Body_<Targets>) -> Result<Response, Failure> {
     let targets = understood(body)?.targets;
-    Ok(report(async move |reporter| node.repair(targets, &reporter).await))
+    Ok(report(async move |reporter| node.accept(targets, &reporter).await))
 }
 
 /// Takes note of each call. A report may have only begun then.

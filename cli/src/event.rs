@@ -47,6 +47,35 @@ pub enum Event {
         /// The damaged bytes: half-open, whole chunk groups.
         ranges: RangeSet,
     },
+    /// A file with other bytes than its last good version, of which nobody knows whether it rotted or was edited.
+    Suspect {
+        /// Which.
+        #[serde(flatten)]
+        file: FileName,
+        /// Its last good version.
+        blob: BlobId,
+        /// The bytes of that which the file lacks: half-open, whole chunk groups.
+        ranges: RangeSet,
+        /// How the bytes differ, if good ones could be had.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        difference: Option<String>,
+    },
+    /// A suspect or damaged file that was published as it is.
+    Accepted {
+        /// Which.
+        #[serde(flatten)]
+        file: FileName,
+        /// Its blob now.
+        blob: BlobId,
+    },
+    /// A file into which the bytes were put back that a repair had replaced.
+    Undone {
+        /// Which.
+        #[serde(flatten)]
+        file: FileName,
+        /// The bytes that were put back.
+        ranges: RangeSet,
+    },
     /// A file that was changed since it was indexed; nothing is said of its bytes.
     Modified {
         /// Which.

@@ -81,6 +81,11 @@ impl Home {
         self.state.join("outboards")
     }
 
+    /// The directory of the bytes that repairs replaced.
+    pub fn saved(&self) -> PathBuf {
+        self.state.join("saved")
+    }
+
     /// The directories that are never indexed, even inside an arena: as they are, without symbolic links.
     pub fn own_dirs(&self) -> Vec<PathBuf> {
         let dirs = [Some(self.state.as_path()), Some(&self.cache), self.config.parent()];

@@ -7,10 +7,11 @@ use std::{
 
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use serde_json::Value;
+use tree::RangeSet;
 
 use crate::{
     client::Events,
-    event::{Copied, Entry, Event, Pin, Reason},
+    event::{Copied, Entry, Event, FileName, Pin, Reason},
     failure::{Code, Failure, WhileDoing},
 };
 
@@ -64,6 +65,13 @@ fn human(out: &mut Output, event: &Event, style: Style) -> io::Result<()> {
         Event::Damage { file, what, ranges, .. } => {
             let ranges = ranges.iter().map(|range| range.to_string()).collect::<Vec<_>>().join(" ");
             out.line(&format!("damaged   {file}  {what} {ranges}"))
+        }
+        Event::Suspect { file, ranges, difference, .. } => {
+            suspect_lines(file, ranges, difference.as_deref()).iter().try_for_each(|line| out.line(line))
+        }
+        Event::Accepted { file, blob } => out.line(&format!("accepted  {file}  {blob:.12}")),
+        Event::Undone { file, ranges } => {
+            out.line(&format!("undone    {file}  {} put back", HumanBytes(ranges.total_bytes())))
         }
         Event::Conflict { file, versions } => {
             out.line(&file.to_string())?;
@@ -135,6 +143,26 @@ fn short_line(entry: &Entry) -> String {
         _ => format!("{}/{}", entry.arena, printable(&path)),
     };
     if entry.conflict { line + "  (conflict)" } else { line }
+}
+
+/// What is known of a suspect file, and what the user can do.
+fn suspect_lines(file: &FileName, ranges: &RangeSet, difference: Option<&str>) -> [String; 3] {
+    let differs = match difference {
+        Some(difference) => format!("it differs from its last good version in {difference}"),
+        None => format!("{} differ from its last good version", HumanBytes(ranges.total_bytes())),
+    };
+    let name = quoted(&file.to_string());
+    [
+        format!("suspect   {file}  {differs}; rot or an edit"),
+        format!("    if you changed it:  blob accept {name}"),
+        format!("    if you did not:     blob repair --suspect {name}"),
+    ]
+}
+
+/// A name as a shell takes it.
+fn quoted(name: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "/._-+:@%,=".contains(c);
+    if name.chars().all(plain) { name.to_owned() } else { format!("'{}'", name.replace('\'', "'\\''")) }
 }
 
 /// How much of what is pinned is here, and a line for each reason why something is not.

@@ -1,6 +1,7 @@
 //! The seam between the store and the file system.
 
 mod direct;
+mod lease;
 mod real;
 
 use std::{
@@ -10,6 +11,7 @@ use std::{
 
 use tree::{ByteRange, Fingerprint, ReadAt, UnixTime, WriteAt};
 
+pub use lease::is_open_for_writing;
 pub use real::RealDisk;
 
 /// What a file is opened for.
@@ -82,6 +84,11 @@ pub trait DiskFile: ReadAt + WriteAt + Send + Sync {
 
     /// Makes the file's bytes, length and times durable.
     fn sync(&self) -> io::Result<()>;
+
+    /// Whether a program has the file open for writing; `None` if nobody can tell. Only of a file opened to be read.
+    fn is_open_for_writing(&self) -> Option<bool> {
+        None
+    }
 
     /// What the file is like now.
     fn fingerprint(&self) -> io::Result<Fingerprint>;

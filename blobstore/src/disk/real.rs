@@ -13,7 +13,7 @@ use rustix::{
 };
 use tree::{ByteRange, Fingerprint, ReadAt, UnixTime, WriteAt};
 
-use super::{Access, Disk, DiskFile, direct::Direct};
+use super::{Access, Disk, DiskFile, direct::Direct, is_open_for_writing};
 
 /// The machine's file systems.
 #[derive(Debug, Clone, Copy, Default)]
@@ -164,6 +164,10 @@ impl DiskFile for RealFile {
 
     fn sync(&self) -> io::Result<()> {
         self.file.sync_all()
+    }
+
+    fn is_open_for_writing(&self) -> Option<bool> {
+        is_open_for_writing(&self.file)
     }
 
     fn fingerprint(&self) -> io::Result<Fingerprint> {

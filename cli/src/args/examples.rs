@@ -49,14 +49,25 @@ Examples:
   blob verify Pictures/2024
   blob verify --sample 5% --budget 30m   some each night: what was verified longest ago
 
-Exit code 4 if there is damage: blob repair mends it.";
+Exit code 4 if there is damage, which blob repair mends, or a suspect file, of which you decide whether it rotted
+(blob repair --suspect) or was edited (blob accept).";
 
 pub(super) const REPAIR: &str = "\
 Examples:
   blob repair                            everything here
   blob repair Pictures/cat.jpg
+  blob repair --suspect Pictures/a.jpg   also a file that may have been edited: you know that you did not
+  blob repair --undo Pictures/a.jpg      put back what the repair replaced
 
-Exit code 5 if something could not be mended: no copy of it was to be had.";
+What a repair replaces is kept for 30 days. Exit code 4 if suspect files are left, 5 if something could not be mended:
+no copy of it was to be had.";
+
+pub(super) const ACCEPT: &str = "\
+Examples:
+  blob accept Music/song.flac            I retagged it, and the program kept its time
+  blob accept Downloads                  everything suspect there
+
+See what is suspect, and how it differs, with: blob verify";
 
 pub(super) const HISTORY: &str = "\
 Examples:

@@ -17,7 +17,7 @@ use super::{daemon, daemon_or_home, style, text};
 use crate::{
     args::{Common, CopyArgs},
     config::parse_duration,
-    control::{Get, List, Read, Targets},
+    control::{Get, List, Read, Repair, Targets},
     failure::{Code, Failure, WhileDoing},
     fsverity,
     home::Home,
@@ -219,8 +219,19 @@ pub(crate) async fn verify(
 }
 
 /// `blob repair`
-pub(crate) async fn repair(home: &Home, common: &Common, targets: &[OsString]) -> Result<Code, Failure> {
-    look_over(home, common, "/v1/repair", &Targets { targets: parsed(targets)? }).await
+pub(crate) async fn repair(
+    home: &Home,
+    common: &Common,
+    suspect: bool,
+    undo: bool,
+    targets: &[OsString],
+) -> Result<Code, Failure> {
+    look_over(home, common, "/v1/repair", &Repair { targets: parsed(targets)?, suspect, undo }).await
+}
+
+/// `blob accept`
+pub(crate) async fn accept(home: &Home, common: &Common, targets: &[OsString]) -> Result<Code, Failure> {
+    look_over(home, common, "/v1/accept", &Targets { targets: parsed(targets)? }).await
 }
 
 pub(super) fn parsed(targets: &[OsString]) -> Result<Vec<Target>, Failure> {

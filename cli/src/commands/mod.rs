@@ -28,7 +28,7 @@ use crate::{
 };
 
 pub(crate) use arenas::arena;
-pub(crate) use blobs::{cat, copy, get, hash, ls, repair, verify};
+pub(crate) use blobs::{accept, cat, copy, get, hash, ls, repair, verify};
 pub(crate) use keep::{cache, pin, unpin, warm};
 pub(crate) use machines::{id, init, invite, join, limit, peer, status};
 pub(crate) use mounts::{in_words, mount, mount_command, umount};

@@ -12,6 +12,7 @@ mod pins;
 mod read;
 mod repair;
 mod scrub;
+mod suspect;
 mod verify;
 mod versions;
 mod warm;

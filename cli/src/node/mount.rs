@@ -2,7 +2,7 @@
 
 use std::{future::Future, io, net::SocketAddr, pin::Pin, sync::Arc, time::Duration};
 
-use blobstore::{Fetch, FetchError, Fetched, SharedSink, Verdict, Want};
+use blobstore::{Consent, Fetch, FetchError, Fetched, SharedSink, Verdict, Want};
 use nfs::{Mount, Network, Options};
 use peers::{Class, Identity, Peers};
 use tokio::sync::{mpsc, watch};
@@ -122,7 +122,7 @@ impl Node {
         let _turn = self.turn().await;
         let node = self.clone();
         for damaged in blocking(move || node.damaged_copies(blob)).await? {
-            self.mend(Class::Background, &damaged).await?;
+            self.mend(Class::Background, Consent::Damage, &damaged).await?;
         }
         Ok(())
     }
@@ -132,7 +132,7 @@ impl Node {
         let store = &self.inner.store;
         let mut found = Vec::new();
         for file in store.holders(blob, COPIES_MAX)? {
-            let row = store.file(&file)?.filter(|row| row.blob == blob && !row.damaged.is_empty());
+            let row = store.file(&file)?.filter(|row| row.blob == blob && !row.damaged.is_empty() && !row.is_suspect());
             if let Some((row, arena)) = row.zip(self.arena_of(file.root)) {
                 let verdict = Verdict::Damaged { data: row.damaged, outboard: RangeSet::new(), unreadable: None };
                 let name = FileName::new(&arena, &file.path);

@@ -3,7 +3,7 @@ use std::{
     time::Instant,
 };
 
-use blobstore::{FetchError, Fetched, FileRef, Mending, Sink, Verdict, Want};
+use blobstore::{Consent, FetchError, Fetched, FileRef, Mending, Sink, Verdict, Want};
 use peers::{Class, PeerStatus};
 use serde_json::json;
 use tracing::{info, warn};
@@ -13,7 +13,7 @@ use super::{
     Node, blocking,
     list::rfc3339,
     read::{READ_BYTES_MAX, fetch_failure},
-    verify::{self, Damaged, Scope},
+    verify::{self, Damaged, EXPLAINED_MAX, Scope, now},
 };
 use crate::{
     event::{Event, Reporter, summary},
@@ -32,8 +32,8 @@ pub(super) struct Mended {
 
 impl Node {
     /// Verifies everything here, or what `targets` name, and mends all damage: from other copies here, and what no
-    /// copy here has from whichever peer has it.
-    pub async fn repair(&self, targets: Vec<Target>, reporter: &Reporter) -> Result<Code, Failure> {
+    /// copy here has from whichever peer has it. Suspect files are mended only if the user consents.
+    pub async fn repair(&self, targets: Vec<Target>, consent: Consent, reporter: &Reporter) -> Result<Code, Failure> {
         let _turn = self.turn().await;
         let started = Instant::now();
         let (node, report) = (self.clone(), reporter.clone());
@@ -48,9 +48,15 @@ impl Node {
             Ok((all, totals.unreadable_files))
         });
         let (damaged, unreadable_files) = damaged.await.while_doing(what)?;
-        let (mut repaired_files, mut unrepaired_files, mut bytes_received) = (0u64, 0u64, 0u64);
+        let (mut repaired_files, mut unrepaired_files, mut suspect_files, mut bytes_received) =
+            (0u64, 0u64, 0u64, 0u64);
         for damaged in damaged {
-            let mended = self.mend(Class::Copy, &damaged).await?;
+            if matches!(damaged.verdict, Verdict::Suspect { .. }) && consent == Consent::Damage {
+                reporter.send(self.suspect_event(&damaged, suspect_files < EXPLAINED_MAX).await?).await?;
+                suspect_files += 1;
+                continue;
+            }
+            let mended = self.mend(Class::Copy, consent, &damaged).await?;
             let Mended { ranges, fetched: Fetched { bytes_received: received, peers }, left, reason } = mended;
             bytes_received += received;
             let (file, blob, bytes_received) = (damaged.name, damaged.blob, received);
@@ -71,21 +77,23 @@ impl Node {
             .send(summary(json!({
                 "repaired_files": repaired_files,
                 "unrepaired_files": unrepaired_files,
+                "suspect_files": suspect_files,
                 "unreadable_files": unreadable_files,
                 "bytes_received": bytes_received,
                 "seconds": started.elapsed().as_secs_f64(),
             })))
             .await?;
-        Ok(match (unrepaired_files, unreadable_files) {
-            (0, 0) => Code::Ok,
-            (0, _) => Code::Some,
+        Ok(match (unrepaired_files, suspect_files, unreadable_files) {
+            (0, 0, 0) => Code::Ok,
+            (0, 0, _) => Code::Some,
+            (0, _, _) => Code::Damage,
             _ => Code::Unrepaired,
         })
     }
 
     /// Mends one file, as far as that can be done now.
-    pub(super) async fn mend(&self, class: Class, damaged: &Damaged) -> Result<Mended, Failure> {
-        let mended = self.try_to_mend(class, damaged).await?;
+    pub(super) async fn mend(&self, class: Class, consent: Consent, damaged: &Damaged) -> Result<Mended, Failure> {
+        let mended = self.try_to_mend(class, consent, damaged).await?;
         let (name, blob, bytes) = (&damaged.name, damaged.blob, mended.ranges.total_bytes());
         match &mended.reason {
             None => info!(arena = name.arena, path = name.path, %blob, bytes, "mended"),
@@ -94,7 +102,7 @@ impl Node {
         Ok(mended)
     }
 
-    async fn try_to_mend(&self, class: Class, damaged: &Damaged) -> Result<Mended, Failure> {
+    async fn try_to_mend(&self, class: Class, consent: Consent, damaged: &Damaged) -> Result<Mended, Failure> {
         let unrepaired = |left, reason: String| Ok(Mended { left, reason: Some(reason), ..Mended::default() });
         let Some((_, file)) = &damaged.place else {
             // The cache has forgotten what was damaged, which mends it: it is fetched anew when it is wanted.
@@ -102,6 +110,7 @@ impl Node {
         };
         let (data, outboard) = match &damaged.verdict {
             Verdict::Damaged { data, outboard, .. } => (data.clone(), outboard.clone()),
+            Verdict::Suspect { data } => (data.clone(), RangeSet::new()),
             _ => {
                 let reason = "the file is gone; if that was no accident, the next scan takes note of it; if it was, bring it back with: blob get";
                 return unrepaired(RangeSet::new(), reason.into());
@@ -110,7 +119,7 @@ impl Node {
         let mut mended = if data.is_empty() {
             Mended::default()
         } else {
-            match self.mend_data(class, file, damaged.blob).await {
+            match self.mend_data(class, consent, file, damaged.blob).await {
                 Ok(mended) => mended,
                 Err(failure) => return unrepaired(data, failure.reason()),
             }
@@ -127,11 +136,11 @@ impl Node {
 
     /// Writes proven bytes over those under quarantine. Once the file is open for that, it is closed properly
     /// whatever happens: its mtime must not stay moved.
-    async fn mend_data(&self, class: Class, file: &FileRef, blob: BlobId) -> Result<Mended, Failure> {
+    async fn mend_data(&self, class: Class, consent: Consent, file: &FileRef, blob: BlobId) -> Result<Mended, Failure> {
         let tree_bytes = self.narrow(file, blob).await?;
         let (node, place) = (self.clone(), file.clone());
         let opened = blocking(move || {
-            let mut mending = node.inner.store.mend(&place)?;
+            let mut mending = node.inner.store.mend(&place, consent, now())?;
             let copied = node.mend_from_here(&mut mending, blob);
             Ok((mending, copied))
         });

@@ -7,7 +7,7 @@ use std::{
 };
 
 use blobstore::{
-    Verdict,
+    Consent, Verdict,
     scrub::{self, Agenda, Tally},
 };
 use peers::Class;
@@ -43,8 +43,10 @@ pub(crate) struct ScrubStatus {
     pub all_since: Option<u64>,
     /// Bytes that are due now.
     pub due_bytes: u64,
-    /// Files under quarantine, in all or part.
+    /// Files under quarantine, in all or part; suspect ones are counted apart.
     pub damaged_files: u64,
+    /// Files that await the user's decision.
+    pub suspect_files: u64,
     /// Files that this daemon found damaged, and mended, since it started.
     pub found_files: u64,
     pub repaired_files: u64,
@@ -116,17 +118,19 @@ impl Node {
 
     /// Looks at everything here: what is to be verified next, and for the status, how things stand.
     pub(super) fn look_what_is_due(&self) -> Result<Agenda<Subject>, Failure> {
-        let (mut agenda, mut tally, mut damaged_files) = (Agenda::new(SUBJECTS_MAX), Tally::default(), 0);
+        let (mut agenda, mut tally) = (Agenda::new(SUBJECTS_MAX), Tally::default());
+        let (mut damaged_files, mut suspect_files) = (0, 0);
         let (period, now) = (self.inner.scrub_settings.period, now());
         self.for_each_subject(&[], &mut |subject| {
             tally.add(&subject.task, period, now);
-            damaged_files += u64::from(subject.is_quarantined);
+            damaged_files += u64::from(subject.is_quarantined && !subject.is_suspect);
+            suspect_files += u64::from(subject.is_suspect);
             agenda.offer(subject);
             Ok(())
         })?;
         self.update_scrub(|status| {
             let (all_since, due_bytes) = (tally.all_since(), tally.due_bytes);
-            *status = ScrubStatus { all_since, due_bytes, damaged_files, ..status.clone() };
+            *status = ScrubStatus { all_since, due_bytes, damaged_files, suspect_files, ..status.clone() };
         });
         Ok(agenda)
     }
@@ -196,16 +200,17 @@ impl Node {
         let (what, bytes) = match &damaged.verdict {
             Verdict::Damaged { data, .. } if !data.is_empty() => ("data", data.total_bytes()),
             Verdict::Damaged { .. } => ("outboard", 0),
+            Verdict::Suspect { data } => ("suspect", data.total_bytes()),
             _ => ("missing", 0),
         };
         let (name, blob) = (&damaged.name, damaged.blob);
         warn!(arena = name.arena, path = name.path, %blob, what, bytes, "scrubbing found damage");
         self.update_scrub(|status| status.found_files += 1);
-        if !repair {
+        if !repair || matches!(damaged.verdict, Verdict::Suspect { .. }) {
             return Ok(());
         }
         let _turn = self.turn().await;
-        let mended = self.mend(Class::Background, &damaged).await?;
+        let mended = self.mend(Class::Background, Consent::Damage, &damaged).await?;
         if mended.reason.is_none() {
             self.update_scrub(|status| status.repaired_files += 1);
         }

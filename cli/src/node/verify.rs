@@ -7,7 +7,7 @@ use blobstore::{
     FileRef, Item, Task, Verdict, Verified,
     scrub::{self, Agenda},
 };
-use namespace::ArenaName;
+use namespace::{ArenaName, RelPath};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -50,6 +50,7 @@ pub(super) struct VerifyTotals {
     bytes: u64,
     damaged_files: u64,
     damaged_bytes: u64,
+    suspect_files: u64,
     modified_files: u64,
     pub(super) unreadable_files: u64,
     /// Bytes that there was no time for.
@@ -64,6 +65,8 @@ pub(super) struct Subject {
     pub(super) blob: BlobId,
     /// Whether some of it is under quarantine.
     pub(super) is_quarantined: bool,
+    /// Whether it awaits the user's decision.
+    pub(super) is_suspect: bool,
 }
 
 impl Node {
@@ -74,9 +77,21 @@ impl Node {
         let report = reporter.clone();
         let node = self.clone();
         let what = in_words("verify", &scope.targets);
-        let totals =
-            blocking(move || node.find_damage(&scope, &report, &mut |damaged| report_damage(&damaged, &report)));
-        let totals = totals.await.while_doing(what)?;
+        let done = blocking(move || {
+            let mut suspects = Vec::new();
+            let totals = node.find_damage(&scope, &report, &mut |damaged| match damaged.verdict {
+                Verdict::Suspect { .. } => {
+                    suspects.push(damaged);
+                    Ok(())
+                }
+                _ => report_damage(&damaged, &report),
+            })?;
+            Ok((totals, suspects))
+        });
+        let (totals, suspects) = done.await.while_doing(what)?;
+        for (number, suspect) in (0..).zip(&suspects) {
+            reporter.send(self.suspect_event(suspect, number < EXPLAINED_MAX).await?).await?;
+        }
         self.update_status().await?;
         reporter
             .send(summary(json!({
@@ -84,6 +99,7 @@ impl Node {
                 "bytes": totals.bytes,
                 "damaged_files": totals.damaged_files,
                 "damaged_bytes": totals.damaged_bytes,
+                "suspect_files": totals.suspect_files,
                 "modified_files": totals.modified_files,
                 "unreadable_files": totals.unreadable_files,
                 "left_bytes": totals.left_bytes,
@@ -91,7 +107,7 @@ impl Node {
             })))
             .await?;
         Ok(match totals {
-            VerifyTotals { damaged_files: 1.., .. } => Code::Damage,
+            VerifyTotals { damaged_files: 1.., .. } | VerifyTotals { suspect_files: 1.., .. } => Code::Damage,
             VerifyTotals { unreadable_files: 1.., .. } => Code::Some,
             _ => Code::Ok,
         })
@@ -179,16 +195,29 @@ impl Node {
                 Item::File(file) => store.verify_part(file, part, progress)?,
                 Item::Cached(blob) => store.verify_cached(*blob, progress)?,
             };
-            let Some(verdict) = verdict else { return Ok(None) };
+            let Some(mut verdict) = verdict else { return Ok(None) };
+            if matches!(verdict, Verdict::Suspect { .. }) && self.is_edit_pending(subject) {
+                verdict = Verdict::Modified;
+            }
             all = all.and(verdict);
             task.verified = task.after(part, now());
-            if !matches!(all, Verdict::Sound | Verdict::Damaged { .. }) {
+            if !matches!(all, Verdict::Sound | Verdict::Damaged { .. } | Verdict::Suspect { .. }) {
                 task.verified = Verified { at: now(), next: 0 };
             }
             if task.verified.next == 0 || is_over() {
                 return Ok(Some((all, task.verified)));
             }
         }
+    }
+
+    /// Whether the watcher saw a program write the file, and no pass has looked at it since: then it is no suspect.
+    fn is_edit_pending(&self, subject: &Subject) -> bool {
+        let (Some(arena), Item::File(file)) = (&subject.arena, &subject.task.item) else { return false };
+        let path = RelPath::try_from(file.path.clone());
+        path.is_ok_and(|path| {
+            let signs = self.signs_of(arena, &path);
+            signs.wrote || signs.closed || signs.moved_here
+        })
     }
 
     /// Hands over what `targets` name, in the order of paths; without any, all arenas held here and the cache. Only a
@@ -219,15 +248,22 @@ impl Node {
                 let (path, row) = file?;
                 let item = Item::File(FileRef { root, path });
                 let task = Task { item, bytes: row.fingerprint.size, verified: row.verified };
-                let (arena, is_quarantined) = (Some(target.arena.clone()), !row.damaged.is_empty());
-                take(Subject { task, arena, blob: row.blob, is_quarantined })?;
+                let (is_suspect, is_quarantined) = (row.is_suspect(), !row.damaged.is_empty());
+                let arena = Some(target.arena.clone());
+                take(Subject { task, arena, blob: row.blob, is_quarantined, is_suspect })?;
             }
         }
         if targets.is_empty() {
             for blob in store.cached()? {
                 let item = Item::Cached(blob);
                 let (bytes, verified) = (store.cached_ranges(blob)?.total_bytes(), store.verified(&item)?);
-                take(Subject { task: Task { item, bytes, verified }, arena: None, blob, is_quarantined: false })?;
+                take(Subject {
+                    task: Task { item, bytes, verified },
+                    arena: None,
+                    blob,
+                    is_quarantined: false,
+                    is_suspect: false,
+                })?;
             }
         }
         Ok(())
@@ -316,6 +352,12 @@ impl Subject {
         }
     }
 
+    /// The file, as a command names it; `None` if it is in the cache.
+    pub(super) fn target(&self) -> Option<Target> {
+        let Item::File(file) = &self.task.item else { return None };
+        Some(Target { arena: self.arena.clone()?, path: Some(file.path.clone().try_into().ok()?) })
+    }
+
     /// The subject, damaged.
     pub(super) fn damaged(&self, verdict: Verdict) -> Damaged {
         let place = match &self.task.item {
@@ -344,6 +386,10 @@ impl VerifyTotals {
             Verdict::Unreadable(error) => {
                 self.unreadable_files += 1;
                 reporter.send_blocking(Event::Failed { file: subject.name(), reason: tree::reason(&error), copy: None })
+            }
+            verdict @ Verdict::Suspect { .. } => {
+                self.suspect_files += 1;
+                found(subject.damaged(verdict))
             }
             verdict => {
                 self.damaged_files += 1;
@@ -390,6 +436,8 @@ fn damaged_bytes(verdict: &Verdict, size: u64) -> u64 {
     }
 }
 
+/// Of so many suspect files it is said how they differ, which may cost a fetch each.
+pub(super) const EXPLAINED_MAX: u64 = 100;
 const BATCH_FILES: usize = 1024;
 const BATCH_BYTES: u64 = 1 << 30;
 /// How much of a file is verified before looking at the clock.

@@ -1,8 +1,12 @@
 //! What each peer has at a path, what became of it, and who has a blob.
 
-use std::{collections::BTreeSet, ops::ControlFlow};
+use std::{
+    collections::{BTreeSet, VecDeque},
+    ops::ControlFlow,
+    os::unix::ffi::OsStrExt,
+};
 
-use blobstore::Presence;
+use blobstore::{FileRef, Presence, Repair};
 use namespace::{ArenaName, Content, EntryKind, Happened, PeerId, Version};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -161,6 +165,7 @@ impl Node {
         }
         let mut changes = self.inner.namespace.changes();
         let mut logs: Vec<Log> = Vec::new();
+        let (with_repairs, mut repairs_told) = (matches!(one, None | Some(None)) && scope.since.is_none(), 0);
         loop {
             changes.borrow_and_update();
             let peers: Vec<Option<PeerId>> = match one {
@@ -176,7 +181,12 @@ impl Node {
                 }
             }
             let (node, arena, reporting) = (self.clone(), scope.arena.clone(), reporter.clone());
-            logs = blocking(move || node.report_changes(logs, arena.as_ref(), &reporting)).await?;
+            (logs, repairs_told) = blocking(move || {
+                let mut repairs = node.repairs_after(repairs_told, arena.as_ref(), with_repairs)?;
+                let told = repairs.back().map_or(repairs_told, |(_, repair)| repair.number);
+                Ok((node.report_changes(logs, &mut repairs, arena.as_ref(), &reporting)?, told))
+            })
+            .await?;
             if !scope.follow {
                 return Ok(Code::Ok);
             }
@@ -210,6 +220,7 @@ impl Node {
     fn report_changes(
         &self,
         mut logs: Vec<Log>,
+        repairs: &mut VecDeque<(FileName, Repair)>,
         arena: Option<&ArenaName>,
         reporter: &Reporter,
     ) -> Result<Vec<Log>, Failure> {
@@ -218,7 +229,12 @@ impl Node {
                 log.page = self.inner.namespace.history(log.peer, log.after, PAGE_ROWS)?.into_iter();
             }
             let next = |log: &&mut Log| log.page.as_slice().first().map(|next| next.at);
-            let Some(log) = logs.iter_mut().filter(|log| next(log).is_some()).min_by_key(next) else { return Ok(logs) };
+            let log = logs.iter_mut().filter(|log| next(log).is_some()).min_by_key(next);
+            let at = log.as_ref().and_then(next).unwrap_or(u64::MAX);
+            while let Some((file, repair)) = repairs.pop_front_if(|(_, repair)| repair.at <= at) {
+                reporter.send_blocking(self.repair_event(file, &repair))?;
+            }
+            let Some(log) = log else { return Ok(logs) };
             let Some(Happened { arena: of, path, version, at }) = log.page.next() else { continue };
             log.after = version.seq;
             let is_directory = matches!(version.content, Content::Directory { .. });
@@ -239,6 +255,62 @@ impl Node {
                 version: self.version(log.peer, &version),
             })?;
         }
+    }
+
+    /// The repairs of files in arenas here, or in `arena`, behind number `after`.
+    fn repairs_after(
+        &self,
+        after: u64,
+        arena: Option<&ArenaName>,
+        wanted: bool,
+    ) -> Result<VecDeque<(FileName, Repair)>, Failure> {
+        if !wanted {
+            return Ok(VecDeque::new());
+        }
+        let arenas = self.inner.namespace.arenas()?;
+        let named = |repair: Repair| {
+            let held = arenas.iter().filter(|held| arena.is_none_or(|arena| held.name == *arena));
+            let mut below = held.filter_map(|held| Some((held, repair.path.strip_prefix(held.dir.as_ref()?).ok()?)));
+            let (held, path) = below.next()?;
+            Some((FileName::new(&held.name, path.as_os_str().as_bytes()), repair))
+        };
+        let repairs = self.inner.store.repairs()?.into_iter().filter(|repair| repair.number > after);
+        Ok(repairs.filter_map(named).collect())
+    }
+
+    /// The files at and below `target` of which a repair is saved.
+    pub(super) fn repaired_files(&self, target: &Target) -> Result<Vec<(ArenaName, FileRef)>, Failure> {
+        let arena = self.inner.namespace.arenas()?.into_iter().find(|arena| arena.name == target.arena);
+        let found = arena.and_then(|arena| arena.dir).zip(self.root(&target.arena));
+        let Some((dir, root)) = found else {
+            let failure = format!("this machine does not hold an arena {}", target.arena);
+            return Err(Failure::new(Code::NotFound, failure));
+        };
+        let at = target.path.as_ref().map_or(dir.clone(), |path| dir.join(path.as_path()));
+        let mut files: Vec<FileRef> = Vec::new();
+        for repair in self.inner.store.repairs()?.into_iter().filter(|repair| repair.path.starts_with(&at)) {
+            let Ok(path) = repair.path.strip_prefix(&dir) else { continue };
+            let file = FileRef { root, path: path.as_os_str().as_bytes().to_owned() };
+            if !files.contains(&file) {
+                files.push(file);
+            }
+        }
+        Ok(files.into_iter().map(|file| (target.arena.clone(), file)).collect())
+    }
+
+    fn repair_event(&self, file: FileName, repair: &Repair) -> Event {
+        let time = UnixTime { seconds: (repair.at / 1000) as i64, nanos: (repair.at % 1000) as u32 * 1_000_000 };
+        let change = if repair.is_undo { "undone" } else { "repaired" };
+        let version = event::Version {
+            peer: self.peer_name(None),
+            state: "file".into(),
+            blob: Some(repair.blob),
+            size: None,
+            mtime: rfc3339(time),
+            seq: repair.number,
+            previous: Vec::new(),
+        };
+        Event::Change { time: rfc3339(time), change: change.into(), file, version }
     }
 
     fn version(&self, peer: Option<PeerId>, version: &Version) -> event::Version {

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use namespace::{ArenaName, Heard, Inotify, News, Pending, RelPath, Watch, WatchError};
+use namespace::{ArenaName, Heard, Inotify, News, Pending, RelPath, Signs, Watch, WatchError};
 use tokio::{sync::watch, task::JoinHandle, time::sleep};
 use tracing::{debug, error, info, warn};
 
@@ -179,7 +179,7 @@ impl Keeper {
         self.refresh(now + self.settings.rescan);
         while let Some(some) = heard {
             match some {
-                Heard::Changed(path) => self.note(&path, now),
+                Heard::Changed(path, signs) => self.note(&path, signs, now),
                 Heard::Lost => {
                     info!("some changes were not heard; everything is looked at");
                     self.arenas.values_mut().for_each(|kept| kept.pending.note(None, now));
@@ -189,14 +189,15 @@ impl Keeper {
         }
     }
 
-    fn note(&mut self, path: &Path, now: Duration) {
-        for kept in self.arenas.values_mut() {
+    fn note(&mut self, path: &Path, signs: Signs, now: Duration) {
+        for (arena, kept) in &mut self.arenas {
             let Ok(below) = path.strip_prefix(&kept.true_dir).or_else(|_| path.strip_prefix(&kept.dir)) else {
                 continue;
             };
             let fits = |path: &Path| RelPath::try_from(path.as_os_str().as_encoded_bytes().to_owned()).ok();
             // A path that is too long to have is looked at with the directory that it is in.
             let path = below.ancestors().filter(|path| !path.as_os_str().is_empty()).find_map(fits);
+            self.node.note_signs(arena, path.as_ref().map_or(b"", RelPath::as_bytes), signs);
             return kept.pending.note(path, now);
         }
     }
@@ -221,7 +222,7 @@ impl Keeper {
         let running = tokio::spawn(async move {
             let (reporter, mut events) = Reporter::new();
             tokio::spawn(async move { while events.recv().await.is_some() {} });
-            node.reconcile(&name, paths, &reporter).await
+            node.reconcile(&name, paths, false, &reporter).await
         });
         Some((arena, running))
     }

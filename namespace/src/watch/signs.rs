@@ -48,6 +48,11 @@ impl SignsSeen {
         *known = known.or(signs);
     }
 
+    /// Notes all that `other` has.
+    pub fn extend(&mut self, other: &Self) {
+        other.0.iter().for_each(|(path, signs)| self.note(path, *signs));
+    }
+
     /// What was seen at `path` itself, or at a directory above it: what came with its directory came too.
     pub fn of(&self, path: &RelPath) -> Signs {
         let bytes = path.as_bytes();

@@ -249,8 +249,8 @@ impl Node {
         if is_known && !prove {
             return Ok(Some(Found::Done(Done::There { held: Some((*seen).into()) })));
         }
-        match hash_at_rest(store, &arena.dir, path) {
-            Outcome::Hashed { file, mode } if file.hashed.id() == blob => {
+        match hash_at_rest(store, &arena.dir, path, None) {
+            Outcome::Hashed { file, mode, .. } if file.hashed.id() == blob => {
                 Ok(Some(Found::Same(Step::Known { file, mode })))
             }
             Outcome::Hashed { .. } => {
@@ -379,11 +379,14 @@ fn may_remove(
     if row.blob != blob {
         return Err("it is another version than the one that was copied");
     }
+    if row.is_suspect() {
+        return Err("it is suspect: it may have rotted or been edited");
+    }
     if !row.damaged.is_empty() {
         return Err("it is damaged");
     }
     // The ctime alone moves when the file gets or loses another name, and the device when it is mounted elsewhere.
-    if row.fingerprint.drift(now) == Drift::Edited {
+    if row.fingerprint.drift(now).is_other_file() {
         return Err("it changed since it was hashed");
     }
     match held {
@@ -424,7 +427,7 @@ const SAME_FILE: &str = "it is the very file that the destination has: both mach
 
 #[cfg(test)]
 mod tests {
-    use blobstore::Verified;
+    use blobstore::{FileState, Verified};
     use tree::{ByteRange, RangeSet, UnixTime};
 
     use super::*;
@@ -432,15 +435,23 @@ mod tests {
     #[test]
     fn only_what_is_just_as_it_was_hashed_may_go() {
         let time = |seconds| UnixTime { seconds, nanos: 5 };
-        let now = Fingerprint { device: 1, inode: 2, size: 3, mtime: time(4), ctime: time(5) };
+        let now = Fingerprint { device: 1, inode: 2, birth: None, size: 3, mtime: time(4), ctime: time(5) };
         let blob = BlobId::of(b"abc");
-        let row = FileRow { blob, fingerprint: now, damaged: RangeSet::new(), verified: Verified { at: 1, next: 0 } };
+        let row = FileRow {
+            blob,
+            fingerprint: now,
+            damaged: RangeSet::new(),
+            verified: Verified { at: 1, next: 0 },
+            state: FileState::Settled,
+        };
+        let suspect = FileRow { state: FileState::Suspect(now), ..row.clone() };
         let elsewhere = Some(Held { inode: 9, ..now.into() });
         assert_eq!(may_remove(Some(&row), blob, Some(&now), elsewhere), Ok(()));
         let stays = |row: Option<&FileRow>, blob, now: Option<&Fingerprint>, held| {
             assert!(may_remove(row, blob, now, held).is_err(), "{now:?}");
         };
         stays(None, blob, Some(&now), elsewhere);
+        stays(Some(&suspect), blob, Some(&now), elsewhere);
         stays(Some(&row), BlobId::of(b"abd"), Some(&now), elsewhere);
         stays(Some(&row), blob, None, elsewhere);
         stays(Some(&row), blob, Some(&now), None);

@@ -186,7 +186,7 @@ impl Copying {
                 let looking = tokio::spawn(async move {
                     let (reporter, mut events) = Reporter::new();
                     tokio::spawn(async move { while events.recv().await.is_some() {} });
-                    node.reconcile(&arena, vec![at], &reporter).await
+                    node.reconcile(&arena, vec![at], false, &reporter).await
                 });
                 // A scan of everything may be under way. What is known is copied then.
                 if let Ok(looked) = timeout(LOOK_LIMIT, looking).await {

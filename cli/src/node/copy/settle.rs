@@ -16,7 +16,7 @@ use peers::{Done, Held, Why};
 use rustix::{fs::AtFlags, io::Errno};
 use tokio::sync::oneshot;
 use tracing::error;
-use tree::{BlobId, Drift, Fingerprint, UnixTime};
+use tree::{BlobId, Fingerprint, UnixTime};
 
 use super::{
     super::{Node, blocking, verify::now},
@@ -231,7 +231,8 @@ impl Node {
                 let meta = staged.file().metadata()?;
                 let fingerprint = Fingerprint::from(&meta);
                 leftover.forget(&self.inner.store)?;
-                let file = NewFile { path: path.as_bytes().to_owned(), fingerprint, hashed, hashed_at: now() };
+                let path = path.as_bytes().to_owned();
+                let file = NewFile { path, fingerprint, hashed, hashed_at: now(), racy: false };
                 let done = Done::Placed { received, held: Some(fingerprint.into()) };
                 return Ok(Made::File { file, mode: (meta.mode() & 0o777) as u16, done });
             }
@@ -274,7 +275,7 @@ impl Node {
                 let made = unlink(&parent, path, before)?;
                 let (meta, is_removed) = (open.metadata()?, matches!(made, Made::Removed));
                 let after = Fingerprint::from(&meta);
-                let is_same = before.drift(&after) != Drift::Edited;
+                let is_same = !before.drift(&after).is_other_file();
                 if is_removed && is_same && meta.nlink() > 0 {
                     return Ok(Made::RemovedName { blob, before, after });
                 }

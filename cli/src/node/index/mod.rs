@@ -2,13 +2,14 @@
 //! watcher has heard of something.
 
 mod hash;
+mod moved;
 mod pages;
 mod reconcile;
 mod root;
 
 use std::{collections::BTreeMap, sync::PoisonError, time::Instant};
 
-use namespace::{ArenaName, RelPath};
+use namespace::{ArenaName, RelPath, Signs, SignsSeen};
 use serde::Serialize;
 use tracing::{info, warn};
 
@@ -43,7 +44,7 @@ pub struct ScanTotals {
     pub special: u64,
     /// Entries that could not be read, or changed too fast.
     pub unreadable: u64,
-    /// Files whose bytes changed although nobody edited them; not published.
+    /// Files that are suspect and not published: rot and an edit are both possible.
     pub suspected: u64,
 }
 
@@ -62,13 +63,17 @@ pub(super) struct Skipped {
     pub(super) reason: String,
 }
 
-/// How the last pass over an arena ended.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+/// How the last pass over an arena ended, and what was seen since.
+#[derive(Debug, Clone, Default)]
 pub(super) struct ArenaState {
     /// Why the arena root cannot be read, if it cannot: nothing is said of what was in it.
     offline: Option<String>,
     /// Whether a pass over all of it has come to its end since the start.
     scanned: bool,
+    /// Whether it was watched without a gap since such a pass.
+    continuous: bool,
+    /// What the watcher saw and no pass has looked at.
+    signs: SignsSeen,
     /// What is not indexed, and why.
     skipped: BTreeMap<Vec<u8>, String>,
 }
@@ -88,7 +93,7 @@ impl Node {
     /// Brings what is said of an arena in line with its directory. Reads only files that may have changed.
     pub async fn scan(&self, arena: &ArenaName, reporter: &Reporter) -> Result<ScanTotals, Failure> {
         let began = Instant::now();
-        let Reconciled { totals, again } = self.reconcile(arena, vec![None], reporter).await?;
+        let Reconciled { totals, again } = self.reconcile(arena, vec![None], false, reporter).await?;
         self.look_again(arena, again);
         let (files, hashed, moved, deleted) = (totals.files, totals.hashed_files, totals.moved, totals.deleted);
         let duration_ms = began.elapsed().as_millis() as u64;
@@ -96,19 +101,22 @@ impl Node {
         Ok(totals)
     }
 
-    /// The same for what is at and below `paths`, of which none is in another; `None` is the whole arena.
+    /// Like [`scan`](Self::scan) for what is at and below `paths`, of which none is in another; `None` is the whole arena.
+    /// With `accept`, damaged and suspect files are published as they are.
     pub(super) async fn reconcile(
         &self,
         arena: &ArenaName,
         paths: Vec<Option<RelPath>>,
+        accept: bool,
         reporter: &Reporter,
     ) -> Result<Reconciled, Failure> {
         let _turn = self.inner.indexing.acquire().await?;
         let (node, name, reporter) = (self.clone(), arena.clone(), reporter.clone());
         let is_whole = paths.contains(&None);
-        let done = blocking(move || Reconcile::new(&node, &name, &reporter)?.run(&paths)).await;
+        let done = blocking(move || Reconcile::new(&node, &name, accept, &reporter)?.run(&paths)).await;
         if done.is_ok() && is_whole {
-            self.arena_state(arena, |state| state.scanned = true);
+            let is_watched = self.watching().is_some();
+            self.arena_state(arena, |state| (state.scanned, state.continuous) = (true, is_watched));
         }
         done.while_doing(format!("scan the arena {arena}"))
     }
@@ -120,6 +128,7 @@ impl Node {
             {
                 warn!(%arena, reason = why, "the arena is offline; nothing is taken for deleted");
             }
+            state.continuous &= why.is_none();
             state.offline = why;
         });
     }
@@ -138,6 +147,29 @@ impl Node {
             }
             state.skipped.extend(skipped.into_iter().map(|Skipped { path, reason }| (path, reason)));
         });
+    }
+
+    /// Whether an arena was watched without a gap since all of it was looked at.
+    fn is_continuous(&self, arena: &ArenaName) -> bool {
+        self.arena_state(arena, |state| state.continuous)
+    }
+
+    /// Notes what the watcher saw at a path of an arena; the empty path is its root.
+    pub(super) fn note_signs(&self, arena: &ArenaName, path: &[u8], signs: Signs) {
+        self.arena_state(arena, |state| state.signs.note(path, signs));
+    }
+
+    /// What the watcher saw at `path`, and no pass has looked at.
+    pub(super) fn signs_of(&self, arena: &ArenaName, path: &RelPath) -> Signs {
+        self.arena_state(arena, |state| state.signs.of(path))
+    }
+
+    fn take_signs(&self, arena: &ArenaName, paths: &[Option<RelPath>]) -> SignsSeen {
+        self.arena_state(arena, |state| state.signs.take(paths))
+    }
+
+    fn put_back_signs(&self, arena: &ArenaName, signs: &SignsSeen) {
+        self.arena_state(arena, |state| state.signs.extend(signs));
     }
 
     /// How an arena is doing.

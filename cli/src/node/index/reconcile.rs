@@ -1,20 +1,16 @@
 //! One pass over parts of an arena: what is there beside what was said and what is linked. Rules and order of commits:
 //! spec/namespace.md, "Scan".
 
-use std::{
-    collections::{HashMap, HashSet},
-    fs,
-    os::unix::fs::MetadataExt,
-    path::PathBuf,
-};
+use std::{fs, path::PathBuf, time::SystemTime};
 
-use blobstore::{FileRef, FileRow, RootId};
+use blobstore::{FileRef, FileRow, FileState, RootId};
 use namespace::{
-    Arena, ArenaName, Change, Content, Decision, Known, RelPath, Seen, SeenKind, Walk, WalkError, decide, look,
+    Arena, ArenaName, Change, Content, Decision, Known, LastRead, ReadState, RelPath, Seen, SeenKind, SignsSeen, Walk,
+    WalkError, Witness, decide, look,
 };
 use rayon::prelude::*;
 use tracing::warn;
-use tree::{BlobId, Drift, Fingerprint, UnixTime};
+use tree::{BlobId, Fingerprint, UnixTime};
 
 use super::{
     super::{Node, copy::sweep, verify::now},
@@ -29,42 +25,50 @@ use crate::{
 };
 
 pub(super) struct Reconcile<'a> {
-    node: &'a Node,
-    arena: Arena,
-    root: RootId,
-    dir: PathBuf,
+    pub(super) node: &'a Node,
+    pub(super) arena: Arena,
+    pub(super) root: RootId,
+    pub(super) dir: PathBuf,
     /// Device and inode of the arena root that this pass is about.
     identity: (u64, u64),
     reporter: &'a Reporter,
-    totals: ScanTotals,
+    /// What the watcher saw of the paths of this pass.
+    pub(super) signs: SignsSeen,
+    /// Whether the arena was watched without a gap since its files were read.
+    pub(super) continuous: bool,
+    /// Whether damaged and suspect files are published as they are: the user says that they were edited.
+    pub(super) accept: bool,
+    pub(super) totals: ScanTotals,
     /// Directories that could not be read: what was known below them stands.
     unreadable: Vec<RelPath>,
     /// What is to be looked at again, for it changed meanwhile.
-    again: Vec<RelPath>,
+    pub(super) again: Vec<RelPath>,
     skipped: Vec<Skipped>,
     /// Files that have to be hashed, unless they were moved here.
-    fresh: Vec<Fresh>,
+    pub(super) fresh: Vec<Fresh>,
     /// What is no longer there.
-    gone: Vec<Gone>,
+    pub(super) gone: Vec<Gone>,
     /// What is to be said, once what is fresh is linked.
     said: Vec<Said>,
     /// What is linked and no longer so.
     unlinked: Vec<RelPath>,
 }
 
-struct Fresh {
-    path: RelPath,
-    fingerprint: Fingerprint,
-    mode: u16,
-    /// What it must still be, if nobody edited it.
-    recheck: Option<BlobId>,
-    /// Whether it was linked as it is, and is hashed all the same.
-    was_linked: bool,
+pub(super) struct Fresh {
+    pub(super) path: RelPath,
+    pub(super) fingerprint: Fingerprint,
+    pub(super) mode: u16,
+    /// What was known of it, or of what was at its path.
+    pub(super) last: Option<FileRow>,
+    /// The blob that it must still be: with other bytes it is suspect.
+    pub(super) recheck: Option<BlobId>,
+    /// What was published of it.
+    pub(super) published: Option<BlobId>,
 }
 
-struct Gone {
-    path: RelPath,
-    linked: Option<FileRow>,
+pub(super) struct Gone {
+    pub(super) path: RelPath,
+    pub(super) linked: Option<FileRow>,
 }
 
 /// A change, and what the file was like when it was found.
@@ -74,7 +78,12 @@ struct Said {
 }
 
 impl<'a> Reconcile<'a> {
-    pub(super) fn new(node: &'a Node, arena: &ArenaName, reporter: &'a Reporter) -> Result<Self, Failure> {
+    pub(super) fn new(
+        node: &'a Node,
+        arena: &ArenaName,
+        accept: bool,
+        reporter: &'a Reporter,
+    ) -> Result<Self, Failure> {
         let held = node.inner.namespace.arenas()?.into_iter().find(|held| held.name == *arena);
         let (Some(arena), Some(root)) = (held, node.root(arena)) else {
             return Err(Failure::new(Code::NotFound, format!("this machine does not hold an arena {arena}")));
@@ -86,6 +95,9 @@ impl<'a> Reconcile<'a> {
             arena,
             identity: (0, 0),
             reporter,
+            signs: SignsSeen::default(),
+            continuous: false,
+            accept,
             totals: ScanTotals::default(),
             unreadable: Vec::new(),
             again: Vec::new(),
@@ -101,6 +113,19 @@ impl<'a> Reconcile<'a> {
     pub(super) fn run(mut self, paths: &[Option<RelPath>]) -> Result<Reconciled, Failure> {
         self.node.inner.store.finish_mending()?;
         self.identity = self.check_root()?;
+        self.continuous = self.node.is_continuous(&self.arena.name);
+        self.signs = self.node.take_signs(&self.arena.name, paths);
+        let (node, arena, signs) = (self.node, self.arena.name.clone(), self.signs.clone());
+        let done = self.look_at(paths);
+        // What was not looked at in the end is looked at again, with what was seen of it.
+        match &done {
+            Ok(done) => done.again.iter().for_each(|path| node.note_signs(&arena, path.as_bytes(), signs.of(path))),
+            Err(_) => node.put_back_signs(&arena, &signs),
+        }
+        done
+    }
+
+    fn look_at(mut self, paths: &[Option<RelPath>]) -> Result<Reconciled, Failure> {
         for path in paths {
             self.merge(path.as_ref())?;
         }
@@ -201,8 +226,12 @@ impl<'a> Reconcile<'a> {
     fn compare(&mut self, seen: Seen, said: Option<Known>, linked: Option<FileRow>) -> Result<(), Failure> {
         let Seen { path, kind } = seen;
         let version = said.as_ref().map(|said| &said.version);
-        let sound = linked.as_ref().filter(|row| version.is_some() || row.damaged.is_empty());
-        let decision = decide(version, sound.map(|row| (row.blob, row.fingerprint)), &kind);
+        let witness = Witness { signs: self.signs.of(&path), continuous: self.continuous };
+        let decision = match &linked {
+            Some(row) if self.accept && (row.is_suspect() || !row.damaged.is_empty()) => Decision::Hash,
+            row => decide(version, row.as_ref().map(last_read), &kind, witness),
+        };
+        let published = version.and_then(|version| version.content.blob());
         match (decision, kind) {
             (Decision::Unchanged, kind) => self.count(&kind),
             (Decision::Publish(content, mtime), kind) => {
@@ -211,18 +240,17 @@ impl<'a> Reconcile<'a> {
                 self.said.push(Said { change: Change { path, content, mtime }, fingerprint: None });
             }
             (Decision::PublishLinked(blob), SeenKind::File { fingerprint, mode }) => {
-                self.said(path, blob, fingerprint, mode);
+                let size = linked.map_or(fingerprint.size, |row| row.fingerprint.size);
+                self.said(path, blob, size, fingerprint, mode);
             }
             (Decision::Hash, SeenKind::File { fingerprint, mode }) => {
-                let was_linked = linked.is_some_and(|row| row.fingerprint == fingerprint);
-                self.fresh.push(Fresh { path, fingerprint, mode, recheck: None, was_linked });
+                self.fresh.push(Fresh { path, fingerprint, mode, last: linked, recheck: None, published });
             }
-            (Decision::Recheck, SeenKind::File { fingerprint, mode }) => {
+            (Decision::Recheck(blob), SeenKind::File { fingerprint, mode }) => {
                 if linked.is_none() {
-                    warn!(arena = %self.arena.name, %path, "said and not linked; hashed again");
+                    warn!(arena = %self.arena.name, %path, "published but missing from the store; rehashing");
                 }
-                let recheck = version.and_then(|version| version.content.blob());
-                self.fresh.push(Fresh { path, fingerprint, mode, recheck, was_linked: false });
+                self.fresh.push(Fresh { path, fingerprint, mode, last: linked, recheck: Some(blob), published });
             }
             _ => {
                 self.totals.special += 1;
@@ -233,7 +261,7 @@ impl<'a> Reconcile<'a> {
         Ok(())
     }
 
-    fn count(&mut self, kind: &SeenKind) {
+    pub(super) fn count(&mut self, kind: &SeenKind) {
         match kind {
             SeenKind::Directory { .. } | SeenKind::Special => {}
             SeenKind::Symlink { .. } => self.totals.files += 1,
@@ -304,8 +332,9 @@ impl<'a> Reconcile<'a> {
     /// Links and says what was found; in this order, each durable. What is new is said before what is gone, so that nothing
     /// that moved is ever missing.
     fn settle(&mut self) -> Result<(), Failure> {
+        self.recall_vanished()?;
         self.relink_moved()?;
-        self.relink_second_names()?;
+        let names = self.take_further_names();
         let fresh = std::mem::take(&mut self.fresh);
         let mut said = std::mem::take(&mut self.said).into_iter().peekable();
         let (mut batch, mut bytes) = (Vec::new(), 0);
@@ -323,6 +352,11 @@ impl<'a> Reconcile<'a> {
         }
         self.said.extend(said);
         self.hash(batch)?;
+        // A further name is that of a file which has been read by now.
+        self.fresh = names;
+        self.relink_further_names()?;
+        let fresh = std::mem::take(&mut self.fresh);
+        self.hash(fresh)?;
         self.delete()?;
         let unlinked = std::mem::take(&mut self.unlinked);
         for paths in unlinked.chunks(BATCH_FILES) {
@@ -342,71 +376,6 @@ impl<'a> Reconcile<'a> {
         self.node.inner.store.file(&file).is_ok_and(|row| row.is_some_and(|row| row.fingerprint == fingerprint))
     }
 
-    /// A file that is gone from one path and is fresh at another, with the same inode, size and mtime, was moved: it keeps
-    /// its blob, and whatever is known of its damage.
-    fn relink_moved(&mut self) -> Result<(), Failure> {
-        let linked = self.gone.iter().filter_map(|gone| Some((&gone.path, gone.linked.as_ref()?)));
-        let known = linked.map(|(path, row)| (inode(&row.fingerprint), (path.clone(), row.clone()))).collect();
-        self.relink(known, false)
-    }
-
-    /// The same for a file that has got a second name. Hashed, it would be taken for new, though it may have rotted.
-    fn relink_second_names(&mut self) -> Result<(), Failure> {
-        let meta = |file: &Fresh| fs::symlink_metadata(self.dir.join(file.path.as_path()));
-        let fresh = self.fresh.iter().filter(|file| meta(file).is_ok_and(|meta| meta.nlink() > 1));
-        let inodes: HashSet<_> = fresh.map(|file| inode(&file.fingerprint)).collect();
-        let mut known = HashMap::new();
-        if !inodes.is_empty() {
-            let mut linked = pages::linked(&self.node.inner.store, self.root, None);
-            while let Some(path) = linked.peek()?.cloned() {
-                let row = linked.take(&path)?.filter(|row| inodes.contains(&inode(&row.fingerprint)));
-                known.extend(row.map(|row| (inode(&row.fingerprint), (path, row))));
-            }
-        }
-        self.relink(known, true)
-    }
-
-    /// Links and says what is fresh, if it is one of the `known` files, which then lose their own names unless they `keep`
-    /// them.
-    fn relink(&mut self, mut known: HashMap<(u64, u64), (RelPath, FileRow)>, keep: bool) -> Result<(), Failure> {
-        if known.is_empty() {
-            return Ok(());
-        }
-        let (mut moves, mut moved, mut fresh) = (Vec::new(), Vec::new(), Vec::new());
-        for file in std::mem::take(&mut self.fresh) {
-            let inode = inode(&file.fingerprint);
-            let same = known.get(&inode).filter(|(_, row)| row.fingerprint.drift(&file.fingerprint) != Drift::Edited);
-            match same.filter(|_| file.recheck.is_none()).cloned() {
-                Some((from, row)) => {
-                    moves.push(blobstore::Move {
-                        from: from.as_bytes().to_owned(),
-                        to: file.path.as_bytes().to_owned(),
-                        fingerprint: file.fingerprint,
-                        keep,
-                    });
-                    moved.push((row.blob, file));
-                    if !keep {
-                        known.remove(&inode);
-                    }
-                }
-                None => fresh.push(file),
-            }
-        }
-        self.fresh = fresh;
-        for (moves, moved) in moves.chunks(BATCH_FILES).zip(moved.chunks(BATCH_FILES)) {
-            let done = self.node.inner.store.relink(self.root, moves)?;
-            for (is_done, (blob, file)) in done.into_iter().zip(moved) {
-                if is_done {
-                    self.totals.moved += 1;
-                    self.said(file.path.clone(), *blob, file.fingerprint, file.mode);
-                } else {
-                    self.again.push(file.path.clone());
-                }
-            }
-        }
-        Ok(())
-    }
-
     /// Hashes files and links them.
     fn hash(&mut self, fresh: Vec<Fresh>) -> Result<(), Failure> {
         let store = &self.node.inner.store;
@@ -416,38 +385,43 @@ impl<'a> Reconcile<'a> {
         self.again.extend(mending.into_iter().map(|file| file.path));
         // What a copy put here is linked and said by it, within its turn.
         drop(self.node.inner.settling_turn.blocking_lock());
-        let (linked, fresh): (Vec<_>, Vec<_>) =
-            fresh.into_iter().partition(|file| !file.was_linked && self.is_linked_now(&file.path));
+        let is_here = |file: &Fresh| {
+            file.last.as_ref().is_none_or(|row| row.fingerprint != file.fingerprint) && self.is_linked_now(&file.path)
+        };
+        let (linked, fresh): (Vec<_>, Vec<_>) = fresh.into_iter().partition(is_here);
         for Fresh { fingerprint, mode, .. } in linked {
             self.count(&SeenKind::File { fingerprint, mode });
         }
+        // Whatever a program writes through a mapping from here on moves the ctime.
+        let synced = SystemTime::now();
+        store.sync_file_systems(self.root, fresh.iter().map(|file| (file.fingerprint.device, file.path.as_bytes())))?;
         let dir = &self.dir;
-        let outcomes: Vec<Outcome> = fresh.par_iter().map(|file| hash_at_rest(store, dir, &file.path)).collect();
+        let hash = |file: &Fresh| hash_at_rest(store, dir, &file.path, Some(synced));
+        let outcomes: Vec<Outcome> = fresh.par_iter().map(hash).collect();
         let mut files = Vec::new();
-        for (Fresh { path, recheck, .. }, outcome) in fresh.into_iter().zip(outcomes) {
+        for (fresh, outcome) in fresh.into_iter().zip(outcomes) {
             match outcome {
-                Outcome::Hashed { file, mode } => {
+                Outcome::Hashed { file, mode, again } => {
                     self.totals.hashed_files += 1;
                     self.totals.hashed_bytes += file.fingerprint.size;
                     let blob = file.hashed.id();
-                    match recheck.filter(|&expected| expected != blob) {
-                        Some(expected) => {
-                            self.count(&SeenKind::File { fingerprint: file.fingerprint, mode });
-                            self.suspect(&path, expected)?;
-                        }
-                        None => {
-                            self.said(path, blob, file.fingerprint, mode);
-                            files.push(file);
-                        }
+                    if fresh.recheck.is_some_and(|expected| expected != blob) {
+                        self.suspect(fresh, file.fingerprint, mode)?;
+                        continue;
                     }
+                    if again {
+                        self.again.push(fresh.path.clone());
+                    }
+                    self.said(fresh.path, blob, file.fingerprint.size, file.fingerprint, mode);
+                    files.push(file);
                 }
-                Outcome::Vanished => self.again.push(path),
+                Outcome::Vanished => self.again.push(fresh.path),
                 Outcome::Changed => {
-                    self.not_indexed(&path, "it changed while it was read".into())?;
-                    self.again.push(path);
+                    self.not_indexed(&fresh.path, "it changed while it was read".into())?;
+                    self.again.push(fresh.path);
                 }
                 // Not looked at again before something happens to it: it would fail again.
-                Outcome::Failed(error) => self.not_indexed(&path, tree::reason(&error))?,
+                Outcome::Failed(error) => self.not_indexed(&fresh.path, tree::reason(&error))?,
             }
         }
         if !files.is_empty() {
@@ -456,9 +430,10 @@ impl<'a> Reconcile<'a> {
         self.say()
     }
 
-    fn said(&mut self, path: RelPath, blob: BlobId, fingerprint: Fingerprint, mode: u16) {
+    /// Publishes the file at `path`, which now has the metadata `fingerprint`, as `blob`, which has `size` bytes.
+    pub(super) fn said(&mut self, path: RelPath, blob: BlobId, size: u64, fingerprint: Fingerprint, mode: u16) {
         self.count(&SeenKind::File { fingerprint, mode });
-        let content = Content::File { blob, size: fingerprint.size, mode };
+        let content = Content::File { blob, size, mode };
         let change = Change { path, content, mtime: fingerprint.mtime };
         self.said.push(Said { change, fingerprint: Some(fingerprint) });
     }
@@ -530,24 +505,22 @@ impl<'a> Reconcile<'a> {
         let root = || fs::metadata(&self.dir).map(|meta| Fingerprint::from(&meta).mtime);
         left.map_or_else(root, Ok).map_err(|error| self.offline(tree::reason(&error)))
     }
-
-    /// A file that nobody edited has other bytes: its exact damage goes under quarantine, and nothing is published.
-    fn suspect(&mut self, path: &RelPath, blob: BlobId) -> Result<(), Failure> {
-        self.totals.suspected += 1;
-        warn!(arena = %self.arena.name, %path, %blob, "its bytes changed although nobody edited it: suspected damage, not published");
-        let file = FileRef { root: self.root, path: path.as_bytes().to_owned() };
-        self.node.inner.store.verify_file(&file, &|_| {})?;
-        Ok(())
-    }
 }
 
-fn inode(fingerprint: &Fingerprint) -> (u64, u64) {
-    (fingerprint.device, fingerprint.inode)
+/// What was known of a file, as [`decide`] takes it.
+fn last_read(row: &FileRow) -> LastRead {
+    let state = match row.state {
+        FileState::Suspect(read) => ReadState::Suspect(read),
+        _ if !row.damaged.is_empty() => ReadState::Damaged,
+        FileState::Racy => ReadState::Racy,
+        FileState::Settled => ReadState::Settled,
+    };
+    LastRead { blob: row.blob, fingerprint: row.fingerprint, state }
 }
 
 /// How many files are held in memory to find out which of them were moved.
 const HELD_MAX: usize = 300_000;
-const BATCH_FILES: usize = 4096;
+pub(super) const BATCH_FILES: usize = 4096;
 const BATCH_BYTES: u64 = 1 << 30;
 /// How many entries that are not indexed are remembered, of one pass.
 const SKIPPED_MAX: usize = 10_000;

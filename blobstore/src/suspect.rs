@@ -1,0 +1,96 @@
+//! Files of which nobody can tell whether they rotted or were edited. Rules: spec/store.md, "Suspect files".
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use tree::{ByteRange, DamageSearch, Drift, Fingerprint, Geometry, RangeSet};
+
+use crate::{
+    Access, FileRef, FileRow, FileState, Store, StoreError, dirs::Dirs, link::put_rows, outboard::forget_unheld,
+    vanished::forget,
+};
+
+impl FileRow {
+    /// Whether the file with the metadata `now` may still have the bytes of the row's blob, but for its quarantine.
+    pub fn may_have_blob(&self, now: &Fingerprint) -> bool {
+        match self.state {
+            FileState::Suspect(read) => read.drift(now) == Drift::None && now.size == self.fingerprint.size,
+            _ => !self.fingerprint.drift(now).is_other_file(),
+        }
+    }
+
+    /// Whether the file awaits the user's decision.
+    pub fn is_suspect(&self) -> bool {
+        matches!(self.state, FileState::Suspect(_))
+    }
+}
+
+impl Store {
+    /// Records that the file at `file`, with the fingerprint `seen`, was read and has other bytes than `last`, what was known of
+    /// it; that rot and an edit are both possible; and which chunk groups of the blob it lacks. Returns these; `None` if
+    /// the file has changed since.
+    pub fn suspect(&self, file: &FileRef, last: &FileRow, seen: Fingerprint) -> Result<Option<RangeSet>, StoreError> {
+        let path = self.absolute(file);
+        let open = self.inner.disk.open_beneath(&self.root_dir(file.root), file.relative(), Access::Read);
+        let data = open.map_err(StoreError::file("open", &path))?;
+        let size = last.fingerprint.size;
+        let damaged = if seen.size == size {
+            let outboard = self.outboard(last.blob, size)?;
+            let search = DamageSearch::new(last.blob, size, &data, &outboard.pairs).with_grain(outboard.grain);
+            search.run(&|_| {}).data
+        } else {
+            Geometry::new(size).all().into()
+        };
+        if data.fingerprint().map_err(StoreError::file("stat", &path))? != seen {
+            return Ok(None);
+        }
+        let row = FileRow { damaged: damaged.clone(), state: FileState::Suspect(seen), ..last.clone() };
+        let _linking = self.inner.linking.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let dir = self.root_dir(file.root);
+        let unused = self.write("record a suspect file", |txn| {
+            let mut unused = BTreeSet::new();
+            forget(txn, &dir, [&file.path[..]].into_iter())?;
+            let rows = BTreeMap::from([(&file.path[..], row)]);
+            put_rows(txn, &mut Dirs::open(txn, file.root)?, file.root, rows, &mut unused)?;
+            forget_unheld(txn, unused)
+        })?;
+        self.remove_outboard_files(unused, None)?;
+        self.lost();
+        Ok(Some(damaged))
+    }
+
+    /// Reads `ranges` of a suspect or damaged file as they are, unproven, to be shown beside the right ones. `None` if they
+    /// cannot be read.
+    pub fn read_unproven(&self, file: &FileRef, range: ByteRange) -> Option<Vec<u8>> {
+        let data = self.inner.disk.open_beneath(&self.root_dir(file.root), file.relative(), Access::Read).ok()?;
+        let end = range.end().min(data.fingerprint().ok()?.size);
+        let range = ByteRange::new(range.start(), end)?;
+        let mut bytes = vec![0; usize::try_from(range.len()).ok()?];
+        data.read_exact_at(&mut bytes, range.start()).ok()?;
+        Some(bytes)
+    }
+
+    /// Notes that `range` of a file in place, of which `known` was known, and which now has the metadata `now`, does not prove. Durable on
+    /// return.
+    pub(crate) fn quarantine(
+        &self,
+        file: &FileRef,
+        known: &FileRow,
+        now: Fingerprint,
+        range: ByteRange,
+    ) -> Result<(), StoreError> {
+        let state = match (known.state, known.fingerprint.drift(&now)) {
+            // A write that left no trace is as likely as rot. The file is hashed again when it next comes up.
+            (FileState::Racy, Drift::None) => return Ok(()),
+            (state @ (FileState::Settled | FileState::Suspect(_)), Drift::None) => state,
+            _ => FileState::Suspect(now),
+        };
+        self.update_file(file, known.blob, |row| {
+            if row.fingerprint == known.fingerprint {
+                row.damaged.insert(Geometry::new(row.fingerprint.size).round_out(range));
+                row.state = state;
+            }
+        })?;
+        self.lost();
+        Ok(())
+    }
+}
