@@ -22,7 +22,7 @@ mod uml;
 mod wait;
 
 pub use caller::{connect, introduced};
-pub use damage::{GROUP_BYTES, groups_of, path_of, ranges_of, rot, target};
+pub use damage::{GROUP_BYTES, groups_of, path_of, ranges_of, target};
 pub use disk::Disk;
 pub use faults::{Fault, Struck, can_attach};
 pub use ganesha::Ganesha;
