@@ -190,15 +190,14 @@ mod tests {
         for (name, rotten) in ["a", "b"].into_iter().zip(rotten) {
             let path = arena.join(name);
             fs::write(&path, bytes).unwrap();
-            let fingerprint = Fingerprint::from(&fs::metadata(&path).unwrap());
-            let hashed = store.hash(bytes, SIZE).unwrap();
-            store.link(root, &[NewFile { path: name.into(), fingerprint, hashed_at: 1, hashed }]).unwrap();
             let file = fs::File::options().write(true).open(&path).unwrap();
-            let mtime = file.metadata().unwrap().modified().unwrap();
             for range in rotten.iter() {
                 file.write_all_at(&vec![0x55; range.len() as usize], range.start()).unwrap();
             }
-            file.set_modified(mtime).unwrap();
+            // Linked as if it had been hashed before it rotted, and nothing of it had moved since.
+            let fingerprint = Fingerprint::from(&file.metadata().unwrap());
+            let hashed = store.hash(bytes, SIZE).unwrap();
+            store.link(root, &[NewFile { path: name.into(), fingerprint, hashed_at: 1, hashed }]).unwrap();
         }
         let mut partial = store.partial(hashed.id, SIZE).unwrap();
         for piece in Prover::new(hashed.id, SIZE, bytes, &hashed.outboard[..], &Query::groups(cached)) {

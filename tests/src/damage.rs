@@ -1,33 +1,9 @@
-use std::{
-    ffi::OsStr,
-    fs::File,
-    os::unix::{
-        ffi::OsStrExt,
-        fs::{FileExt, MetadataExt},
-    },
-    path::Path,
-};
+use std::{ffi::OsStr, os::unix::ffi::OsStrExt};
 
 use serde_json::Value;
 
-use crate::{Mtime, set_mtime};
-
 /// Bytes in a chunk group.
 pub const GROUP_BYTES: u64 = 16 << 10;
-
-/// Flips one bit at each of `offsets` of a file, as a rotting disk does: size and mtime stay as they are.
-pub fn rot(path: &Path, offsets: &[u64]) {
-    let file = File::options().read(true).write(true).open(path).expect("open the file");
-    let meta = file.metadata().expect("look at the file");
-    for (&offset, bit) in offsets.iter().zip((0..8).cycle()) {
-        let mut byte = [0];
-        file.read_exact_at(&mut byte, offset).expect("read a byte");
-        byte[0] ^= 1 << bit;
-        file.write_all_at(&byte, offset).expect("write a byte");
-    }
-    drop(file);
-    set_mtime(path, Mtime(meta.mtime(), meta.mtime_nsec()));
-}
 
 /// The chunk groups of a file of `size` bytes that hold `offsets`, as `--json` output says them: those that touch
 /// are one range, and the last one ends with the file.

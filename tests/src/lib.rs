@@ -6,6 +6,7 @@
 
 mod caller;
 mod damage;
+mod disk;
 mod faults;
 mod ganesha;
 mod household;
@@ -21,7 +22,8 @@ mod uml;
 mod wait;
 
 pub use caller::{connect, introduced};
-pub use damage::{GROUP_BYTES, groups_of, path_of, ranges_of, rot, target};
+pub use damage::{GROUP_BYTES, groups_of, path_of, ranges_of, target};
+pub use disk::Disk;
 pub use faults::{Fault, Struck, can_attach};
 pub use ganesha::Ganesha;
 pub use household::{QUICK, listable, write_tree};

@@ -18,11 +18,13 @@ use rustix::{
 };
 use serde_json::Value;
 
-use crate::{Network, wait_for};
+use crate::{Disk, Network, wait_for};
 
 /// A temporary directory for all that a test makes.
 pub struct Scratch {
     dir: tempfile::TempDir,
+    // Dropped behind the directory, which may be on it.
+    disk: Option<Disk>,
 }
 
 /// A machine of the household: a home of its own, and a daemon that runs until this is dropped.
@@ -72,7 +74,27 @@ fn program(name: &str) -> PathBuf {
 impl Scratch {
     /// An empty directory, deleted on drop.
     pub fn new() -> Self {
-        Self { dir: tempfile::Builder::new().prefix("blobd-").tempdir().expect("make a temporary directory") }
+        Self { dir: Self::builder().tempdir().expect("make a temporary directory"), disk: None }
+    }
+
+    /// An empty directory on a [`Disk`] of its own, whose files can [`rot`](Self::rot). `None`, with the test noted as
+    /// skipped, where there can be none.
+    pub fn that_rots() -> Option<Self> {
+        let disk = Disk::new()?;
+        let dir = Self::builder().tempdir_in(disk.mount_point()).expect("make a directory on the disk");
+        Some(Self { dir, disk: Some(disk) })
+    }
+
+    fn builder() -> tempfile::Builder<'static, 'static> {
+        let mut builder = tempfile::Builder::new();
+        builder.prefix("blobd-");
+        builder
+    }
+
+    /// Flips one bit at each of `offsets` of a file in it, beneath the file system: see [`Disk`].
+    #[track_caller]
+    pub fn rot(&self, path: &Path, offsets: &[u64]) {
+        self.disk.as_ref().expect("it is on a disk that rots").rot(path, offsets);
     }
 
     /// A path in it.

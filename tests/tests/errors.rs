@@ -8,7 +8,7 @@ use std::{env, fs, os::unix::fs::PermissionsExt, path::Path, process::Command, t
 
 use peers::Ticket;
 use redb::{Database, TableDefinition};
-use tests::{Machine, Output, Scratch, blob, rot, wait_for};
+use tests::{Machine, Output, Scratch, blob, wait_for};
 
 struct World {
     // Dropped first, for their directories are in the scratch.
@@ -19,9 +19,10 @@ struct World {
 }
 
 impl World {
-    /// The machines that the specification tells of. `None` if none can be made to obey the modes of files.
+    /// The machines that the specification tells of. `None` if none can be made to obey the modes of files, or
+    /// no file can rot.
     fn new() -> Option<Self> {
-        let scratch = Scratch::new();
+        let scratch = Scratch::that_rots()?;
         let (docs, far, copy) = (scratch.dir("docs"), scratch.dir("far"), scratch.dir("copy"));
         for dir in ["docs/sub", "elsewhere"] {
             scratch.dir(dir);
@@ -66,7 +67,7 @@ impl World {
         for command in line.split("; ") {
             match command.split_once(' ') {
                 Some(("stop", name)) => drop(self.machine(name).stop()),
-                Some(("rot", path)) => rot(&self.scratch.path(path), &[0]),
+                Some(("rot", path)) => self.scratch.rot(&self.scratch.path(path), &[0]),
                 Some(("newer", name)) => {
                     let path = self.machine(name).home().join("state/blobd.redb");
                     let write = Database::create(path).unwrap().begin_write().unwrap();

@@ -10,7 +10,7 @@ use std::{
 
 use fastrand::Rng;
 use tests::{
-    GROUP_BYTES, Machine, Mtime, Scratch, differences, ranges_of, rot, set_mtime, snapshot, wait_for, write_random,
+    GROUP_BYTES, Machine, Mtime, Scratch, differences, ranges_of, set_mtime, snapshot, wait_for, write_random,
 };
 
 /// Of 129 chunk groups, the last one of 5 bytes.
@@ -32,14 +32,14 @@ fn original(scratch: &Scratch) -> std::path::PathBuf {
 }
 
 /// Flips a bit in each of these chunk groups.
-fn rot_groups(path: &Path, groups: &[u64]) {
-    rot(path, &groups.iter().map(|group| group * GROUP_BYTES + group % 5).collect::<Vec<_>>());
+fn rot_groups(scratch: &Scratch, path: &Path, groups: &[u64]) {
+    scratch.rot(path, &groups.iter().map(|group| group * GROUP_BYTES + group % 5).collect::<Vec<_>>());
 }
 
 /// Whichever machine is asked first, it lacks a group in front of one that only it has.
 #[test]
 fn three_damaged_copies_make_each_other_whole() {
-    let scratch = Scratch::new();
+    let Some(scratch) = Scratch::that_rots() else { return };
     let original = original(&scratch);
     let copies: [(&str, &str, &[u64]); 3] = [
         ("nas", "holiday.raw", &[1, 2, 5, 6, 70, 128]),
@@ -53,7 +53,7 @@ fn three_damaged_copies_make_each_other_whole() {
     c.join(b);
     let before = copies.map(|(name, ..)| snapshot(&scratch.path(name)));
     for (name, file, groups) in copies {
-        rot_groups(&scratch.path(name).join(file), groups);
+        rot_groups(&scratch, &scratch.path(name).join(file), groups);
     }
     for machine in &machines {
         let repaired = machine.ok(["repair", "--json"]);
@@ -70,15 +70,15 @@ fn three_damaged_copies_make_each_other_whole() {
 /// Nobody else is there, and none is needed.
 #[test]
 fn two_damaged_copies_on_one_machine_make_each_other_whole() {
-    let scratch = Scratch::new();
+    let Some(scratch) = Scratch::that_rots() else { return };
     let original = original(&scratch);
     let a = holder(&scratch, "nas", "one", &original);
     let root = scratch.path("nas");
     fs::copy(&original, root.join("two")).unwrap();
     a.ok(["arena", "scan"]);
     let before = snapshot(&root);
-    rot_groups(&root.join("one"), &[0, 5, 6, 128]);
-    rot_groups(&root.join("two"), &[1, 4, 7, 127]);
+    rot_groups(&scratch, &root.join("one"), &[0, 5, 6, 128]);
+    rot_groups(&scratch, &root.join("two"), &[1, 4, 7, 127]);
     let repaired = a.ok(["repair", "--json"]);
     assert_eq!((&repaired.summary()["repaired_files"], &repaired.summary()["bytes_received"]), (&2.into(), &0.into()));
     assert_eq!(differences(&before, &snapshot(&root)), [""; 0]);
@@ -88,7 +88,7 @@ fn two_damaged_copies_on_one_machine_make_each_other_whole() {
 /// The peer has two copies, and only both together are whole: it answers from both.
 #[test]
 fn two_damaged_copies_of_a_peer_make_one_answer() {
-    let scratch = Scratch::new();
+    let Some(scratch) = Scratch::that_rots() else { return };
     let original = original(&scratch);
     let a = holder(&scratch, "nas", "file", &original);
     let b = holder(&scratch, "laptop", "one", &original);
@@ -96,15 +96,15 @@ fn two_damaged_copies_of_a_peer_make_one_answer() {
     b.ok(["arena", "scan"]);
     a.join(&b);
     let before = snapshot(&scratch.path("nas"));
-    rot_groups(&scratch.path("nas/file"), &[1, 5, 6, 100]);
-    rot_groups(&scratch.path("laptop/one"), &[1, 6]);
-    rot_groups(&scratch.path("laptop/two"), &[5, 100]);
+    rot_groups(&scratch, &scratch.path("nas/file"), &[1, 5, 6, 100]);
+    rot_groups(&scratch, &scratch.path("laptop/one"), &[1, 6]);
+    rot_groups(&scratch, &scratch.path("laptop/two"), &[5, 100]);
     a.ok(["repair"]);
     assert_eq!(differences(&before, &snapshot(&scratch.path("nas"))), [""; 0]);
     // What is lost in both copies ends no answer for good, and is all that is left.
-    rot_groups(&scratch.path("nas/file"), &[5, 6, 7, 50, 101]);
-    rot_groups(&scratch.path("laptop/one"), &[7]);
-    rot_groups(&scratch.path("laptop/two"), &[6, 7]);
+    rot_groups(&scratch, &scratch.path("nas/file"), &[5, 6, 7, 50, 101]);
+    rot_groups(&scratch, &scratch.path("laptop/one"), &[7]);
+    rot_groups(&scratch, &scratch.path("laptop/two"), &[6, 7]);
     let unrepaired = a.exits(5, ["repair", "--json"]).of_type("unrepaired");
     assert_eq!(ranges_of(&unrepaired[0]), [(6 * GROUP_BYTES, 8 * GROUP_BYTES)]);
 }
@@ -112,7 +112,7 @@ fn two_damaged_copies_of_a_peer_make_one_answer() {
 /// What is left, and where to look for it.
 #[test]
 fn what_cannot_be_mended_is_named_with_who_had_it() {
-    let scratch = Scratch::new();
+    let Some(scratch) = Scratch::that_rots() else { return };
     let original = original(&scratch);
     let a = holder(&scratch, "nas", "file", &original);
     let says = |why: &str| {
@@ -122,11 +122,11 @@ fn what_cannot_be_mended_is_named_with_who_had_it() {
         assert!(reason.starts_with("no copy here has bytes 16384..32768, 2097152..2097157; "), "{reason}");
         assert!(reason.contains(why), "{why}: {reason}");
     };
-    rot_groups(&scratch.path("nas/file"), &[1, 128]);
+    rot_groups(&scratch, &scratch.path("nas/file"), &[1, 128]);
     says("; no other machine ever had it");
 
     let b = holder(&scratch, "laptop", "file", &original);
-    rot_groups(&scratch.path("laptop/file"), &[1, 128]);
+    rot_groups(&scratch, &scratch.path("laptop/file"), &[1, 128]);
     a.join(&b);
     says("laptop-machine: it no longer has all of it; had by laptop-machine (connected)");
     b.stop();
@@ -142,7 +142,7 @@ fn what_cannot_be_mended_is_named_with_who_had_it() {
 /// Both names of one file are damaged, and both are mended, with what is beside the bytes left as it was.
 #[test]
 fn hard_links_stay_hard_links() {
-    let scratch = Scratch::new();
+    let Some(scratch) = Scratch::that_rots() else { return };
     let original = original(&scratch);
     let a = holder(&scratch, "nas", "one", &original);
     let root = scratch.path("nas");
@@ -152,7 +152,7 @@ fn hard_links_stay_hard_links() {
     let b = holder(&scratch, "laptop", "file", &original);
     a.join(&b);
     let before = snapshot(&root);
-    rot_groups(&root.join("two"), &[0, 77]);
+    rot_groups(&scratch, &root.join("two"), &[0, 77]);
     assert_eq!(a.ok(["repair", "--json"]).summary()["repaired_files"], 2);
     assert_eq!(differences(&before, &snapshot(&root)), [""; 0]);
     let inode = |name| fs::metadata(root.join(name)).unwrap().ino();
@@ -164,7 +164,7 @@ fn hard_links_stay_hard_links() {
 /// A store with coarse outboards finds damage in units of 1 MiB, and mends only the chunk groups in them that are damaged.
 #[test]
 fn a_coarse_outboard_is_made_up_for_by_a_peer() {
-    let scratch = Scratch::new();
+    let Some(scratch) = Scratch::that_rots() else { return };
     let (root, copy) = (scratch.dir("docs"), scratch.path("copy"));
     write_random(&root.join("file"), 5_000_123, &mut Rng::with_seed(7));
     let before = snapshot(&root);
@@ -176,7 +176,7 @@ fn a_coarse_outboard_is_made_up_for_by_a_peer() {
     b.ok([Path::new("arena"), "add".as_ref(), "mirror".as_ref(), &copy]);
     a.hears(&b);
     let offsets = [5, 2_000_000, 2_000_001, 4_999_999];
-    rot(&root.join("file"), &offsets);
+    scratch.rot(&root.join("file"), &offsets);
     let found = a.exits(4, ["verify", "--json"]).of_type("damage");
     assert_eq!(ranges_of(&found[0]), [(0, 2 << 20), (4 << 20, 5_000_123)], "{found:?}");
     let repaired = a.ok(["repair", "--json"]).of_type("repaired");

@@ -112,11 +112,11 @@ fn what_is_public_follows_the_arenas() {
 /// Damage is not served to strangers either.
 #[test]
 fn damage_is_not_served_to_strangers() {
-    let scratch = Scratch::new();
+    let Some(scratch) = Scratch::that_rots() else { return };
     let files = make(&scratch, "open", &[300_000]);
     let a = Machine::up_with_config(&scratch, "a", &[scratch.path("none")], SERVE);
     a.ok([Path::new("arena"), "add".as_ref(), "open".as_ref(), &scratch.path("open"), "--public".as_ref()]);
-    tests::rot(&scratch.path("open/300000"), &[100_000]);
+    scratch.rot(&scratch.path("open/300000"), &[100_000]);
     runtime().block_on(async {
         let endpoint = client().await;
         let connection = connect(&endpoint, &a).await.expect("it is served");

@@ -19,7 +19,7 @@ use std::{
 };
 
 use fastrand::Rng;
-use tests::{GROUP_BYTES, Machine, Mtime, Output, Scratch, differences, random_bytes, rot, snapshot, wait_for};
+use tests::{GROUP_BYTES, Machine, Mtime, Output, Scratch, differences, random_bytes, snapshot, wait_for};
 
 const KILLS: u32 = 5;
 /// Of the files that rot: in memory and by way of the cache, outboards in rows and in files.
@@ -47,7 +47,7 @@ fn whatever_was_under_way_a_killed_daemon_starts_and_claims_nothing_false() {
     let kills = number("KILLS").unwrap_or(KILLS);
     println!("SEED={seed} KILLS={kills}");
     let mut rng = Rng::with_seed(seed);
-    let scratch = Scratch::new();
+    let Some(scratch) = Scratch::that_rots() else { return };
     let originals: BTreeMap<String, Vec<u8>> =
         ROTTING.into_iter().map(|size| (size.to_string(), random_bytes(size, &mut rng))).collect();
     let mut changing = Changing::new(&scratch, &mut rng);
@@ -63,7 +63,7 @@ fn whatever_was_under_way_a_killed_daemon_starts_and_claims_nothing_false() {
     let mut rotten = [BTreeSet::new(), BTreeSet::new()];
     let mut undisturbed = Duration::ZERO;
     for kill in 0..=kills {
-        rot_both(&[&a, &b], &originals, &mut rotten, &mut rng);
+        rot_both(&scratch, &[&a, &b], &originals, &mut rotten, &mut rng);
         changing.change(&mut rng);
         let destination = scratch.dir(&format!("copy {kill}"));
         let began = Instant::now();
@@ -156,6 +156,7 @@ fn forget_extra(a: &Machine) {
 
 /// Lets groups rot in either copy, but none that is damaged in the other one.
 fn rot_both(
+    scratch: &Scratch,
     holders: &[&Holder; 2],
     originals: &BTreeMap<String, Vec<u8>>,
     rotten: &mut [BTreeSet<(String, u64)>; 2],
@@ -169,7 +170,7 @@ fn rot_both(
             for group in (0..rng.u64(..8)).map(|_| rng.u64(..groups)) {
                 let place = (name.clone(), group);
                 if !elsewhere.contains(&place) && rotten[number].insert(place) {
-                    rot(&holder.root.join(name), &[group * GROUP_BYTES]);
+                    scratch.rot(&holder.root.join(name), &[group * GROUP_BYTES]);
                 }
             }
         }

@@ -1,11 +1,15 @@
 //! What the test files share: data, ranges, proven pieces, and what a read must give.
 #![allow(dead_code, reason = "every test file uses a part of it")]
 
+pub(crate) mod rotting;
+
 use std::{collections::BTreeMap, path::Path};
 
 use blobstore::{Settings, Sink, Store};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
-use tree::{BlobId, ByteRange, Decoder, Geometry, Grain, Hashed, Prover, Query, RangeSet, Verified};
+use tree::{
+    BlobId, ByteRange, Decoder, Fingerprint, Geometry, Grain, Hashed, Prover, Query, RangeSet, UnixTime, Verified,
+};
 
 pub(crate) const GROUP: u64 = tree::GROUP_BYTES;
 
@@ -52,6 +56,11 @@ pub(crate) fn settings(dir: &Path) -> Settings {
         cache_limit: u64::MAX,
         cache_keep_free: 0,
     }
+}
+
+/// What some file system could report of a file.
+pub(crate) fn fingerprint(device: u64, inode: u64, size: u64, mtime: UnixTime, ctime: UnixTime) -> Fingerprint {
+    Fingerprint { device, inode, birth: None, size, mtime, ctime }
 }
 
 pub(crate) fn hashed(bytes: &[u8]) -> Hashed {

@@ -11,6 +11,7 @@ use std::{
 use blobstore::{Access, Disk, DiskFile};
 use tree::{ByteRange, Fingerprint, ReadAt, UnixTime, WriteAt};
 
+use crate::common::fingerprint;
 use crate::image::{Bytes, File, Image, Inode, Luck, Op, file_system};
 
 /// One state of the simulated machine's disks, and all that was done to them since. The clones are one.
@@ -197,7 +198,7 @@ impl DiskFile for SimFile {
         let (device, inode) = (self.inode >> 32, self.inode);
         Ok(self.look(|file| {
             let size = file.bytes.len() as u64;
-            Fingerprint { device, inode, size, mtime: file.mtime, ctime: file.ctime }
+            fingerprint(device, inode, size, file.mtime, file.ctime)
         }))
     }
 

@@ -1,14 +1,14 @@
 //! Rot: the bytes changed, and nothing says so but the hashes. The damaged groups, and only those, are put under
 //! quarantine and looked for elsewhere.
 
-use std::fs;
+use std::{fs, os::unix::fs::PermissionsExt};
 
 use blobstore::{Presence, Verdict};
-use tree::{BlobId, Geometry, RangeSet};
+use tree::{BlobId, Drift, Geometry, RangeSet};
 
 use crate::{
     common::{GROUP, LARGE, all, check_read, group_count, groups, random, range},
-    home::{Home, assert_damaged, flip_own},
+    home::{Home, assert_damaged, flip_own, let_the_clock_tick},
 };
 
 /// Some groups of a blob, at random: `one_in` says how many.
@@ -144,4 +144,21 @@ fn reads_notice_rot_in_the_cache() {
     assert_eq!(home.store.presence(blob).unwrap(), Presence::None);
     home.cache_all(&bytes);
     check_read(&home.store, &bytes, range(0, bytes.len() as u64), &RangeSet::new());
+}
+
+/// What these tests take for rot: the bytes change, and nothing moves of the file until somebody does something to it.
+#[test]
+fn rot_moves_nothing() {
+    let (home, bytes) = (Home::new(), random(5, 50_000));
+    home.put("file", &bytes);
+    for _ in 0..2 {
+        home.rot("file", &groups(bytes.len(), [1]));
+        assert_eq!((home.drift("file"), home.fingerprint("file")), (Drift::None, home.row("file").fingerprint));
+        let_the_clock_tick();
+    }
+    home.rot("file", &groups(bytes.len(), [2]));
+    let differ = fs::read(home.path("file")).unwrap().iter().zip(&bytes).filter(|(now, then)| now != then).count();
+    assert_eq!(differ, 1);
+    fs::set_permissions(home.path("file"), fs::Permissions::from_mode(0o600)).unwrap();
+    assert_ne!(home.fingerprint("file"), home.row("file").fingerprint, "chmod moves the ctime");
 }

@@ -15,11 +15,12 @@ use redb::Database;
 use tempfile::TempDir;
 use tree::{BlobId, Drift, Fingerprint, RangeSet};
 
-use crate::common::{GROUP, all, feed, settings};
+use crate::common::{GROUP, all, feed, rotting::Rotting, settings};
 
 pub(crate) struct Home {
     pub(crate) store: Store,
     pub(crate) root: RootId,
+    disk: Rotting,
     dir: TempDir,
     /// How often the program was killed, and so the name of the database.
     kills: u32,
@@ -29,27 +30,27 @@ impl Home {
     pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("arena")).unwrap();
-        Self::open(dir, 0, Arc::new(RealDisk))
+        Self::open(dir, 0, Rotting::new(Arc::new(RealDisk)))
     }
 
-    fn open(dir: TempDir, kills: u32, disk: Arc<dyn Disk>) -> Self {
-        let store = Self::try_open(&dir, kills, disk).unwrap();
-        Self::with(dir, kills, store)
+    fn open(dir: TempDir, kills: u32, disk: Rotting) -> Self {
+        let store = Self::try_open(&dir, kills, Arc::new(disk.clone())).unwrap();
+        Self::with(dir, kills, disk, store)
     }
 
     /// The next start, with a cache that may take `limit` bytes.
     pub(crate) fn reopen_limited(self, disk: Arc<dyn Disk>, limit: u64) -> Self {
-        let kills = self.kills;
+        let (kills, disk) = (self.kills, self.disk.over(disk));
         let dir = self.close();
         let db = Arc::new(Database::create(database(&dir, kills)).unwrap());
         let settings = Settings { cache_limit: limit, ..settings(dir.path()) };
-        let store = Store::open(disk, db, settings).unwrap();
-        Self::with(dir, kills, store)
+        let store = Store::open(Arc::new(disk.clone()), db, settings).unwrap();
+        Self::with(dir, kills, disk, store)
     }
 
-    fn with(dir: TempDir, kills: u32, store: Store) -> Self {
+    fn with(dir: TempDir, kills: u32, disk: Rotting, store: Store) -> Self {
         let root = store.add_root(&dir.path().join("arena")).unwrap();
-        Self { store, root, dir, kills }
+        Self { store, root, disk, dir, kills }
     }
 
     pub(crate) fn try_open(dir: &TempDir, kills: u32, disk: Arc<dyn Disk>) -> Result<Store, StoreError> {
@@ -69,17 +70,17 @@ impl Home {
 
     /// The same, with something between the store and the file system.
     pub(crate) fn reopen_on(self, disk: Arc<dyn Disk>) -> Self {
-        let kills = self.kills;
+        let (kills, disk) = (self.kills, self.disk.over(disk));
         Self::open(self.close(), kills, disk)
     }
 
     /// What the next start finds if the program is killed here: nothing of it runs any more, not even a drop.
     pub(crate) fn kill_and_reopen(self) -> Self {
-        let Self { store, dir, kills, .. } = self;
+        let Self { store, disk, dir, kills, .. } = self;
         // The database is locked as long as this process lives; a copy of it is not.
         fs::copy(database(&dir, kills), database(&dir, kills + 1)).unwrap();
         std::mem::forget(store);
-        Self::open(dir, kills + 1, Arc::new(RealDisk))
+        Self::open(dir, kills + 1, disk)
     }
 
     pub(crate) fn file(&self, name: &str) -> FileRef {
@@ -113,7 +114,7 @@ impl Home {
         let new = names.iter().map(|name| {
             let path = self.path(name);
             let bytes = fs::read(&path).unwrap();
-            let fingerprint = Fingerprint::from(&fs::metadata(&path).unwrap());
+            let fingerprint = self.fingerprint(name);
             let below = path.strip_prefix(self.path("")).unwrap();
             NewFile {
                 path: below.as_os_str().as_bytes().into(),
@@ -143,13 +144,20 @@ impl Home {
         self.cache(bytes, &all(bytes.len()));
     }
 
-    /// Rot: one bit in the first byte of each of these groups of an arena's file flips, and its mtime stays.
+    /// Rot: one bit in the first byte of each of these groups of an arena's file flips.
     pub(crate) fn rot(&self, name: &str, groups: &RangeSet) {
-        let mtime = fs::metadata(self.path(name)).unwrap().modified().unwrap();
-        let file = File::options().read(true).write(true).open(self.path(name)).unwrap();
         let starts = groups.iter().flat_map(|range| (range.start()..range.end()).step_by(GROUP as usize));
-        starts.for_each(|start| flip(&file, start));
-        file.set_modified(mtime).unwrap();
+        self.rot_with(name, |file| starts.for_each(|start| flip(file, start)));
+    }
+
+    /// Rot: `change` changes bytes of an arena's file, and nothing else of it moves.
+    pub(crate) fn rot_with(&self, name: &str, change: impl FnOnce(&File)) {
+        self.disk.rot(&self.path(name), change);
+    }
+
+    /// What the file system reports of an arena's file.
+    pub(crate) fn fingerprint(&self, name: &str) -> Fingerprint {
+        self.disk.fingerprint(&self.path(name))
     }
 
     pub(crate) fn row(&self, name: &str) -> FileRow {
@@ -166,7 +174,7 @@ impl Home {
 
     /// What happened to the file since the row was written.
     pub(crate) fn drift(&self, name: &str) -> Drift {
-        self.row(name).fingerprint.drift(&Fingerprint::from(&fs::metadata(self.path(name)).unwrap()))
+        self.row(name).fingerprint.drift(&self.fingerprint(name))
     }
 
     /// The file's mtime in seconds and nanoseconds.

@@ -84,11 +84,11 @@ fn links_mode_attributes_holes_and_mtime_are_kept() {
     home.link(&["one", "two"]);
     let (before, extents_before) = (said_of(&one), extents(&one));
 
-    let file = File::options().write(true).open(&one).unwrap();
-    let lost = groups(SIZE, [10]).iter().next().unwrap();
-    fallocate(&file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, lost.start(), lost.len()).unwrap();
-    file.write_all_at(b"junk", 5 * GROUP).unwrap();
-    set_old_mtime(&file);
+    home.rot_with("one", |file| {
+        let lost = groups(SIZE, [10]).iter().next().unwrap();
+        fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, lost.start(), lost.len()).unwrap();
+        file.write_all_at(b"junk", 5 * GROUP).unwrap();
+    });
 
     let damaged = groups(SIZE, [5, 10]);
     for name in ["one", "two"] {
@@ -112,9 +112,10 @@ fn links_mode_attributes_holes_and_mtime_are_kept() {
 fn a_read_only_file_stays_read_only() {
     let home = Home::new();
     let (bytes, damaged) = (random(21, SIZE), groups(SIZE, [3]));
-    home.put("file", &bytes);
-    home.rot("file", &damaged);
+    home.write("file", &bytes);
     fs::set_permissions(home.path("file"), fs::Permissions::from_mode(0o444)).unwrap();
+    home.link(&["file"]);
+    home.rot("file", &damaged);
     home.verify("file");
     let before = said_of(&home.path("file"));
     match home.store.mend(&home.file("file")) {

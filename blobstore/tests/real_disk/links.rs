@@ -54,7 +54,7 @@ fn a_renamed_file_is_what_it_was() {
         home.rot("a", &groups(size, [0]));
         home.verify("a");
         let relink = |from: &str, to: &str, keep| {
-            let fingerprint = Fingerprint::from(&fs::metadata(home.path(to)).unwrap());
+            let fingerprint = home.fingerprint(to);
             let moved = Move { from: from.into(), to: to.into(), fingerprint, keep };
             home.store.relink(home.root, &[moved]).unwrap()
         };
@@ -250,7 +250,7 @@ fn thousands_of_equal_files_stay_fast() {
         names.iter().for_each(|name| home.write(name, &bytes));
         let hashed = hashed(&bytes);
         let new = names.iter().map(|name| {
-            let fingerprint = Fingerprint::from(&fs::metadata(home.path(name)).unwrap());
+            let fingerprint = home.fingerprint(name);
             let hashed = home.store.hash(&bytes[..], size as u64).unwrap();
             NewFile { path: name.clone().into(), fingerprint, hashed_at: 1, hashed }
         });

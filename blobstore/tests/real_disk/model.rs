@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, backends::InMemoryBackend};
 use tree::{BlobId, Fingerprint, RangeSet, UnixTime};
 
-use crate::common::{HOLDERS, dir_numbers, groups, random, range, settings, split};
+use crate::common::{HOLDERS, dir_numbers, fingerprint, groups, random, range, settings, split};
 
 /// Neighbours in the order of bytes that are and are not below each other.
 const PATHS: [&[u8]; 12] = [
@@ -71,7 +71,7 @@ impl Lab {
     fn fingerprint(&mut self, size: u64) -> Fingerprint {
         self.clock += 1;
         let time = UnixTime { seconds: self.clock, nanos: 5 };
-        Fingerprint { device: 1, inode: 2, size, mtime: time, ctime: time }
+        fingerprint(1, 2, size, time, time)
     }
 
     fn take(&mut self, at: usize, step: &Step, model: &mut Model) {
@@ -234,7 +234,7 @@ fn more_files_than_a_page() {
     let link = |names: &mut dyn Iterator<Item = usize>| {
         let new = names.map(|n| {
             let bytes = n.to_le_bytes();
-            let fingerprint = Fingerprint { device: 1, inode: n as u64, size: 8, ..at_some_time() };
+            let fingerprint = fingerprint(1, n as u64, 8, TIME, TIME);
             NewFile { path: name(n), fingerprint, hashed_at: 1, hashed: store.hash(&bytes[..], 8).unwrap() }
         });
         store.link(root, &new.collect::<Vec<_>>()).unwrap();
@@ -251,7 +251,4 @@ fn more_files_than_a_page() {
     assert_eq!(store.files(root).count(), 0);
 }
 
-fn at_some_time() -> Fingerprint {
-    let time = UnixTime { seconds: 1, nanos: 1 };
-    Fingerprint { device: 0, inode: 0, size: 0, mtime: time, ctime: time }
-}
+const TIME: UnixTime = UnixTime { seconds: 1, nanos: 1 };

@@ -9,7 +9,7 @@ use crate::{
     assert_found,
     common::GROUP,
     damage::Kind,
-    lab::{INLINE, Lab, Subject, overwrite},
+    lab::{INLINE, Lab, Subject, overwrite_at},
     oracle::{PAIR_BYTES, below_wrong_pairs, differing},
 };
 
@@ -37,7 +37,7 @@ fn injure(
     let now = (rng.u8(..8) > 0).then(|| damage(&stored, rng));
     match &now {
         _ if subject.is_inline() => lab.set_row(INLINE, id, now.as_deref()),
-        Some(now) => overwrite(&path, now),
+        Some(now) => overwrite_at(&path, now),
         None => fs::remove_file(&path).unwrap(),
     }
     let is_as_long = now.as_ref().is_some_and(|now| now.len() == stored.len());

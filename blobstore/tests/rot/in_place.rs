@@ -3,27 +3,30 @@
 use std::fs::{self, File};
 
 use blobstore::{Sink, StoreError, Verdict};
-use tree::{Drift, Fingerprint, Grain, RangeSet, Verified, hash_into};
+use tree::{Drift, Grain, RangeSet, Verified, hash_into};
 
 use crate::{
     assert_found,
     common::GROUP,
     damage::Kind,
-    lab::{Lab, OUTBOARDS, Subject, overwrite},
+    lab::{Lab, OUTBOARDS, Subject, overwrite_at},
     oracle::{PAIR_BYTES, below_wrong_pairs, differing, grain_of},
 };
 
-/// The file's bytes rot, and its mtime does not tell. What does not prove is found to the unit of the grain, and
-/// mended from another copy here, or else from a peer.
+/// The file's bytes rot. What does not prove is found to the unit of the grain, and mended from another copy here, or
+/// else from a peer. Where they are another number, it is an edit that keeps the mtime.
 pub(crate) fn injure_data(lab: &Lab, subject: &Subject, name: &str, kind: Kind, rng: &mut fastrand::Rng) -> bool {
     let (file, path) = (lab.file(name), lab.path(name));
     let bytes = kind.of(&subject.bytes, GROUP, rng);
     let mtime = fs::metadata(&path).unwrap().modified().unwrap();
-    let put = |bytes: &[u8]| {
-        overwrite(&path, bytes);
+    let edit = |bytes: &[u8]| {
+        overwrite_at(&path, bytes);
         File::options().write(true).open(&path).unwrap().set_modified(mtime).unwrap();
     };
-    put(&bytes);
+    match bytes.len() == subject.size() {
+        true => lab.rot(name, &bytes),
+        false => edit(&bytes),
+    }
     let is_elsewhere = subject.files.len() > 1 || !subject.proven.is_empty();
     let missing = |rot: &RangeSet| if is_elsewhere { RangeSet::new() } else { rot.clone() };
     let damaged = || lab.store.file(&file).unwrap().expect("the file is linked").damaged;
@@ -34,7 +37,7 @@ pub(crate) fn injure_data(lab: &Lab, subject: &Subject, name: &str, kind: Kind, 
         lab.check_read(subject, lab.some_range(subject, rng), &missing(&subject.all()));
         assert!(matches!(lab.store.mend(&file), Err(StoreError::Modified { .. })));
         assert!(damaged().is_empty() && fs::read(&path).unwrap() == bytes);
-        put(&subject.bytes);
+        edit(&subject.bytes);
         assert!(matches!(lab.verify(name), Some(Verdict::Sound)));
         return true;
     }
@@ -62,11 +65,10 @@ pub(crate) fn injure_data(lab: &Lab, subject: &Subject, name: &str, kind: Kind, 
     subject.feed(&mut mending, &missing(&rot));
     mending.commit().unwrap();
     assert_eq!(mending.finish().unwrap().1, rot);
-    let meta = fs::metadata(&path).unwrap();
     assert!(fs::read(&path).unwrap() == subject.bytes, "mended, and not what it was");
-    assert_eq!(meta.modified().unwrap(), mtime);
+    assert_eq!(fs::metadata(&path).unwrap().modified().unwrap(), mtime);
     let row = lab.store.file(&file).unwrap().unwrap();
-    assert_eq!(row.fingerprint.drift(&Fingerprint::from(&meta)), Drift::None);
+    assert_eq!(row.fingerprint.drift(&lab.fingerprint(name)), Drift::None);
     assert!(matches!(lab.verify(name), Some(Verdict::Sound)));
     true
 }
@@ -82,7 +84,7 @@ pub(crate) fn injure_outboard(lab: &Lab, subject: &Subject, name: &str, kind: Ki
     let now = (rng.u8(..8) > 0).then(|| kind.of(&subject.kept, PAIR_BYTES as u64, rng));
     match &now {
         _ if is_row => lab.set_row(OUTBOARDS, id, now.as_deref()),
-        Some(now) => overwrite(&path, now),
+        Some(now) => overwrite_at(&path, now),
         None => fs::remove_file(&path).unwrap(),
     }
     // A row may now be as long as one of another grain, and is judged as such: its first pairs may well prove.

@@ -15,7 +15,7 @@ use tree::{BlobId, ByteRange, Fingerprint, Grain, Hashed, Query, RangeSet, Verif
 
 use crate::common::{
     DIR_NUMBERS, DIRS, GROUP, HOLDERS, LARGE, all, check_read_of, group_count, groups, hashed, pieces_of, random,
-    range, settings, split,
+    range, rotting::Rotting, settings, split,
 };
 
 pub(crate) const FILES: TableDefinition<(u32, &[u8]), &[u8]> = TableDefinition::new("store.files");
@@ -36,6 +36,7 @@ pub(crate) struct Lab {
     pub(crate) grain: Grain,
     pub(crate) subjects: Vec<Subject>,
     root: RootId,
+    disk: Rotting,
     dir: TempDir,
 }
 
@@ -111,9 +112,10 @@ impl Lab {
         let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
         fs::create_dir(dir.path().join("arena")).unwrap();
         let db = Arc::new(Database::builder().create_with_backend(InMemoryBackend::new()).unwrap());
-        let store = open(&db, dir.path(), grain);
+        let disk = Rotting::new(Arc::new(RealDisk));
+        let store = open(&disk, &db, dir.path(), grain);
         let root = store.add_root(&dir.path().join("arena")).unwrap();
-        let mut lab = Self { store, db, grain, subjects: Vec::new(), root, dir };
+        let mut lab = Self { store, db, grain, subjects: Vec::new(), root, disk, dir };
         let mut rng = fastrand::Rng::with_seed(seed);
         let places = [Places::InPlace, Places::Cached, Places::Twice, Places::Both, Places::CachedInPart];
         for (number, size) in SIZES.into_iter().enumerate() {
@@ -131,7 +133,7 @@ impl Lab {
 
     /// The next start of the program, with the same database and files.
     pub(crate) fn reopen(&mut self) {
-        self.store = open(&self.db, self.dir.path(), self.grain);
+        self.store = open(&self.disk, &self.db, self.dir.path(), self.grain);
     }
 
     fn add(&mut self, bytes: Vec<u8>, places: Places, rng: &mut fastrand::Rng) {
@@ -173,7 +175,12 @@ impl Lab {
     }
 
     pub(crate) fn fingerprint(&self, name: &str) -> Fingerprint {
-        Fingerprint::from(&fs::metadata(self.path(name)).unwrap())
+        self.disk.fingerprint(&self.path(name))
+    }
+
+    /// Has the bytes of a file rot into `bytes`, of which there are as many.
+    pub(crate) fn rot(&self, name: &str, bytes: &[u8]) {
+        self.disk.rot(&self.path(name), |file| overwrite(file, bytes));
     }
 
     /// A file of the store's own.
@@ -321,9 +328,8 @@ impl Lab {
     }
 }
 
-/// Makes the file's bytes `bytes`. It stays the same file.
-pub(crate) fn overwrite(path: &Path, bytes: &[u8]) {
-    let mut file = File::options().read(true).write(true).create(true).truncate(false).open(path).unwrap();
+/// Makes the file's bytes `bytes`, and does not write if they are.
+pub(crate) fn overwrite(mut file: &File, bytes: &[u8]) {
     let mut old = Vec::new();
     file.read_to_end(&mut old).unwrap();
     if old != bytes {
@@ -333,8 +339,13 @@ pub(crate) fn overwrite(path: &Path, bytes: &[u8]) {
     }
 }
 
-fn open(db: &Arc<Database>, dir: &Path, grain: Grain) -> Store {
-    Store::open(Arc::new(RealDisk), db.clone(), Settings { grain, ..settings(dir) }).unwrap()
+/// The same for the file at `path`, which is made if it is not there.
+pub(crate) fn overwrite_at(path: &Path, bytes: &[u8]) {
+    overwrite(&File::options().read(true).write(true).create(true).truncate(false).open(path).unwrap(), bytes);
+}
+
+fn open(disk: &Rotting, db: &Arc<Database>, dir: &Path, grain: Grain) -> Store {
+    Store::open(Arc::new(disk.clone()), db.clone(), Settings { grain, ..settings(dir) }).unwrap()
 }
 
 /// At the edges of chunks, groups and the units of every grain.

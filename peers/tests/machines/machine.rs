@@ -96,11 +96,7 @@ impl Machine {
         fs::create_dir_all(&root_dir).unwrap();
         let file = root_dir.join(path);
         fs::write(&file, bytes).unwrap();
-        let root = self.store.add_root(&root_dir).unwrap();
-        let hashed = self.store.hash(bytes, size).unwrap();
-        let blob = hashed.id();
-        let fingerprint = Fingerprint::from(&fs::metadata(&file).unwrap());
-        self.store.link(root, &[NewFile { path: path.into(), fingerprint, hashed, hashed_at: 1 }]).unwrap();
+        let blob = self.link(path, bytes);
         self.namespace
             .set_arena(&Arena { name: arena.clone(), dir: Some(root_dir), public: false, root: None })
             .unwrap();
@@ -110,12 +106,24 @@ impl Machine {
         blob
     }
 
+    /// Links a file of the arena as if it had been hashed when it had these bytes, and nothing of it had moved since.
+    fn link(&self, path: &str, bytes: &[u8]) -> BlobId {
+        let root_dir = self.dir.path().join("arena");
+        let fingerprint = Fingerprint::from(&fs::metadata(root_dir.join(path)).unwrap());
+        let hashed = self.store.hash(bytes, bytes.len() as u64).unwrap();
+        let blob = hashed.id();
+        let root = self.store.add_root(&root_dir).unwrap();
+        self.store.link(root, &[NewFile { path: path.into(), fingerprint, hashed, hashed_at: 1 }]).unwrap();
+        blob
+    }
+
     /// Lets bytes of a file rot, so that nobody notices.
     pub(crate) fn rot(&self, path: &str, range: ByteRange) {
-        let file = fs::File::options().write(true).open(self.dir.path().join("arena").join(path)).unwrap();
-        let mtime = file.metadata().unwrap().modified().unwrap();
+        let path_there = self.dir.path().join("arena").join(path);
+        let bytes = fs::read(&path_there).unwrap();
+        let file = fs::File::options().write(true).open(path_there).unwrap();
         file.write_all_at(&vec![0x55; range.len() as usize], range.start()).unwrap();
-        file.set_modified(mtime).unwrap();
+        self.link(path, &bytes);
     }
 
     /// Has heard from `teller` that `origin` has files with these bytes.

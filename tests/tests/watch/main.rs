@@ -34,7 +34,11 @@ struct Watched {
 impl Watched {
     /// Holds the arena `docs`, which `build` has filled.
     fn new(build: impl FnOnce(&Path)) -> Self {
-        let scratch = Scratch::new();
+        Self::on(Scratch::new(), build)
+    }
+
+    /// Like [`new`](Self::new), but in `scratch`.
+    fn on(scratch: Scratch, build: impl FnOnce(&Path)) -> Self {
         let root = scratch.dir("docs");
         build(&root);
         let a = Machine::watching(&scratch, "a", &[&root]);
