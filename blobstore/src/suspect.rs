@@ -58,7 +58,23 @@ impl Store {
         Ok(Some(damaged))
     }
 
-    /// Reads `ranges` of a suspect or damaged file as they are, unproven, to be shown beside the right ones. `None` if they
+    /// Records that a suspect file, last read with the metadata `read`, has only been touched since its bytes were known, and
+    /// that no program wrote to it meanwhile: so what differs is damage. Returns whether that was so.
+    pub fn explain(&self, file: &FileRef, read: Fingerprint) -> Result<bool, StoreError> {
+        let Some(known) = self.file(file)? else { return Ok(false) };
+        let is_touched = known.fingerprint.drift(&read) == Drift::Touched;
+        if known.state != FileState::Suspect(read) || !is_touched {
+            return Ok(false);
+        }
+        self.update_file(file, known.blob, |row| {
+            if row.state == known.state {
+                (row.fingerprint, row.state) = (read, FileState::Settled);
+            }
+        })?;
+        Ok(true)
+    }
+
+    /// Reads `range` of a suspect or damaged file as it is, unproven, to be shown beside the right ones. `None` if they
     /// cannot be read.
     pub fn read_unproven(&self, file: &FileRef, range: ByteRange) -> Option<Vec<u8>> {
         let data = self.inner.disk.open_beneath(&self.root_dir(file.root), file.relative(), Access::Read).ok()?;

@@ -42,4 +42,4 @@ pub use pins::{FileBelow, Pins, Place};
 pub use scan::{Seen, SeenKind, Walk, WalkError, look};
 pub use tell::Told;
 pub use version::{Content, PREVIOUS_MAX, Shown, Version, shown};
-pub use watch::{Heard, Inotify, News, Pending, Signs, SignsSeen, Teller, Watch, WatchError, news};
+pub use watch::{Heard, Inotify, News, Pending, SharedSigns, Signs, SignsSeen, Teller, Watch, WatchError, news};

@@ -73,7 +73,7 @@ struct Watcher {
 impl Watcher {
     fn take(&mut self, heard: &Heard, known: &mut Seen) {
         let path = match heard {
-            Heard::Changed(path, _) => path,
+            Heard::Changed(path) => path,
             Heard::Lost => &self.root,
         };
         look(path, known, &mut Some(&mut self.inotify));
@@ -88,8 +88,8 @@ impl Watcher {
             let heard = heard.unwrap_or_else(|_| panic!("not heard of: {file:?}")).unwrap();
             self.take(&heard, known);
             match heard {
-                Heard::Changed(path, _) if path == file => break,
-                Heard::Changed(_, _) => {}
+                Heard::Changed(path) if path == file => break,
+                Heard::Changed(_) => {}
                 // That may have been the file, and may have been before it.
                 Heard::Lost => fs::write(file, "again").unwrap(),
             }

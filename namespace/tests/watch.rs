@@ -76,8 +76,8 @@ impl World {
         let mut heard = BTreeSet::new();
         loop {
             match self.recv() {
-                Some(Heard::Changed(path, _)) if path == mark => return heard,
-                Some(Heard::Changed(path, _)) => {
+                Some(Heard::Changed(path)) if path == mark => return heard,
+                Some(Heard::Changed(path)) => {
                     let path = path.strip_prefix(self.base.path()).expect("what is not below").to_owned();
                     // An older mark that was closed.
                     if !path.starts_with("root") || !path.to_string_lossy().contains(".mark-") {
@@ -311,7 +311,7 @@ fn the_root_itself() {
     let arena = other.path().join("arena");
     let changed = |world: &mut World, action: &dyn Fn()| {
         action();
-        while !matches!(world.recv().expect("the news go on"), Heard::Changed(path, _) if path == arena) {}
+        while world.recv().expect("the news go on") != Heard::Changed(arena.clone()) {}
     };
     world.inotify.watch(&arena).unwrap();
     changed(&mut world, &|| chmod(arena.clone(), 0o700));
@@ -357,7 +357,7 @@ fn more_than_can_wait() {
     loop {
         written.extend(write.next());
         match world.news.try_recv() {
-            Some(Heard::Changed(path, _)) if written.contains(&path) => return,
+            Some(Heard::Changed(path)) if written.contains(&path) => return,
             _ => continue,
         }
     }

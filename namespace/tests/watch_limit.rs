@@ -1,6 +1,11 @@
 //! What happens when the system allows no more watches.
 
-use std::{fs, path::Path, process::Command, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
 use namespace::{Heard, Inotify, News, Watch, WatchError};
 use tempfile::TempDir;
@@ -33,8 +38,8 @@ async fn with_three_watches() {
 }
 
 async fn told(news: &mut News, path: &Path) {
-    let is_told = |heard| matches!(heard, Heard::Changed(told, _) if told == path);
-    let heard = async { while !is_told(news.recv().await.expect("the news go on")) {} };
+    let changed = Heard::Changed(PathBuf::from(path));
+    let heard = async { while news.recv().await.expect("the news go on") != changed {} };
     tokio::time::timeout(Duration::from_secs(10), heard).await.expect("it is heard within ten seconds");
 }
 

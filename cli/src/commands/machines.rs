@@ -179,12 +179,15 @@ fn scrub_line(scrub: &Value) -> String {
         format!("everything here was verified since {since}")
     });
     let count = |name: &str| scrub[name].as_u64().unwrap_or_default();
-    let found = match (count("damaged_files"), count("found_files"), count("repaired_files")) {
+    let mut found = match (count("damaged_files"), count("found_files"), count("repaired_files")) {
         (0, 0, _) => String::new(),
         (now, found, repaired) => {
             format!("; damaged now: {now} files, found since the start: {found}, mended: {repaired}")
         }
     };
+    if count("suspect_files") > 0 {
+        found += &format!("; suspect: {} files, listed by: blob verify", count("suspect_files"));
+    }
     format!("scrub         {since}{found}")
 }
 

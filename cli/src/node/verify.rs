@@ -4,7 +4,7 @@ use std::{
 };
 
 use blobstore::{
-    FileRef, Item, Task, Verdict, Verified,
+    FileRef, FileRow, FileState, Item, Task, Verdict, Verified,
     scrub::{self, Agenda},
 };
 use namespace::{ArenaName, RelPath};
@@ -196,8 +196,8 @@ impl Node {
                 Item::Cached(blob) => store.verify_cached(*blob, progress)?,
             };
             let Some(mut verdict) = verdict else { return Ok(None) };
-            if matches!(verdict, Verdict::Suspect { .. }) && self.is_edit_pending(subject) {
-                verdict = Verdict::Modified;
+            if let Verdict::Suspect { data } = verdict {
+                verdict = self.weigh(subject, data)?;
             }
             all = all.and(verdict);
             task.verified = task.after(part, now());
@@ -210,14 +210,24 @@ impl Node {
         }
     }
 
-    /// Whether the watcher saw a program write the file, and no pass has looked at it since: then it is no suspect.
-    fn is_edit_pending(&self, subject: &Subject) -> bool {
-        let (Some(arena), Item::File(file)) = (&subject.arena, &subject.task.item) else { return false };
-        let path = RelPath::try_from(file.path.clone());
-        path.is_ok_and(|path| {
-            let signs = self.signs_of(arena, &path);
-            signs.wrote || signs.closed || signs.moved_here
-        })
+    /// What a file is that lacks `data` and was found suspect, by what the watcher saw: edited, if a program wrote it and no pass
+    /// has looked at it since; damaged, if only its attributes were changed.
+    fn weigh(&self, subject: &Subject, data: RangeSet) -> Result<Verdict, Failure> {
+        let (Some(arena), Item::File(file)) = (&subject.arena, &subject.task.item) else {
+            return Ok(Verdict::Suspect { data });
+        };
+        let Ok(path) = RelPath::try_from(file.path.clone()) else { return Ok(Verdict::Suspect { data }) };
+        let (signs, is_explained) = self.seen_at(arena, &path);
+        if signs.may_have_written() || signs.moved_here {
+            return Ok(Verdict::Modified);
+        }
+        if is_explained
+            && let Some(FileRow { state: FileState::Suspect(read), .. }) = self.inner.store.file(file)?
+            && self.inner.store.explain(file, read)?
+        {
+            return Ok(Verdict::Damaged { data, outboard: RangeSet::new(), unreadable: None });
+        }
+        Ok(Verdict::Suspect { data })
     }
 
     /// Hands over what `targets` name, in the order of paths; without any, all arenas held here and the cache. Only a

@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use namespace::{ArenaName, Heard, Inotify, News, Pending, RelPath, Signs, Watch, WatchError};
+use namespace::{ArenaName, Heard, Inotify, News, Pending, RelPath, SharedSigns, Watch, WatchError};
 use tokio::{sync::watch, task::JoinHandle, time::sleep};
 use tracing::{debug, error, info, warn};
 
@@ -51,6 +51,11 @@ struct Kept {
 type Job = (ArenaName, JoinHandle<Result<Reconciled, Failure>>);
 
 impl Watching {
+    /// What was seen so far and not yet looked at.
+    pub(super) fn signs(&self) -> SharedSigns {
+        self.watch.lock().unwrap_or_else(PoisonError::into_inner).signs()
+    }
+
     /// Watches a directory, if that is possible; if not, rescans have to do.
     pub(super) fn watch(&self, dir: &Path) {
         let watched = self.watch.lock().unwrap_or_else(PoisonError::into_inner).watch(dir);
@@ -84,7 +89,7 @@ impl Node {
         }
     }
 
-    fn arena_dir(&self, arena: &ArenaName) -> Option<PathBuf> {
+    pub(super) fn arena_dir(&self, arena: &ArenaName) -> Option<PathBuf> {
         let arenas = self.inner.namespace.arenas().ok()?;
         arenas.into_iter().find(|held| held.name == *arena)?.dir
     }
@@ -179,7 +184,7 @@ impl Keeper {
         self.refresh(now + self.settings.rescan);
         while let Some(some) = heard {
             match some {
-                Heard::Changed(path, signs) => self.note(&path, signs, now),
+                Heard::Changed(path) => self.note(&path, now),
                 Heard::Lost => {
                     info!("some changes were not heard; everything is looked at");
                     self.arenas.values_mut().for_each(|kept| kept.pending.note(None, now));
@@ -189,15 +194,14 @@ impl Keeper {
         }
     }
 
-    fn note(&mut self, path: &Path, signs: Signs, now: Duration) {
-        for (arena, kept) in &mut self.arenas {
+    fn note(&mut self, path: &Path, now: Duration) {
+        for kept in self.arenas.values_mut() {
             let Ok(below) = path.strip_prefix(&kept.true_dir).or_else(|_| path.strip_prefix(&kept.dir)) else {
                 continue;
             };
             let fits = |path: &Path| RelPath::try_from(path.as_os_str().as_encoded_bytes().to_owned()).ok();
             // A path that is too long to have is looked at with the directory that it is in.
             let path = below.ancestors().filter(|path| !path.as_os_str().is_empty()).find_map(fits);
-            self.node.note_signs(arena, path.as_ref().map_or(b"", RelPath::as_bytes), signs);
             return kept.pending.note(path, now);
         }
     }
@@ -234,8 +238,8 @@ impl Keeper {
         self.refresh(now + self.settings.rescan);
         let Some(kept) = self.arenas.get_mut(&arena) else { return };
         match ended {
-            Ok(Reconciled { totals, again }) => {
-                if totals.hashed_files + totals.moved + totals.deleted > 0 {
+            Ok(Reconciled { totals, again, is_whole }) => {
+                if is_whole || totals.hashed_files + totals.moved + totals.deleted > 0 {
                     let (hashed, moved, deleted) = (totals.hashed_files, totals.moved, totals.deleted);
                     info!(%arena, hashed, moved, deleted, "up to date");
                 }

@@ -18,7 +18,7 @@ use rustix::{
     io::Errno,
 };
 
-use super::{News, Signs, Teller, Watch, WatchError, dirs::Dirs, news};
+use super::{News, SharedSigns, Signs, Teller, Watch, WatchError, dirs::Dirs, news};
 
 /// Watches directories by inotify, with one thread that hears.
 ///
@@ -32,6 +32,7 @@ pub struct Inotify(Arc<Shared>);
 struct Shared {
     state: Mutex<State>,
     teller: Teller,
+    signs: SharedSigns,
     /// Wakes the thread.
     wake: OwnedFd,
     stop: AtomicBool,
@@ -55,7 +56,13 @@ impl Inotify {
         let (teller, news) = news(news_max);
         let state = State { fd: Arc::new(instance()?), dirs: Dirs::default(), doomed: BTreeSet::new() };
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
-        let shared = Arc::new(Shared { state: Mutex::new(state), teller, wake, stop: AtomicBool::new(false) });
+        let shared = Arc::new(Shared {
+            state: Mutex::new(state),
+            teller,
+            signs: SharedSigns::default(),
+            wake,
+            stop: AtomicBool::new(false),
+        });
         let hearing = Arc::clone(&shared);
         thread::Builder::new().name("watch".to_owned()).spawn(move || hearing.run())?;
         Ok((Self(shared), news))
@@ -88,6 +95,13 @@ impl Watch for Inotify {
         }
         Ok(())
     }
+
+    fn signs(&mut self) -> SharedSigns {
+        // If the kernel's queue cannot be read now, the thread says so.
+        let mut buffer = vec![MaybeUninit::uninit(); BUFFER_BYTES];
+        while self.0.hear_now(&mut buffer) == Ok(true) {}
+        self.0.signs.clone()
+    }
 }
 
 impl Drop for Inotify {
@@ -112,6 +126,7 @@ impl Shared {
         while !self.stop.load(Ordering::Acquire) {
             if let Err(error) = self.hear(&mut buffer) {
                 tracing::error!(reason = tree::reason(&error), "watching has ended; changes are found by rescans");
+                self.signs.lock().lose();
                 self.teller.lost();
                 return;
             }
@@ -134,23 +149,30 @@ impl Shared {
             Ok(_) | Err(Errno::AGAIN | Errno::INTR) => {}
             Err(error) => return Err(error),
         }
+        self.hear_now(buffer).map(drop)
+    }
+
+    /// Tells what the kernel has to say now, as far as it fits into `buffer`. Returns whether there may be more.
+    fn hear_now(&self, buffer: &mut [MaybeUninit<u8>]) -> Result<bool, Errno> {
         let mut state = self.state();
+        let fd = Arc::clone(&state.fd);
         let mut reader = Reader::new(&*fd, buffer);
         loop {
             let event = match reader.next() {
                 Ok(event) => event,
-                Err(Errno::AGAIN | Errno::INTR) => return Ok(()),
+                Err(Errno::AGAIN | Errno::INTR) => return Ok(false),
                 Err(error) => return Err(error),
             };
             if event.events().contains(ReadFlags::QUEUE_OVERFLOW) {
                 state.renew();
+                self.signs.lock().lose();
                 self.teller.lost();
-                return Ok(());
+                return Ok(false);
             }
             let name = event.file_name().map(|name| OsStr::from_bytes(name.to_bytes()));
-            state.handle(event.wd(), event.events(), name, &self.teller);
+            state.handle(event.wd(), event.events(), name, &self.teller, &self.signs);
             if reader.is_buffer_empty() {
-                return Ok(());
+                return Ok(true);
             }
         }
     }
@@ -167,7 +189,7 @@ impl Shared {
 
 impl State {
     /// Tells of one event. Those of watches without a path came too late: they were told of when the path went.
-    fn handle(&mut self, watch: i32, events: ReadFlags, name: Option<&OsStr>, teller: &Teller) {
+    fn handle(&mut self, watch: i32, events: ReadFlags, name: Option<&OsStr>, teller: &Teller, signs: &SharedSigns) {
         let Some(dir) = self.dirs.path(watch) else { return };
         let path = name.map_or_else(|| dir.to_owned(), |name| dir.join(name));
         if events.contains(ReadFlags::MOVE_SELF) {
@@ -178,12 +200,15 @@ impl State {
             // Deleted or unmounted: the kernel has removed the watch.
             self.dirs.remove(watch);
         }
-        let signs = Signs {
+        let seen = Signs {
             wrote: events.intersects(ReadFlags::CREATE | ReadFlags::MODIFY),
             closed: events.contains(ReadFlags::CLOSE_WRITE),
             moved_here: events.contains(ReadFlags::MOVED_TO),
+            attributes: events.contains(ReadFlags::ATTRIB),
         };
-        teller.saw(path, signs);
+        // Before it is told: whoever hears of it finds the signs.
+        signs.lock().note(path.as_os_str().as_bytes(), seen);
+        teller.changed(path);
     }
 
     /// Removes some watches: the kernel says of each that it did, and its queue must be read in between.
@@ -250,7 +275,7 @@ mod tests {
 
     /// Waits until `path` is told; what else is, does not matter.
     async fn told(news: &mut News, path: &Path) {
-        while !matches!(recv(news).await.expect("the news go on"), Heard::Changed(told, _) if told == path) {}
+        while recv(news).await.expect("the news go on") != Heard::Changed(path.to_owned()) {}
     }
 
     /// How many watches the kernel has for `inotify`.
@@ -285,7 +310,7 @@ mod tests {
             tokio::task::yield_now().await;
         }
         fs::write(dirs[0].join("mark"), "").unwrap();
-        assert_eq!(recv(&mut news).await, Some(Heard::Changed(dirs[1].clone(), Signs::default())));
+        assert_eq!(recv(&mut news).await, Some(Heard::Changed(dirs[1].clone())));
         told(&mut news, &dirs[0].join("mark")).await;
         assert_eq!(inotify.0.state().dirs.path(1), Some(&*dirs[0]));
         assert!(inotify.0.state().doomed.is_empty());
@@ -306,9 +331,9 @@ mod tests {
             state.dirs.insert(1_001, &dirs[1]);
         }
         inotify.watch(&dirs[1]).unwrap();
-        assert_eq!(recv(&mut news).await, Some(Heard::Changed(dirs[1].clone(), Signs::default())));
+        assert_eq!(recv(&mut news).await, Some(Heard::Changed(dirs[1].clone())));
         inotify.watch(&dirs[0]).unwrap();
-        assert_eq!(recv(&mut news).await, Some(Heard::Changed(dirs[0].clone(), Signs::default())));
+        assert_eq!(recv(&mut news).await, Some(Heard::Changed(dirs[0].clone())));
         inotify.watch(&dirs[1]).unwrap();
         assert!(!inotify.0.state().doomed.contains(&1));
         for dir in &dirs[..2] {

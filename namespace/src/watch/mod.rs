@@ -23,7 +23,7 @@ use std::{
 pub use inotify::Inotify;
 pub use news::{Heard, News, Teller, news};
 pub use pending::Pending;
-pub use signs::{Signs, SignsSeen};
+pub use signs::{SharedSigns, Signs, SignsSeen};
 
 /// What can watch directories; it tells of them through its [`News`].
 pub trait Watch: Send {
@@ -34,6 +34,9 @@ pub trait Watch: Send {
     /// by which it was watched last, until it, or one above it that is watched, is moved or deleted: this is told,
     /// and whoever still wants to hear of it watches it where it is now.
     fn watch(&mut self, dir: &Path) -> Result<(), WatchError>;
+
+    /// What was seen of the watched directories and not yet taken, all that has happened by now included.
+    fn signs(&mut self) -> SharedSigns;
 }
 
 /// Why a directory is not watched.

@@ -6,8 +6,6 @@ use std::{
 
 use tokio::sync::Notify;
 
-use super::Signs;
-
 /// What was heard of the watched directories.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Heard {
@@ -15,7 +13,7 @@ pub enum Heard {
     /// given. What is there now is to be looked at; nothing need be there.
     ///
     /// [`Watch::watch`]: crate::Watch::watch
-    Changed(PathBuf, Signs),
+    Changed(PathBuf),
     /// There was more than could be kept: anything may have happened anywhere, and directories may be watched no
     /// longer. All of them are to be watched again, and looked at.
     Lost,
@@ -38,7 +36,7 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct Queue {
-    changed: VecDeque<(PathBuf, Signs)>,
+    changed: VecDeque<PathBuf>,
     /// Stands for all that was told until it is heard.
     lost: bool,
     ended: bool,
@@ -73,30 +71,19 @@ impl News {
         if std::mem::take(&mut queue.lost) {
             return Some(Heard::Lost);
         }
-        queue.changed.pop_front().map(|(path, signs)| Heard::Changed(path, signs))
+        queue.changed.pop_front().map(Heard::Changed)
     }
 }
 
 impl Teller {
     /// Tells that something happened at `path`, which is absolute. Never waits.
     pub fn changed(&self, path: PathBuf) {
-        self.saw(path, Signs::default());
-    }
-
-    /// Tells that `signs` were seen at `path`, which is absolute. Never waits.
-    pub fn saw(&self, path: PathBuf, signs: Signs) {
         let mut queue = self.0.queue();
-        if queue.lost {
-            return;
-        }
-        if let Some((last, known)) = queue.changed.back_mut()
-            && *last == path
-        {
-            *known = known.or(signs);
+        if queue.lost || queue.changed.back() == Some(&path) {
             return;
         }
         if queue.changed.len() < self.0.news_max {
-            queue.changed.push_back((path, signs));
+            queue.changed.push_back(path);
         } else {
             queue.lose();
         }
@@ -149,7 +136,7 @@ mod tests {
     }
 
     fn changed(path: &str) -> Heard {
-        Heard::Changed(path.into(), Signs::default())
+        Heard::Changed(path.into())
     }
 
     #[test]
@@ -181,10 +168,6 @@ mod tests {
         assert_eq!(all(&mut news), [changed("/a"), changed("/b")]);
         teller.changed("/b".into());
         assert_eq!(all(&mut news), [changed("/b")]);
-        let signs = |wrote, closed| Signs { wrote, closed, moved_here: false };
-        teller.saw("/c".into(), signs(true, false));
-        teller.saw("/c".into(), signs(false, true));
-        assert_eq!(all(&mut news), [Heard::Changed("/c".into(), signs(true, true))]);
     }
 
     #[tokio::test]

@@ -1,6 +1,8 @@
-use std::collections::BTreeMap;
-
-use crate::RelPath;
+use std::{
+    collections::BTreeMap,
+    ops::Bound,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
 /// What the watcher saw happen at a path. None of it says what is there now.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -11,6 +13,8 @@ pub struct Signs {
     pub closed: bool,
     /// It came here under another name.
     pub moved_here: bool,
+    /// Its attributes changed: mode, owner, times, names.
+    pub attributes: bool,
 }
 
 impl Signs {
@@ -20,7 +24,13 @@ impl Signs {
             wrote: self.wrote || other.wrote,
             closed: self.closed || other.closed,
             moved_here: self.moved_here || other.moved_here,
+            attributes: self.attributes || other.attributes,
         }
+    }
+
+    /// Whether a program may have written to it or replaced it.
+    pub fn may_have_written(self) -> bool {
+        self.wrote || self.closed
     }
 
     /// Whether nothing was seen.
@@ -29,59 +39,72 @@ impl Signs {
     }
 }
 
-/// What was seen in one arena and not yet looked at.
+/// What was seen, by absolute path, and not yet looked at.
 ///
-/// **Bound.** At most 65,536 paths. The next one makes it forget all: then metadata alone must tell.
+/// **Bound.** At most 65,536 paths. The next one makes it forget all, which counts as a loss.
 #[derive(Debug, Clone, Default)]
-pub struct SignsSeen(BTreeMap<Vec<u8>, Signs>);
+pub struct SignsSeen {
+    by_path: BTreeMap<Vec<u8>, Signs>,
+    losses: u64,
+}
 
 impl SignsSeen {
-    /// Notes what was seen at `path`; the empty path is the arena root.
+    /// Notes what was seen at `path`.
     pub fn note(&mut self, path: &[u8], signs: Signs) {
         if signs.is_none() {
             return;
         }
-        if self.0.len() >= PATHS_MAX && !self.0.contains_key(path) {
-            self.0.clear();
+        if self.by_path.len() >= PATHS_MAX && !self.by_path.contains_key(path) {
+            self.lose();
         }
-        let known = self.0.entry(path.to_owned()).or_default();
+        let known = self.by_path.entry(path.to_owned()).or_default();
         *known = known.or(signs);
+    }
+
+    /// Notes that something was not seen: from here on, what is not here may have happened all the same.
+    pub fn lose(&mut self) {
+        self.by_path.clear();
+        self.losses += 1;
+    }
+
+    /// How often something was not seen.
+    pub fn losses(&self) -> u64 {
+        self.losses
+    }
+
+    /// What was seen at `path` itself, or at a directory above it: what came with its directory came too.
+    pub fn of(&self, path: &[u8]) -> Signs {
+        let ends = path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at);
+        let above = ends.filter_map(|end| self.by_path.get(&path[..end]));
+        // What happened to the attributes of a directory is nothing to its files.
+        let above = above.map(|signs| Signs { attributes: false, ..*signs });
+        above.chain(self.by_path.get(path).copied()).fold(Signs::default(), Signs::or)
+    }
+
+    /// Takes what was seen at and below `path`.
+    pub fn take(&mut self, path: &[u8]) -> Self {
+        let inside = |key: &[u8]| key.len() == path.len() || key[path.len()] == b'/';
+        let from = (Bound::Included(path.to_owned()), Bound::Unbounded);
+        let below = self.by_path.range(from).map(|(key, _)| key).take_while(|key| key.starts_with(path));
+        let keys: Vec<_> = below.filter(|key| inside(key)).cloned().collect();
+        let by_path = keys.into_iter().filter_map(|key| self.by_path.remove_entry(&key)).collect();
+        Self { by_path, losses: self.losses }
     }
 
     /// Notes all that `other` has.
     pub fn extend(&mut self, other: &Self) {
-        other.0.iter().for_each(|(path, signs)| self.note(path, *signs));
+        other.by_path.iter().for_each(|(path, signs)| self.note(path, *signs));
     }
+}
 
-    /// What was seen at `path` itself, or at a directory above it: what came with its directory came too.
-    pub fn of(&self, path: &RelPath) -> Signs {
-        let bytes = path.as_bytes();
-        let ends = bytes.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at);
-        ends.chain([bytes.len()])
-            .filter_map(|end| self.0.get(&bytes[..end]))
-            .fold(Signs::default(), |all, signs| all.or(*signs))
-    }
+/// [`SignsSeen`] by one, for another to look at. Clones are one.
+#[derive(Debug, Clone, Default)]
+pub struct SharedSigns(Arc<Mutex<SignsSeen>>);
 
-    /// Takes what was seen at, above and below each of `paths`; `None` is the whole arena. What was seen above stays here
-    /// too.
-    pub fn take(&mut self, paths: &[Option<RelPath>]) -> Self {
-        if paths.contains(&None) {
-            return std::mem::take(self);
-        }
-        let mut taken = Self::default();
-        for path in paths.iter().flatten() {
-            let above = std::iter::successors(path.parent(), RelPath::parent);
-            taken.0.extend(above.filter_map(|dir| Some((dir.as_bytes().to_owned(), *self.0.get(dir.as_bytes())?))));
-            let below = self.0.range(path.as_bytes().to_owned()..);
-            let keys: Vec<_> = below
-                .map(|(key, _)| key)
-                .take_while(|key| key.starts_with(path.as_bytes()))
-                .filter(|key| key.len() == path.as_bytes().len() || key[path.as_bytes().len()] == b'/')
-                .cloned()
-                .collect();
-            taken.0.extend(keys.into_iter().filter_map(|key| self.0.remove_entry(&key)));
-        }
-        taken
+impl SharedSigns {
+    /// What was seen so far.
+    pub fn lock(&self) -> MutexGuard<'_, SignsSeen> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -91,51 +114,55 @@ const PATHS_MAX: usize = 65_536;
 mod tests {
     use super::*;
 
-    const WROTE: Signs = Signs { wrote: true, closed: false, moved_here: false };
-    const MOVED: Signs = Signs { wrote: false, closed: false, moved_here: true };
-
-    fn path(path: &str) -> RelPath {
-        path.as_bytes().to_owned().try_into().unwrap()
-    }
+    const NONE: Signs = Signs { wrote: false, closed: false, moved_here: false, attributes: false };
+    const WROTE: Signs = Signs { wrote: true, ..NONE };
+    const MOVED: Signs = Signs { moved_here: true, attributes: true, ..NONE };
 
     fn seen() -> SignsSeen {
         let mut seen = SignsSeen::default();
-        seen.note(b"a", MOVED);
-        seen.note(b"a/b", WROTE);
-        seen.note(b"a-b", WROTE);
-        seen.note(b"c", Signs::default());
+        for (path, signs) in [("/r/a", MOVED), ("/r/a/b", WROTE), ("/r/a-b", WROTE), ("/r/c", NONE)] {
+            seen.note(path.as_bytes(), signs);
+        }
         seen
     }
 
     #[test]
     fn what_a_directory_did_its_files_did() {
         let seen = seen();
-        assert_eq!(seen.of(&path("a/b")), WROTE.or(MOVED));
-        assert_eq!(seen.of(&path("a/c/d")), MOVED);
-        assert_eq!(seen.of(&path("a-b")), WROTE);
-        assert_eq!(seen.of(&path("a-")), Signs::default());
-        assert_eq!(seen.of(&path("c")), Signs::default());
+        let moved = Signs { attributes: false, ..MOVED };
+        for (path, signs) in [
+            ("/r/a", MOVED),
+            ("/r/a/b", WROTE.or(moved)),
+            ("/r/a/c/d", moved),
+            ("/r/a-b", WROTE),
+            ("/r/a-", NONE),
+            ("/r/c", NONE),
+        ] {
+            assert_eq!(seen.of(path.as_bytes()), signs, "{path}");
+        }
     }
 
     #[test]
     fn what_is_taken_is_seen_once() {
-        let (mut seen, scope) = (seen(), [Some(path("a/b"))]);
-        let taken = seen.take(&scope);
-        assert_eq!(taken.of(&path("a/b")), WROTE.or(MOVED));
-        assert_eq!(seen.of(&path("a/b")), MOVED);
-        let taken = seen.take(&[Some(path("a"))]);
-        assert_eq!((taken.of(&path("a")), seen.of(&path("a"))), (MOVED, Signs::default()));
-        assert_eq!(seen.take(&[None]).of(&path("a-b")), WROTE);
-        assert!(seen.0.is_empty());
+        let mut seen = seen();
+        let taken = seen.take(b"/r/a/b");
+        assert_eq!((taken.of(b"/r/a/b"), seen.of(b"/r/a/b").wrote), (WROTE, false));
+        let taken = seen.take(b"/r/a");
+        assert_eq!((taken.of(b"/r/a"), taken.of(b"/r/a-b"), seen.of(b"/r/a")), (MOVED, NONE, NONE));
+        let taken = seen.take(b"/r");
+        assert_eq!((taken.of(b"/r/a-b"), seen.of(b"/r/a-b")), (WROTE, NONE));
+        seen.extend(&taken);
+        assert_eq!(seen.of(b"/r/a-b"), WROTE);
     }
 
     #[test]
-    fn too_much_is_forgotten() {
+    fn too_much_is_a_loss() {
         let mut seen = SignsSeen::default();
         for n in 0..=PATHS_MAX {
-            seen.note(n.to_string().as_bytes(), WROTE);
+            assert_eq!(seen.losses(), 0);
+            seen.note(format!("/{n}").as_bytes(), WROTE);
         }
-        assert_eq!(seen.of(&path("0")), Signs::default());
-        assert_eq!(seen.of(&path(&PATHS_MAX.to_string())), WROTE);
+        assert_eq!((seen.of(b"/0"), seen.losses()), (NONE, 1));
+        assert_eq!(seen.of(format!("/{PATHS_MAX}").as_bytes()), WROTE);
     }
 }

@@ -6,10 +6,11 @@ mod moved;
 mod pages;
 mod reconcile;
 mod root;
+mod witness;
 
 use std::{collections::BTreeMap, sync::PoisonError, time::Instant};
 
-use namespace::{ArenaName, RelPath, Signs, SignsSeen};
+use namespace::{ArenaName, RelPath};
 use serde::Serialize;
 use tracing::{info, warn};
 
@@ -53,6 +54,8 @@ pub(super) struct Reconciled {
     pub(super) totals: ScanTotals,
     /// What changed meanwhile, and is to be looked at again.
     pub(super) again: Vec<RelPath>,
+    /// Whether it was over all of the arena.
+    pub(super) is_whole: bool,
 }
 
 /// Something in an arena that is not indexed.
@@ -70,10 +73,8 @@ pub(super) struct ArenaState {
     offline: Option<String>,
     /// Whether a pass over all of it has come to its end since the start.
     scanned: bool,
-    /// Whether it was watched without a gap since such a pass.
-    continuous: bool,
-    /// What the watcher saw and no pass has looked at.
-    signs: SignsSeen,
+    /// How much the watcher had missed when the last such pass began, if the arena was watched without a gap since.
+    watched_since: Option<u64>,
     /// What is not indexed, and why.
     skipped: BTreeMap<Vec<u8>, String>,
 }
@@ -93,7 +94,7 @@ impl Node {
     /// Brings what is said of an arena in line with its directory. Reads only files that may have changed.
     pub async fn scan(&self, arena: &ArenaName, reporter: &Reporter) -> Result<ScanTotals, Failure> {
         let began = Instant::now();
-        let Reconciled { totals, again } = self.reconcile(arena, vec![None], false, reporter).await?;
+        let Reconciled { totals, again, .. } = self.reconcile(arena, vec![None], false, reporter).await?;
         self.look_again(arena, again);
         let (files, hashed, moved, deleted) = (totals.files, totals.hashed_files, totals.moved, totals.deleted);
         let duration_ms = began.elapsed().as_millis() as u64;
@@ -115,8 +116,7 @@ impl Node {
         let is_whole = paths.contains(&None);
         let done = blocking(move || Reconcile::new(&node, &name, accept, &reporter)?.run(&paths)).await;
         if done.is_ok() && is_whole {
-            let is_watched = self.watching().is_some();
-            self.arena_state(arena, |state| (state.scanned, state.continuous) = (true, is_watched));
+            self.arena_state(arena, |state| state.scanned = true);
         }
         done.while_doing(format!("scan the arena {arena}"))
     }
@@ -128,7 +128,9 @@ impl Node {
             {
                 warn!(%arena, reason = why, "the arena is offline; nothing is taken for deleted");
             }
-            state.continuous &= why.is_none();
+            if why.is_some() {
+                state.watched_since = None;
+            }
             state.offline = why;
         });
     }
@@ -147,29 +149,6 @@ impl Node {
             }
             state.skipped.extend(skipped.into_iter().map(|Skipped { path, reason }| (path, reason)));
         });
-    }
-
-    /// Whether an arena was watched without a gap since all of it was looked at.
-    fn is_continuous(&self, arena: &ArenaName) -> bool {
-        self.arena_state(arena, |state| state.continuous)
-    }
-
-    /// Notes what the watcher saw at a path of an arena; the empty path is its root.
-    pub(super) fn note_signs(&self, arena: &ArenaName, path: &[u8], signs: Signs) {
-        self.arena_state(arena, |state| state.signs.note(path, signs));
-    }
-
-    /// What the watcher saw at `path`, and no pass has looked at.
-    pub(super) fn signs_of(&self, arena: &ArenaName, path: &RelPath) -> Signs {
-        self.arena_state(arena, |state| state.signs.of(path))
-    }
-
-    fn take_signs(&self, arena: &ArenaName, paths: &[Option<RelPath>]) -> SignsSeen {
-        self.arena_state(arena, |state| state.signs.take(paths))
-    }
-
-    fn put_back_signs(&self, arena: &ArenaName, signs: &SignsSeen) {
-        self.arena_state(arena, |state| state.signs.extend(signs));
     }
 
     /// How an arena is doing.

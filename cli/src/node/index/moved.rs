@@ -7,8 +7,8 @@ use std::{
     os::unix::fs::MetadataExt,
 };
 
-use blobstore::{FileRef, FileRow, FileState, Verified};
-use namespace::{Decision, LastRead, ReadState, RelPath, SeenKind, Witness, decide};
+use blobstore::{FileRow, FileState, Verified};
+use namespace::{Decision, LastRead, ReadState, RelPath, SeenKind, decide};
 use tracing::warn;
 use tree::{Drift, Fingerprint, RangeSet};
 
@@ -37,7 +37,7 @@ impl Reconcile<'_> {
                 let state = ReadState::Vanished { damaged };
                 let last = LastRead { blob: row.blob, fingerprint: row.fingerprint, state };
                 let seen = SeenKind::File { fingerprint: file.fingerprint, mode: file.mode };
-                let witness = Witness { signs: self.signs.of(&file.path), continuous: self.continuous };
+                let witness = self.seen.witness(&file.path);
                 if let Decision::Recheck(blob) = decide(None, Some(last), &seen, witness) {
                     file.recheck = Some(blob);
                     file.last = Some(row);
@@ -94,11 +94,13 @@ impl Reconcile<'_> {
                 fresh.push(file);
                 continue;
             };
-            let (to, from) = (self.signs.of(&file.path), self.signs.of(&other.path));
-            let is_rename_seen = to.moved_here && ![to.wrote, to.closed, from.wrote, from.closed].contains(&true);
+            let is_rename_seen = || {
+                let (to, from) = (self.seen.of(&file.path), self.seen.of(&other.path));
+                to.moved_here && !from.may_have_written() && self.seen.explains_ctime(&file.path)
+            };
             match as_read(&other.row).drift(&file.fingerprint) {
                 Drift::None => {}
-                Drift::Touched if is_rename_seen && file.recheck.is_none() => {}
+                Drift::Touched if file.recheck.is_none() && is_rename_seen() => {}
                 Drift::Touched if file.recheck.is_none() => {
                     file.recheck = Some(other.row.blob);
                     file.last = Some(other.row.clone());
@@ -149,14 +151,18 @@ impl Reconcile<'_> {
             verified: Verified::default(),
             state: FileState::Settled,
         });
-        let file = FileRef { root: self.root, path: path.as_bytes().to_owned() };
+        let file = self.file(&path);
         let Some(damaged) = self.node.inner.store.suspect(&file, &last, seen)? else {
             self.again.push(path);
             return Ok(());
         };
         self.totals.suspected += 1;
-        let bytes = damaged.total_bytes();
-        warn!(arena = %self.arena.name, %path, %blob, bytes, "suspect file, not published: rot and an edit are both possible");
+        let (bytes, arena) = (damaged.total_bytes(), &self.arena.name);
+        if self.seen.explains_ctime(&path) && self.node.inner.store.explain(&file, seen)? {
+            warn!(%arena, %path, %blob, bytes, "damage found; only the file's attributes were changed");
+        } else {
+            warn!(%arena, %path, %blob, bytes, "suspect file, not published: rot and an edit are both possible");
+        }
         if published == Some(blob) {
             self.count(&SeenKind::File { fingerprint: seen, mode });
         } else {

@@ -5,8 +5,8 @@ use std::{fs, path::PathBuf, time::SystemTime};
 
 use blobstore::{FileRef, FileRow, FileState, RootId};
 use namespace::{
-    Arena, ArenaName, Change, Content, Decision, Known, LastRead, ReadState, RelPath, Seen, SeenKind, SignsSeen, Walk,
-    WalkError, Witness, decide, look,
+    Arena, ArenaName, Change, Content, Decision, Known, LastRead, ReadState, RelPath, Seen, SeenKind, Walk, WalkError,
+    decide, look,
 };
 use rayon::prelude::*;
 use tracing::warn;
@@ -18,6 +18,7 @@ use super::{
     hash::{Outcome, hash_at_rest},
     pages,
     root::root_of,
+    witness,
 };
 use crate::{
     event::{Event, FileName, Reporter},
@@ -33,9 +34,7 @@ pub(super) struct Reconcile<'a> {
     identity: (u64, u64),
     reporter: &'a Reporter,
     /// What the watcher saw of the paths of this pass.
-    pub(super) signs: SignsSeen,
-    /// Whether the arena was watched without a gap since its files were read.
-    pub(super) continuous: bool,
+    pub(super) seen: witness::Seen,
     /// Whether damaged and suspect files are published as they are: the user says that they were edited.
     pub(super) accept: bool,
     pub(super) totals: ScanTotals,
@@ -95,8 +94,7 @@ impl<'a> Reconcile<'a> {
             arena,
             identity: (0, 0),
             reporter,
-            signs: SignsSeen::default(),
-            continuous: false,
+            seen: witness::Seen::default(),
             accept,
             totals: ScanTotals::default(),
             unreadable: Vec::new(),
@@ -113,19 +111,23 @@ impl<'a> Reconcile<'a> {
     pub(super) fn run(mut self, paths: &[Option<RelPath>]) -> Result<Reconciled, Failure> {
         self.node.inner.store.finish_mending()?;
         self.identity = self.check_root()?;
-        self.continuous = self.node.is_continuous(&self.arena.name);
-        self.signs = self.node.take_signs(&self.arena.name, paths);
-        let (node, arena, signs) = (self.node, self.arena.name.clone(), self.signs.clone());
+        let (node, arena) = (self.node, self.arena.name.clone());
+        let watched_since = paths.contains(&None).then(|| node.watch_losses());
+        self.seen = witness::Seen::take(node, &arena, &self.dir, paths);
         let done = self.look_at(paths);
-        // What was not looked at in the end is looked at again, with what was seen of it.
         match &done {
-            Ok(done) => done.again.iter().for_each(|path| node.note_signs(&arena, path.as_bytes(), signs.of(path))),
-            Err(_) => node.put_back_signs(&arena, &signs),
+            Ok(done) => done.again.iter().for_each(|path| self.seen.give_back(path)),
+            Err(_) => self.seen.give_back_all(),
+        }
+        if let Some(since) = watched_since
+            && done.is_ok()
+        {
+            node.arena_state(&arena, |state| state.watched_since = since);
         }
         done
     }
 
-    fn look_at(mut self, paths: &[Option<RelPath>]) -> Result<Reconciled, Failure> {
+    fn look_at(&mut self, paths: &[Option<RelPath>]) -> Result<Reconciled, Failure> {
         for path in paths {
             self.merge(path.as_ref())?;
         }
@@ -138,8 +140,9 @@ impl<'a> Reconcile<'a> {
         if self.arena.root != root && paths.contains(&None) {
             self.node.inner.namespace.set_arena(&Arena { root, ..self.arena.clone() })?;
         }
-        self.node.note_skipped(&self.arena.name, paths, self.skipped);
-        Ok(Reconciled { totals: self.totals, again: self.again })
+        self.node.note_skipped(&self.arena.name, paths, std::mem::take(&mut self.skipped));
+        let (totals, again) = (std::mem::take(&mut self.totals), std::mem::take(&mut self.again));
+        Ok(Reconciled { totals, again, is_whole: paths.contains(&None) })
     }
 
     /// Refuses to take an arena root that is missing, or another directory without anything of what was in it, for one from
@@ -226,14 +229,22 @@ impl<'a> Reconcile<'a> {
     fn compare(&mut self, seen: Seen, said: Option<Known>, linked: Option<FileRow>) -> Result<(), Failure> {
         let Seen { path, kind } = seen;
         let version = said.as_ref().map(|said| &said.version);
-        let witness = Witness { signs: self.signs.of(&path), continuous: self.continuous };
+        let witness = self.seen.witness(&path);
         let decision = match &linked {
             Some(row) if self.accept && (row.is_suspect() || !row.damaged.is_empty()) => Decision::Hash,
             row => decide(version, row.as_ref().map(last_read), &kind, witness),
         };
         let published = version.and_then(|version| version.content.blob());
         match (decision, kind) {
-            (Decision::Unchanged, kind) => self.count(&kind),
+            (Decision::Unchanged, kind) => {
+                self.count(&kind);
+                // A reader met its bytes before the watcher's reason was known.
+                if let Some(FileRow { state: FileState::Suspect(read), .. }) = linked
+                    && self.seen.explains_ctime(&path)
+                {
+                    self.node.inner.store.explain(&self.file(&path), read)?;
+                }
+            }
             (Decision::Publish(content, mtime), kind) => {
                 self.count(&kind);
                 self.unlinked.extend(linked.map(|_| path.clone()));
@@ -369,11 +380,19 @@ impl<'a> Reconcile<'a> {
         self.report()
     }
 
+    /// The file at `path`, as the store names it.
+    pub(super) fn file(&self, path: &RelPath) -> FileRef {
+        FileRef { root: self.root, path: path.as_bytes().to_owned() }
+    }
+
     /// Whether the file at `path` is the one that is linked there.
     fn is_linked_now(&self, path: &RelPath) -> bool {
         let Ok(Some(SeenKind::File { fingerprint, .. })) = look(&self.dir, path) else { return false };
-        let file = FileRef { root: self.root, path: path.as_bytes().to_owned() };
-        self.node.inner.store.file(&file).is_ok_and(|row| row.is_some_and(|row| row.fingerprint == fingerprint))
+        self.node
+            .inner
+            .store
+            .file(&self.file(path))
+            .is_ok_and(|row| row.is_some_and(|row| row.fingerprint == fingerprint))
     }
 
     /// Hashes files and links them.
