@@ -13,7 +13,7 @@ const EDITED: Fingerprint = Fingerprint { mtime: LATER, ctime: LATER, ..PRINT };
 
 const NOTHING: Witness = Witness { signs: SIGNS, continuous: false };
 const WATCHED: Witness = Witness { signs: SIGNS, continuous: true };
-const SIGNS: Signs = Signs { wrote: false, closed: false, moved_here: false, attributes: false };
+const SIGNS: Signs = Signs { wrote: false, closed: false, moved_here: false, left: false, attributes: false };
 const WROTE: Witness = Witness { signs: Signs { wrote: true, ..SIGNS }, continuous: true };
 const CLOSED: Witness = Witness { signs: Signs { closed: true, ..SIGNS }, continuous: true };
 const MOVED: Witness = Witness { signs: Signs { moved_here: true, ..SIGNS }, continuous: true };

@@ -204,6 +204,8 @@ impl State {
             wrote: events.intersects(ReadFlags::CREATE | ReadFlags::MODIFY),
             closed: events.contains(ReadFlags::CLOSE_WRITE),
             moved_here: events.contains(ReadFlags::MOVED_TO),
+            left: events
+                .intersects(ReadFlags::MOVED_FROM | ReadFlags::MOVE_SELF | ReadFlags::DELETE | ReadFlags::DELETE_SELF),
             attributes: events.contains(ReadFlags::ATTRIB),
         };
         // Before it is told: whoever hears of it finds the signs.

@@ -13,6 +13,8 @@ pub struct Signs {
     pub closed: bool,
     /// It came here under another name.
     pub moved_here: bool,
+    /// It went from here, or was deleted.
+    pub left: bool,
     /// Its attributes changed: mode, owner, times, names.
     pub attributes: bool,
 }
@@ -24,6 +26,7 @@ impl Signs {
             wrote: self.wrote || other.wrote,
             closed: self.closed || other.closed,
             moved_here: self.moved_here || other.moved_here,
+            left: self.left || other.left,
             attributes: self.attributes || other.attributes,
         }
     }
@@ -31,6 +34,11 @@ impl Signs {
     /// Whether a program may have written to it or replaced it.
     pub fn may_have_written(self) -> bool {
         self.wrote || self.closed
+    }
+
+    /// Whether it was not seen to go or to come.
+    pub fn stayed(self) -> bool {
+        !(self.left || self.moved_here)
     }
 
     /// Whether nothing was seen.
@@ -72,13 +80,21 @@ impl SignsSeen {
         self.losses
     }
 
-    /// What was seen at `path` itself, or at a directory above it: what came with its directory came too.
-    pub fn of(&self, path: &[u8]) -> Signs {
+    /// What was seen at `path` itself.
+    pub fn own(&self, path: &[u8]) -> Signs {
+        self.by_path.get(path).copied().unwrap_or_default()
+    }
+
+    /// What was seen at the directories above `path`, but for their attributes, which are nothing to their files.
+    pub fn above(&self, path: &[u8]) -> Signs {
         let ends = path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at);
         let above = ends.filter_map(|end| self.by_path.get(&path[..end]));
-        // What happened to the attributes of a directory is nothing to its files.
-        let above = above.map(|signs| Signs { attributes: false, ..*signs });
-        above.chain(self.by_path.get(path).copied()).fold(Signs::default(), Signs::or)
+        above.fold(Signs::default(), |all, signs| all.or(Signs { attributes: false, ..*signs }))
+    }
+
+    /// What was seen at `path` itself, or at a directory above it: what came with its directory came too.
+    pub fn of(&self, path: &[u8]) -> Signs {
+        self.own(path).or(self.above(path))
     }
 
     /// Takes what was seen at and below `path`.
@@ -114,7 +130,7 @@ const PATHS_MAX: usize = 65_536;
 mod tests {
     use super::*;
 
-    const NONE: Signs = Signs { wrote: false, closed: false, moved_here: false, attributes: false };
+    const NONE: Signs = Signs { wrote: false, closed: false, moved_here: false, left: false, attributes: false };
     const WROTE: Signs = Signs { wrote: true, ..NONE };
     const MOVED: Signs = Signs { moved_here: true, attributes: true, ..NONE };
 
@@ -140,6 +156,7 @@ mod tests {
         ] {
             assert_eq!(seen.of(path.as_bytes()), signs, "{path}");
         }
+        assert_eq!((seen.own(b"/r/a/b"), seen.above(b"/r/a/b")), (WROTE, moved));
     }
 
     #[test]

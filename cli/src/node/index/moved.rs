@@ -41,6 +41,7 @@ impl Reconcile<'_> {
                 if let Decision::Recheck(blob) = decide(None, Some(last), &seen, witness) {
                     file.recheck = Some(blob);
                     file.last = Some(row);
+                    file.was_gone = true;
                 }
             }
         }
@@ -94,13 +95,9 @@ impl Reconcile<'_> {
                 fresh.push(file);
                 continue;
             };
-            let is_rename_seen = || {
-                let (to, from) = (self.seen.of(&file.path), self.seen.of(&other.path));
-                to.moved_here && !from.may_have_written() && self.seen.explains_ctime(&file.path)
-            };
             match as_read(&other.row).drift(&file.fingerprint) {
                 Drift::None => {}
-                Drift::Touched if file.recheck.is_none() && is_rename_seen() => {}
+                Drift::Touched if file.recheck.is_none() && self.seen.explains_rename(&other.path, &file.path) => {}
                 Drift::Touched if file.recheck.is_none() => {
                     file.recheck = Some(other.row.blob);
                     file.last = Some(other.row.clone());
@@ -141,7 +138,7 @@ impl Reconcile<'_> {
     /// Records that a file has other bytes than it had, and that rot and an edit are both possible. Its last good version
     /// stands, or is published again if the path came back.
     pub(super) fn suspect(&mut self, file: Fresh, seen: Fingerprint, mode: u16) -> Result<(), Failure> {
-        let Fresh { path, last, recheck, published, .. } = file;
+        let Fresh { path, last, recheck, published, was_gone, .. } = file;
         let Some(blob) = recheck else { return Ok(()) };
         // Without a row, what was published had this very size and mtime.
         let last = last.filter(|row| row.blob == blob).unwrap_or(FileRow {
@@ -156,11 +153,13 @@ impl Reconcile<'_> {
             self.again.push(path);
             return Ok(());
         };
-        self.totals.suspected += 1;
         let (bytes, arena) = (damaged.total_bytes(), &self.arena.name);
-        if self.seen.explains_ctime(&path) && self.node.inner.store.explain(&file, seen)? {
+        // An earlier move of the ctime that nobody explained is not explained by a later one.
+        let is_known = !was_gone && !last.is_suspect();
+        if is_known && self.seen.explains_ctime(&path) && self.node.inner.store.explain(&file, seen)? {
             warn!(%arena, %path, %blob, bytes, "damage found; only the file's attributes were changed");
         } else {
+            self.totals.suspected += 1;
             warn!(%arena, %path, %blob, bytes, "suspect file, not published: rot and an edit are both possible");
         }
         if published == Some(blob) {

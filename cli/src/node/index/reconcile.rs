@@ -63,6 +63,8 @@ pub(super) struct Fresh {
     pub(super) recheck: Option<BlobId>,
     /// What was published of it.
     pub(super) published: Option<BlobId>,
+    /// Whether it came back to its path, where `last` is what was there before.
+    pub(super) was_gone: bool,
 }
 
 pub(super) struct Gone {
@@ -239,10 +241,10 @@ impl<'a> Reconcile<'a> {
             (Decision::Unchanged, kind) => {
                 self.count(&kind);
                 // A reader met its bytes before the watcher's reason was known.
-                if let Some(FileRow { state: FileState::Suspect(read), .. }) = linked
-                    && self.seen.explains_ctime(&path)
-                {
-                    self.node.inner.store.explain(&self.file(&path), read)?;
+                if let Some(FileRow { state: FileState::Suspect(read), .. }) = linked {
+                    let is_damage =
+                        self.seen.explains_ctime(&path) && self.node.inner.store.explain(&self.file(&path), read)?;
+                    self.totals.suspected += u64::from(!is_damage);
                 }
             }
             (Decision::Publish(content, mtime), kind) => {
@@ -255,13 +257,29 @@ impl<'a> Reconcile<'a> {
                 self.said(path, blob, size, fingerprint, mode);
             }
             (Decision::Hash, SeenKind::File { fingerprint, mode }) => {
-                self.fresh.push(Fresh { path, fingerprint, mode, last: linked, recheck: None, published });
+                self.fresh.push(Fresh {
+                    path,
+                    fingerprint,
+                    mode,
+                    last: linked,
+                    recheck: None,
+                    published,
+                    was_gone: false,
+                });
             }
             (Decision::Recheck(blob), SeenKind::File { fingerprint, mode }) => {
                 if linked.is_none() {
                     warn!(arena = %self.arena.name, %path, "published but missing from the store; rehashing");
                 }
-                self.fresh.push(Fresh { path, fingerprint, mode, last: linked, recheck: Some(blob), published });
+                self.fresh.push(Fresh {
+                    path,
+                    fingerprint,
+                    mode,
+                    last: linked,
+                    recheck: Some(blob),
+                    published,
+                    was_gone: false,
+                });
             }
             _ => {
                 self.totals.special += 1;

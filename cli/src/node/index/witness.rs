@@ -55,7 +55,19 @@ impl Seen {
 
     /// Whether the ctime of the file at `path` moved for a reason that was seen, and no program can have written to it.
     pub(super) fn explains_ctime(&self, path: &RelPath) -> bool {
-        self.complete && explains_ctime(&self.dir, path, self.of(path))
+        let own = self.signs.own(&absolute(&self.dir, Some(path)));
+        own.stayed() && self.complete && explains_ctime(&self.dir, path, &self.signs)
+    }
+
+    /// Whether the file that was read at `from`, and nothing else, came to `to`, and no program can have written to it.
+    pub(super) fn explains_rename(&self, from: &RelPath, to: &RelPath) -> bool {
+        let [from, there] = [from, to].map(|path| absolute(&self.dir, Some(path)));
+        let (own, above) = (self.signs.own(&from), self.signs.above(&from));
+        self.signs.own(&there).moved_here
+            && !own.may_have_written()
+            && !(above.left || above.moved_here)
+            && self.complete
+            && explains_ctime(&self.dir, to, &self.signs)
     }
 
     /// Gives back what was seen at `path`, for the next look.
@@ -87,23 +99,26 @@ impl Node {
         };
         let dir = dir.canonicalize().unwrap_or(dir);
         let shared = watching.signs();
-        let (signs, losses) = {
-            let seen = shared.lock();
-            (seen.of(&absolute(&dir, Some(path))), seen.losses())
-        };
-        let complete = self.arena_state(arena, |state| state.watched_since == Some(losses));
-        (signs, complete && explains_ctime(&dir, path, signs))
+        let seen = shared.lock();
+        let complete = self.arena_state(arena, |state| state.watched_since == Some(seen.losses()));
+        let here = absolute(&dir, Some(path));
+        let is_explained = complete && seen.own(&here).stayed() && explains_ctime(&dir, path, &seen);
+        (seen.of(&here), is_explained)
     }
 }
 
 /// Whether `signs` tell why a file's ctime moved, of which nothing else moved, and that no program wrote to it: none that
-/// closed it since, and none that has it open now.
-fn explains_ctime(dir: &Path, path: &RelPath, signs: Signs) -> bool {
+/// closed it since, none that has it open now, and none while its directory was elsewhere.
+fn explains_ctime(dir: &Path, path: &RelPath, signs: &SignsSeen) -> bool {
+    let here = absolute(dir, Some(path));
+    let (own, above) = (signs.own(&here), signs.above(&here));
     let is_closed = || {
         let open = RealDisk.open_beneath(dir, path.as_path(), Access::Read);
         open.is_ok_and(|file| file.is_open_for_writing() == Some(false))
     };
-    (signs.attributes || signs.moved_here) && !signs.may_have_written() && is_closed()
+    // What came from a watched path into a directory that is new was seen to come.
+    let was_watched = !(above.left || above.moved_here) && (own.moved_here || !above.may_have_written());
+    (own.attributes || own.moved_here) && !own.may_have_written() && was_watched && is_closed()
 }
 
 fn absolute(dir: &Path, path: Option<&RelPath>) -> Vec<u8> {
