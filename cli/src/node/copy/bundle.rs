@@ -1,9 +1,6 @@
 //! Many small files at a time: what each costs by itself, in threads and round trips, is shared by all of them.
 
-use std::{
-    io::Write,
-    sync::{Arc, atomic::Ordering},
-};
+use std::sync::{Arc, atomic::Ordering};
 
 use blobstore::Fetched;
 use bytes::Bytes;
@@ -13,6 +10,7 @@ use tree::{BlobId, Geometry};
 
 use super::{
     super::{blocking, read::fetch_failure},
+    arrive::stage,
     get::{Getting, Got, Job},
 };
 use crate::failure::{Code, Failure, WhileDoing};
@@ -93,8 +91,7 @@ impl Getting {
     fn write(&self, job: &Job, pieces: &[Bytes]) -> Result<(), Failure> {
         let Content::File { size, mode, .. } = job.content else { return Ok(()) };
         let create = || {
-            let mut staged = self.destination.stage(&job.to)?;
-            pieces.iter().try_for_each(|piece| staged.file().write_all(piece))?;
+            let mut staged = stage(&self.destination, &job.to, pieces, size)?;
             staged.set_attributes(mode, job.mtime)?;
             staged.publish(&job.to)
         };

@@ -11,6 +11,7 @@ mod place;
 mod plan;
 mod run;
 mod settle;
+mod sparse;
 
 pub(super) use gather::Gathering;
 pub(super) use place::{Implied, sweep};

@@ -1,7 +1,7 @@
 use std::{
     collections::HashSet,
     fs::{File, Permissions},
-    io::{self, Seek, SeekFrom},
+    io,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
         unix::{
@@ -22,6 +22,8 @@ use rustix::{
 };
 use tracing::{debug, info};
 use tree::{Fingerprint, UnixTime};
+
+use super::sparse;
 
 /// A directory into which files of others are put. Whatever their paths and links say, nothing outside it is
 /// touched: no symbolic link is followed below it, and nothing that is there is replaced unless that is asked for.
@@ -181,7 +183,7 @@ impl Destination {
             return Ok(Staged { file, parent, at: At::Elsewhere(from.to_owned()) });
         }
         let staged = Staged::begin(parent)?;
-        io::copy(&mut &file, &mut staged.file())?;
+        sparse::copy(&file, staged.file())?;
         std::fs::remove_file(from)?;
         Ok(staged)
     }
@@ -321,9 +323,7 @@ impl Staged {
     fn come_beside(&mut self) -> io::Result<()> {
         let new = Self::begin(self.parent.try_clone()?)?;
         let meta = self.file.metadata()?;
-        let mut from = &self.file;
-        from.seek(SeekFrom::Start(0))?;
-        io::copy(&mut from, &mut new.file())?;
+        sparse::copy(&self.file, new.file())?;
         let Fingerprint { mtime, .. } = Fingerprint::from(&meta);
         new.set_attributes((meta.mode() & 0o777) as u16, mtime)?;
         new.file().sync_all()?;
