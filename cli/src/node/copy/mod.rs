@@ -6,6 +6,7 @@ mod bundle;
 mod gather;
 mod get;
 mod hands;
+mod naming;
 mod obey;
 mod place;
 mod plan;

@@ -17,13 +17,13 @@ use std::{
 use blobstore::RootId;
 use namespace::{RelPath, staging_name};
 use rustix::{
-    fs::{AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, ResolveFlags, Timespec, Timestamps, UTIME_OMIT},
+    fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps, UTIME_OMIT},
     io::Errno,
 };
 use tracing::{debug, info};
 use tree::{Fingerprint, UnixTime};
 
-use super::sparse;
+use super::{naming::rename_new, sparse};
 
 /// A directory into which files of others are put. Whatever their paths and links say, nothing outside it is
 /// touched: no symbolic link is followed below it, and nothing that is there is replaced unless that is asked for.
@@ -239,7 +239,7 @@ impl Staged {
         let flags = OFlags::RDWR | OFlags::CLOEXEC;
         match rustix::fs::openat(&parent, ".", flags | OFlags::TMPFILE, mode) {
             Ok(file) => Ok(Self { file: file.into(), parent, at: At::Nowhere }),
-            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => {
+            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOSYS) => {
                 let name = staging_name(fastrand::u64(..));
                 let file = rustix::fs::openat(&parent, &*name, flags | OFlags::CREATE | OFlags::EXCL, mode)?;
                 Ok(Self { file: file.into(), parent, at: At::Beside(name) })
@@ -270,14 +270,12 @@ impl Staged {
                 let unnamed = format!("/proc/self/fd/{}", self.file.as_raw_fd());
                 return Ok(rustix::fs::linkat(CWD, &*unnamed, &self.parent, name, AtFlags::SYMLINK_FOLLOW)?);
             }
-            At::Beside(from) => {
-                rustix::fs::renameat_with(&self.parent, &**from, &self.parent, name, RenameFlags::NOREPLACE)
-            }
-            At::Elsewhere(from) => rustix::fs::renameat_with(CWD, from, &self.parent, name, RenameFlags::NOREPLACE),
+            At::Beside(from) => rename_new(self.parent.as_fd(), from.as_bytes(), self.parent.as_fd(), name),
+            At::Elsewhere(from) => rename_new(CWD, from.as_os_str().as_bytes(), self.parent.as_fd(), name),
         };
         match renamed {
             Ok(()) => self.at = At::Nowhere,
-            Err(Errno::XDEV | Errno::INVAL) if matches!(self.at, At::Elsewhere(_)) => {
+            Err(Errno::XDEV) if matches!(self.at, At::Elsewhere(_)) => {
                 self.come_beside()?;
                 return self.publish(path);
             }
@@ -318,8 +316,7 @@ impl Staged {
         Ok(())
     }
 
-    /// Makes a file that is elsewhere one in the directory that it is for: what looks like one file system is none, or
-    /// does not know how to rename without replacing.
+    /// Makes a file that is elsewhere one in the directory that it is for: what looks like one file system is none.
     fn come_beside(&mut self) -> io::Result<()> {
         let new = Self::begin(self.parent.try_clone()?)?;
         let meta = self.file.metadata()?;
