@@ -221,7 +221,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
         let file = RealDisk.open(&path, Access::Create).unwrap();
-        let range = |start, end| ByteRange::new(start << 16, end << 16).unwrap();
+        let range = |start: u64, end: u64| ByteRange::new(start << 16, end << 16).unwrap();
         file.set_len(5 << 16).unwrap();
         file.write_all_at(&[0; 1 << 16], 1 << 16).unwrap();
         assert!(!file.is_hole(range(1, 2)), "zeros that were written take room");

@@ -46,7 +46,7 @@ use verify::now;
 use watch::Watching;
 
 pub(crate) use cache::{CacheLimit, Trim};
-pub(crate) use copy::{CopyScope, Place};
+pub(crate) use copy::{CopyScope, KeepAttributes, Place};
 pub(crate) use index::ScanTotals;
 pub(crate) use limits::LimitChange;
 pub(crate) use list::rfc3339;
@@ -93,6 +93,8 @@ struct Inner {
     settling_turn: Arc<tokio::sync::Mutex<()>>,
     /// Directories that were made for what is in them.
     implied: copy::Implied,
+    /// Which extended attributes are copied.
+    keep_attributes: KeepAttributes,
     /// How the arenas that are held here are doing.
     arenas: Mutex<HashMap<ArenaName, ArenaState>>,
     watch_settings: WatchSettings,
@@ -234,6 +236,7 @@ impl Node {
             settling: Mutex::default(),
             settling_turn: Arc::default(),
             implied: copy::Implied::default(),
+            keep_attributes: config.copy.attributes,
             arenas: Mutex::default(),
             watch_settings,
             watching: OnceLock::new(),
@@ -246,6 +249,8 @@ impl Node {
         node.hear_of_losses();
         let orders: Weak<Inner> = Arc::downgrade(&node.inner);
         node.inner.peers.obey(orders);
+        let describe: Weak<Inner> = Arc::downgrade(&node.inner);
+        node.inner.peers.describe(describe);
         node.configure_limits(&config.limits)?;
         Ok(node)
     }

@@ -5,7 +5,7 @@ use std::sync::{Arc, atomic::Ordering};
 use blobstore::Fetched;
 use bytes::Bytes;
 use namespace::Content;
-use peers::{Class, SMALL_BYTES_MAX};
+use peers::{Class, Lost, SMALL_BYTES_MAX};
 use tree::{BlobId, Geometry};
 
 use super::{
@@ -58,7 +58,7 @@ impl Getting {
         let came: Vec<Result<_, Failure>> = came.collect();
         self.for_each(jobs, came, |getting, job, came| match came? {
             None => Ok(Got::Skipped),
-            Some((pieces, fetched)) => getting.write(job, &pieces).map(|()| Got::Copied(fetched)),
+            Some((pieces, fetched)) => getting.write(job, &pieces).map(|lost| Got::Copied(fetched, lost)),
         })
         .await
     }
@@ -88,16 +88,16 @@ impl Getting {
         })
     }
 
-    fn write(&self, job: &Job, pieces: &[Bytes]) -> Result<(), Failure> {
-        let Content::File { size, mode, .. } = job.content else { return Ok(()) };
+    fn write(&self, job: &Job, pieces: &[Bytes]) -> Result<Lost, Failure> {
+        let Content::File { size, mode, .. } = job.content else { return Ok(Lost::default()) };
         let create = || {
             let mut staged = stage(&self.destination, &job.to, pieces, size)?;
-            staged.set_attributes(mode, job.mtime)?;
-            staged.publish(&job.to)
+            let lost = staged.set_traits(job.traits(mode, &self.node))?;
+            staged.publish(&job.to).map(|()| lost)
         };
-        create().while_doing(self.creating(&job.to))?;
+        let lost = create().while_doing(self.creating(&job.to))?;
         self.done.fetch_add(size, Ordering::Relaxed);
-        Ok(())
+        Ok(lost)
     }
 }
 

@@ -2,10 +2,13 @@
 //! at other machines (`cp`, `mv`).
 
 mod arrive;
+mod attributes;
 mod bundle;
+mod describe;
 mod gather;
 mod get;
 mod hands;
+mod kept;
 mod naming;
 mod obey;
 mod place;
@@ -14,6 +17,7 @@ mod run;
 mod settle;
 mod sparse;
 
+pub(crate) use attributes::KeepAttributes;
 pub(super) use gather::Gathering;
 pub(super) use place::{Implied, sweep};
 pub(crate) use plan::{CopyScope, Place};

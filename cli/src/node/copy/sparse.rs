@@ -54,8 +54,8 @@ mod tests {
             copy(&from, &again).unwrap();
             let mut expected = vec![0; size as usize];
             from.read_exact_at(&mut expected, 0).unwrap();
-            for (number, piece) in expected.chunks(100_000).enumerate() {
-                append(&written, piece, number as u64 * 100_000).unwrap();
+            for (number, piece) in expected.chunks(24 << 12).enumerate() {
+                append(&written, piece, number as u64 * (24 << 12)).unwrap();
             }
             for made in [again, written] {
                 let meta = made.metadata().unwrap();
