@@ -93,6 +93,8 @@ struct Inner {
     settling_turn: Arc<tokio::sync::Mutex<()>>,
     /// Directories that were made for what is in them.
     implied: copy::Implied,
+    /// `get`s that did not come to their end.
+    unfinished: copy::Unfinished,
     /// Which extended attributes are copied.
     keep_attributes: KeepAttributes,
     /// How the arenas that are held here are doing.
@@ -159,6 +161,7 @@ impl Node {
             error => error.into(),
         });
         let namespace = namespace.while_doing(opening())?;
+        let unfinished = copy::Unfinished::new(db.clone());
         let roster = Roster::open(db).while_doing(opening())?;
         let roots = Roots::default();
         for arena in namespace.arenas()? {
@@ -236,6 +239,7 @@ impl Node {
             settling: Mutex::default(),
             settling_turn: Arc::default(),
             implied: copy::Implied::default(),
+            unfinished,
             keep_attributes: config.copy.attributes,
             arenas: Mutex::default(),
             watch_settings,

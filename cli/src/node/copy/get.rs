@@ -21,7 +21,7 @@ use tracing::info;
 use tree::{BlobId, Drift, Fingerprint, UnixTime};
 
 use super::{
-    super::{Node, blocking, list::not_found},
+    super::{Node, blocking, list::not_found, verify::now},
     attributes::KeepAttributes,
     describe::{Described, Linked, not_kept},
     place::{Destination, Existing, Traits},
@@ -92,12 +92,16 @@ impl Node {
     /// permissions. What is there already with the same bytes stays; what differs is left alone and reported.
     pub async fn get(&self, targets: Vec<Target>, to: PathBuf, reporter: &Reporter) -> Result<Code, Failure> {
         let started = Instant::now();
-        let into = to.is_dir();
+        let into = self.goes_into(&to, &targets).await?;
         if !into && targets.len() > 1 {
             return Err(Failure::new(Code::Usage, format!("{to:?} is not a directory, and there are several sources")));
         }
         let (dir, name) = if into { (to.clone(), None) } else { split(&to)? };
         let destination = Arc::new(Destination::open(&dir).while_doing(format!("open {dir:?}"))?);
+        if !into {
+            let (node, at, targets) = (self.clone(), to.clone(), targets.clone());
+            blocking(move || node.inner.unfinished.begin(&at, &targets, now() / 1000)).await?;
+        }
         let getting = Arc::new(Getting {
             node: self.clone(),
             reporter: reporter.clone(),
@@ -142,10 +146,21 @@ impl Node {
             Totals { unreachable: true, files: 0, .. } => Code::Unreachable,
             _ => Code::Some,
         };
+        if !into && code == Code::Ok {
+            let (node, at) = (self.clone(), to.clone());
+            blocking(move || node.inner.unfinished.end(&at)).await?;
+        }
         let Totals { files, bytes, failed_files: failed, .. } = totals;
         info!(path = %to.display(), files, bytes, failed, duration_ms = started.elapsed().as_millis() as u64, "brought");
         reporter.send(end).await?;
         Ok(code)
+    }
+
+    /// Whether `targets` are put into the directory `to`, and do not become it: it is there, and not because the same was
+    /// begun before and did not come to its end.
+    async fn goes_into(&self, to: &Path, targets: &[Target]) -> Result<bool, Failure> {
+        let (node, to, targets) = (self.clone(), to.to_owned(), targets.to_vec());
+        blocking(move || Ok(to.is_dir() && !node.inner.unfinished.has(&to, &targets)?)).await
     }
 }
 

@@ -16,9 +16,11 @@ mod plan;
 mod run;
 mod settle;
 mod sparse;
+mod unfinished;
 
 pub(crate) use attributes::KeepAttributes;
 pub(super) use gather::Gathering;
 pub(super) use place::{Implied, sweep};
 pub(crate) use plan::{CopyScope, Place};
 pub(super) use settle::Queue;
+pub(super) use unfinished::Unfinished;
