@@ -24,7 +24,7 @@ use crate::{
 /// Asks for details of entries.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DetailsRequest {
-    /// Of entries of an arena: the answer has a frame for each, in order.
+    /// Of entries of an arena: the answer has frames, each a list of details of those that come next.
     Entries {
         /// The arena, which the one who is asked must hold.
         arena: ArenaName,
@@ -88,12 +88,13 @@ impl Peers {
         let count = paths.len();
         let mut answer = self.ask_details(peer, DetailsRequest::Entries { arena: arena.clone(), paths }).await?;
         let mut all = Vec::with_capacity(count);
-        for _ in 0..count {
-            let details: Option<Details> = answer.read_frame(DETAILS_BYTES_MAX).await?;
-            if details.as_ref().is_some_and(|details| !details.attributes.is_valid()) {
-                return Err("extended attributes out of bounds".to_owned());
+        while all.len() < count {
+            let some: Vec<Option<Details>> = answer.read_frame(DETAILS_BYTES_MAX).await?;
+            let are_valid = some.iter().flatten().all(|details| details.attributes.is_valid());
+            if some.is_empty() || all.len() + some.len() > count || !are_valid {
+                return Err("details out of bounds".to_owned());
             }
-            all.push(details);
+            all.extend(some);
         }
         Ok(all)
     }
@@ -127,8 +128,11 @@ pub(crate) async fn serve_details(
         DetailsRequest::Entries { arena, mut paths } => {
             paths.truncate(DETAILS_MAX);
             let all = spawn_blocking(move || describe.describe(&arena, &paths)).await.unwrap_or_default();
-            for details in all {
-                to.send_frame(&details).await?;
+            let mut rest = &all[..];
+            while !rest.is_empty() {
+                let (some, others) = rest.split_at(frame_len(rest));
+                to.send_frame(&some).await?;
+                rest = others;
             }
         }
         DetailsRequest::Special { arena, within } => {
@@ -140,12 +144,27 @@ pub(crate) async fn serve_details(
     Ok(())
 }
 
+/// How many of these details, at least one, go into one frame.
+fn frame_len(details: &[Option<Details>]) -> usize {
+    let mut bytes = 0;
+    let fits = |details: &&Option<Details>| {
+        let attributes = details.as_ref().map_or(&[][..], |details| &details.attributes.list);
+        bytes += ENTRY_BYTES_MAX + attributes.iter().map(|one| one.name.len() + one.value.len() + 6).sum::<usize>();
+        bytes <= FRAME_BYTES
+    };
+    details.iter().take_while(fits).count().max(1)
+}
+
 /// Of how many entries details are asked for at a time.
 pub const DETAILS_MAX: usize = 128;
 /// The longest request: so many of the longest paths.
 const REQUEST_BYTES_MAX: usize = 1024 + DETAILS_MAX * (4096 + 2);
+/// What an entry takes in a frame without its attributes.
+const ENTRY_BYTES_MAX: usize = 32;
+/// Frames are filled up to here; one entry alone may take as much as it has.
+const FRAME_BYTES: usize = 32 << 10;
 /// The longest frame of an answer.
-const DETAILS_BYTES_MAX: usize = ATTRIBUTES_WIRE_BYTES_MAX + 32;
+const DETAILS_BYTES_MAX: usize = ATTRIBUTES_WIRE_BYTES_MAX + ENTRY_BYTES_MAX + 2;
 
 #[cfg(test)]
 mod tests {
@@ -169,7 +188,10 @@ mod tests {
         let tags = Attribute { name: b"user.tags".to_vec(), value: b"red".to_vec() };
         let file = Some(FileId { device: 300, inode: 5 });
         let details = Details { file, attributes: Attributes::new(vec![tags], false) };
-        assert_eq!(hex(&Some(details)), "0101ac0205010975 7365722e74616773 03726564 00".replace(' ', ""));
+        assert_eq!(
+            hex(&vec![None, Some(details)]),
+            "02000101ac0205010975 7365722e74616773 03726564 00".replace(' ', "")
+        );
         assert_eq!(hex(&Some(Details::default())), "01000000");
         assert_eq!(hex(&None::<Details>), "00");
     }
@@ -184,6 +206,18 @@ mod tests {
         let attributes = Attributes::new((1..=128).map(longest).collect(), false);
         assert_eq!(attributes.list.len(), 128);
         let file = Some(FileId { device: u64::MAX, inode: u64::MAX });
-        assert!(postcard::to_stdvec(&Some(Details { file, attributes })).unwrap().len() <= DETAILS_BYTES_MAX);
+        let most = Some(Details { file, attributes });
+        assert!(postcard::to_stdvec(&vec![most.clone()]).unwrap().len() <= DETAILS_BYTES_MAX);
+        // Those that are short go together.
+        let few = Some(Details::default());
+        for (all, expected) in [
+            (vec![few.clone(); 128], 128),
+            (vec![few.clone(), most.clone(), few.clone()], 1),
+            (vec![most.clone(), few.clone()], 1),
+            (vec![None; 2000], 1024),
+        ] {
+            assert_eq!(frame_len(&all), expected);
+            assert!(postcard::to_stdvec(&all[..expected]).unwrap().len() <= DETAILS_BYTES_MAX);
+        }
     }
 }

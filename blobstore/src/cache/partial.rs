@@ -239,7 +239,7 @@ impl Partial {
         for piece in run {
             let (offset, bytes) = (piece.offset(), &piece.bytes()[..]);
             let mut done = 0;
-            for span in tree::data_spans(bytes, offset).chain([bytes.len()..bytes.len()]) {
+            for span in tree::data_spans(bytes, offset).chain(std::iter::once(bytes.len()..bytes.len())) {
                 let at = |index: usize| offset + index as u64;
                 let zeros = ByteRange::new(at(done), at(span.start)).unwrap_or_default();
                 if !zeros.is_empty() && !data.is_hole(zeros) {

@@ -18,7 +18,7 @@ use peers::{Attributes, FileId, Lost};
 use serde_json::json;
 use tokio::sync::mpsc;
 use tracing::info;
-use tree::{BlobId, Drift, Fingerprint, UnixTime};
+use tree::{BlobId, Fingerprint, UnixTime};
 
 use super::{
     super::{Node, blocking, list::not_found, verify::now},
@@ -187,7 +187,16 @@ impl Getting {
         let listing = blocking(move || getting.list(&source, &top, &jobs));
         let jobs = stream::poll_fn(move |context| listed.poll_recv(context));
         let getting = self.clone();
-        let working = jobs.ready_chunks(BUNDLE_FILES_MAX).for_each_concurrent(BUNDLES_AT_ONCE, move |jobs| {
+        // Others are asked about what comes next while some are on their way.
+        let described = jobs.ready_chunks(BUNDLE_FILES_MAX).map(move |mut jobs| {
+            let getting = getting.clone();
+            async move {
+                getting.describe(&mut jobs).await;
+                jobs
+            }
+        });
+        let getting = self.clone();
+        let working = described.buffered(DESCRIBED_AHEAD).for_each_concurrent(BUNDLES_AT_ONCE, move |jobs| {
             let getting = getting.clone();
             async move {
                 if !getting.reporter.is_closed() {
@@ -251,8 +260,7 @@ impl Getting {
     }
 
     /// Puts files and links where they are to be, small files together.
-    async fn run(self: &Arc<Self>, mut jobs: Vec<Job>) -> Result<(), NobodyListens> {
-        self.describe(&mut jobs).await;
+    async fn run(self: &Arc<Self>, jobs: Vec<Job>) -> Result<(), NobodyListens> {
         let is_small = |job: &Job| job.small().is_some() && job.file().is_none();
         let (small, others): (Vec<_>, Vec<_>) = jobs.into_iter().partition(is_small);
         let small: Arc<[Job]> = small.into();
@@ -372,7 +380,7 @@ impl Getting {
     fn link(&self, placed: &Placed, to: &RelPath) -> bool {
         let Ok(Some(Existing::File(file, _))) = self.destination.existing(&placed.to) else { return false };
         let is_same =
-            file.metadata().is_ok_and(|meta| placed.fingerprint.drift(&Fingerprint::from(&meta)) != Drift::Edited);
+            file.metadata().is_ok_and(|meta| !placed.fingerprint.drift(&Fingerprint::from(&meta)).is_other_file());
         is_same && self.destination.link(to, &file, false).is_ok()
     }
 
@@ -504,6 +512,8 @@ const CATALOG_LIMIT: Duration = Duration::from_secs(10);
 /// So many small files are looked for, asked for and written together; so many bundles of them at a time.
 const BUNDLE_FILES_MAX: usize = 128;
 const BUNDLES_AT_ONCE: usize = 4;
+/// So many questions for details are under way.
+const DESCRIBED_AHEAD: usize = 4;
 /// So many others beside a bundle; their bytes are bounded by themselves.
 const OTHERS_AT_ONCE: usize = 16;
 const JOBS_AHEAD: usize = 256;

@@ -13,7 +13,7 @@ use std::{
     },
 };
 
-use blobstore::{FileRef, FileRow};
+use blobstore::{FileRef, FileRow, FileState};
 use namespace::{ArenaName, Content, PeerId, RelPath, SeenKind, look};
 use peers::{Attributes, Done, Held, Link, Lost, Order, Orders, Place, Remove, Roles, Task, Why};
 use rustix::{
@@ -186,7 +186,8 @@ impl Node {
     /// the blob. Blocks.
     fn link_step(&self, arena: &HeldArena, link: Link, blob: BlobId, overwrite: bool) -> Result<Option<Step>, Failure> {
         let file = FileRef { root: arena.root, path: link.path.as_bytes().to_owned() };
-        let row = self.inner.store.file(&file)?.filter(|row| row.blob == blob && row.damaged.is_empty());
+        let is_sound = |row: &FileRow| row.damaged.is_empty() && row.state == FileState::Settled;
+        let row = self.inner.store.file(&file)?.filter(|row| row.blob == blob && is_sound(row));
         let Some(row) = row.filter(|row| row.fingerprint.inode == link.inode) else { return Ok(None) };
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let open = parent_beneath(&arena.dir, &link.path).and_then(|parent| {
@@ -477,7 +478,7 @@ const SAME_FILE: &str = "it is the very file that the destination has: both mach
 
 #[cfg(test)]
 mod tests {
-    use blobstore::{FileState, Verified};
+    use blobstore::Verified;
     use tree::{ByteRange, RangeSet};
 
     use super::*;
