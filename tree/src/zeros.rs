@@ -53,6 +53,7 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::single_range_in_vec_init, reason = "one span is what is expected")]
     fn only_whole_blocks_of_the_file_are_left_out() {
         let check = |offset, len: usize, data: &[usize], expected: &[Range<usize>]| {
             let mut bytes = vec![0; len];
