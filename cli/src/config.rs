@@ -12,7 +12,7 @@ use tree::Grain;
 use crate::{
     failure::{Code, Failure, WhileDoing},
     home::{Home, is_not_found},
-    node::{MountListen, MountSettings, WatchSettings},
+    node::{KeepAttributes, MountListen, MountSettings, WatchSettings},
 };
 
 /// What the user set in `config.toml`. Everything has a default.
@@ -32,6 +32,8 @@ pub(crate) struct Config {
     pub cache: CacheConfig,
     /// How bytes travel between machines.
     pub transfer: TransferConfig,
+    /// What is kept of files that are copied.
+    pub copy: CopyConfig,
     /// How much may go to peers and come from them.
     pub limits: LimitsConfig,
     /// How the daemon looks for damage by itself.
@@ -124,6 +126,14 @@ impl Default for TransferConfig {
     fn default() -> Self {
         Self { in_flight: ByteSize::mib(64), compress: Compress::Auto }
     }
+}
+
+/// `[copy]`
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct CopyConfig {
+    /// Which extended attributes are copied: `true`, `false`, or `all`.
+    pub attributes: KeepAttributes,
 }
 
 /// `[limits]`: bytes a second.
@@ -385,6 +395,11 @@ const TEMPLATE: &str = r#"# blobd's settings. Everything has a default, shown he
 # Whether what is sent is compressed: "auto" does it for what shrinks, on networks slower than compressing is; or "off", or
 # always at a level from 1 to 19.
 #compress = "auto"
+
+[copy]
+# Whether get, cp and mv copy extended attributes (user.*) and POSIX ACLs; "all" also copies security.* and trusted.*, between
+# machines that are all set so and run as root. mv removes no file whose attributes were not kept.
+#attributes = true
 
 [limits]
 # How many bytes a second may go to all peers together, and come from them, 64 KiB at the least; and of a single peer, in

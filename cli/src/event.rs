@@ -293,6 +293,9 @@ pub struct Copied {
     /// Of `cp` and `mv`: the same, as the source sees it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bytes_sent: Option<u64>,
+    /// What of it was not kept: `extended attributes`, `permissions`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_kept: Vec<String>,
 }
 
 impl FileName {

@@ -93,8 +93,12 @@ fn human(out: &mut Output, event: &Event, style: Style) -> io::Result<()> {
             out.line(&format!("repaired  {file}  {} from {from}", HumanBytes(ranges.total_bytes())))
         }
         Event::Unrepaired { file, reason, .. } => out.line(&format!("NOT repaired  {file}: {reason}")),
-        Event::Copied(Copied { destination, .. }) | Event::Moved(Copied { destination, .. }) => {
-            out.line(&printable(destination.as_bytes()))
+        Event::Copied(copied) | Event::Moved(copied) => {
+            let without = match copied.not_kept.is_empty() {
+                true => String::new(),
+                false => format!(" (without its {})", copied.not_kept.join(" and ")),
+            };
+            out.line(&format!("{}{without}", printable(copied.destination.as_bytes())))
         }
         Event::Skipped(Copied { destination, .. }) => {
             out.line(&format!("{} (was there)", printable(destination.as_bytes())))
@@ -121,6 +125,7 @@ fn summary_line(fields: &serde_json::Map<String, Value>) -> String {
     for (key, value) in fields {
         let name = key.replace('_', " ");
         match value.as_u64() {
+            Some(count) if phrase(key, count).is_some() => parts.extend(phrase(key, count).filter(|_| count > 0)),
             Some(0) if !["files", "conflicts", "repaired_files"].contains(&key.as_str()) => {}
             Some(bytes) if key.contains("bytes") => parts.push(format!("{name}: {}", HumanBytes(bytes))),
             Some(count) => parts.push(format!("{name}: {count}")),
@@ -133,6 +138,18 @@ fn summary_line(fields: &serde_json::Map<String, Value>) -> String {
         parts.push(format!("in {seconds:.1} s{rate}"));
     }
     parts.join(", ")
+}
+
+/// What was left out or not kept, in words.
+fn phrase(key: &str, count: u64) -> Option<String> {
+    let files = if count == 1 { "file" } else { "files" };
+    Some(match key {
+        "special_files" => format!("left out: {count} special {files}"),
+        "files_without_attributes" => format!("{count} {files} without their extended attributes"),
+        "files_without_permissions" => format!("{count} {files} without their permissions"),
+        "hard_links" if count == 1 => "1 hard link".to_owned(),
+        _ => return None,
+    })
 }
 
 fn short_line(entry: &Entry) -> String {

@@ -10,7 +10,7 @@ use tokio::{sync::Semaphore, time::sleep};
 use tracing::{Instrument, debug, error_span, info, warn};
 
 use crate::{
-    Peer, batch, catalog, chunks, dial,
+    Peer, batch, catalog, chunks, details, dial,
     endpoint::{Close, GREETING_LIMIT, Inner, unix_now},
     frame::{FrameError, GREETING_BYTES_MAX, StreamKind, read_frame, within, write_frame},
     hello::Hello,
@@ -290,6 +290,9 @@ impl Stream {
                 }
                 // Its own bounds hold it, so that making a list does not keep answers waiting.
                 StreamKind::Chunks => chunks::serve_chunks(&inner, to(Manner::plain(Class::Copy), send), recv).await,
+                StreamKind::Details => {
+                    details::serve_details(&inner, &answers, to(Manner::plain(Class::Copy), send), recv).await
+                }
                 StreamKind::Orders => obey::serve_orders(&inner, peer, send, recv).await,
                 StreamKind::Get | StreamKind::Through | StreamKind::Batch => {
                     let mut manner = [0];

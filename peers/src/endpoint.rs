@@ -24,6 +24,7 @@ use crate::{
     Identity, Roster,
     chunks::Listing,
     connection::{self, Live, PeerStatus, plain},
+    details::Describing,
     dial::{self, Dialler},
     hello::{Hello, is_address, is_listen_address, is_name},
     hints::Hints,
@@ -126,6 +127,7 @@ pub(crate) struct Inner {
     pub(crate) closing: watch::Sender<bool>,
     pub(crate) hints: Hints,
     pub(crate) obeying: Obeying,
+    pub(crate) describing: Describing,
     /// The blobs that are being brought into the cache, or taken from it.
     pub(crate) bringing: Mutex<HashMap<BlobId, Arc<tokio::sync::Mutex<()>>>>,
     /// Permits for handshakes, at all listeners together.
@@ -150,6 +152,11 @@ pub(crate) struct Contact {
 }
 
 impl Peers {
+    /// Whether a peer is connected now.
+    pub fn is_connected(&self, peer: PeerId) -> bool {
+        self.inner.contacts().get(&peer).is_some_and(|contact| contact.live.is_some())
+    }
+
     /// Starts listening and dialling. Needs a tokio runtime, and blocks while it looks names up.
     pub fn start(options: Options) -> Result<Self, StartError> {
         if !is_name(&options.name) {
@@ -219,6 +226,7 @@ impl Peers {
             closing: watch::Sender::new(false),
             hints: Hints::default(),
             obeying: Obeying::default(),
+            describing: Describing::default(),
             bringing: Mutex::default(),
             handshakes: Arc::new(Semaphore::new(HANDSHAKES_MAX)),
             listing: Listing::default(),

@@ -35,13 +35,15 @@ pub enum StreamKind {
     Orders = 8,
     /// The opener asks how a blob is cut by its content: a [`ChunksRequest`](crate::wire::ChunksRequest) follows.
     Chunks = 9,
+    /// The opener asks for details of entries of an arena: a [`DetailsRequest`](crate::wire::DetailsRequest) follows.
+    Details = 10,
 }
 
 impl StreamKind {
     /// The kind that the first byte of a stream says.
     pub fn from_byte(byte: u8) -> Option<Self> {
-        use StreamKind::{Batch, Catalog, Chunks, Get, Have, Hello, Nodes, Orders, Through};
-        let kinds = [Hello, Catalog, Get, Have, Nodes, Through, Batch, Orders, Chunks];
+        use StreamKind::{Batch, Catalog, Chunks, Details, Get, Have, Hello, Nodes, Orders, Through};
+        let kinds = [Hello, Catalog, Get, Have, Nodes, Through, Batch, Orders, Chunks, Details];
         kinds.into_iter().find(|&kind| kind as u8 == byte)
     }
 }

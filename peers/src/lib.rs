@@ -11,12 +11,14 @@
 //! Frames, streams, bounds and error codes: spec/wire.md. Who may do what: spec/threats.md.
 
 mod answer;
+mod attributes;
 mod backoff;
 mod batch;
 mod bring;
 mod catalog;
 mod chunks;
 mod connection;
+mod details;
 mod dial;
 mod endpoint;
 mod fetch;
@@ -50,8 +52,10 @@ mod ticket;
 mod tls;
 mod transfer;
 
+pub use attributes::{Attribute, Attributes};
 pub use batch::{BLOB_BYTES_MAX as SMALL_BYTES_MAX, Small};
 pub use connection::PeerStatus;
+pub use details::{DETAILS_MAX, Describe, Details, FileId};
 pub use endpoint::{Options, Peers, StartError};
 pub use gate::{Gate, Pass};
 pub use hints::Hint;
@@ -59,7 +63,7 @@ pub use identity::{Identity, IdentityError};
 pub use iroh_wire::{ALPN as IROH_ALPN, decode_request, encode_request};
 pub use join::JoinError;
 pub use obey::Orders;
-pub use order::{Done, Held, News, Order, Outcome, Place, REASON_CHARS_MAX, Remove, Task, Why};
+pub use order::{Done, Held, Link, Lost, News, Order, Outcome, Place, REASON_CHARS_MAX, Remove, Task, Why};
 pub use ordering::{OrderError, Ordering};
 pub use pace::{Class, Limits, Pace, RATE_LEAST};
 pub use packing::{Compress, CompressError, Level, Packer, UnpackError, Unpacker};
@@ -72,6 +76,7 @@ pub mod wire {
     pub use crate::{
         batch::{BLOB_BYTES_MAX, BLOBS_MAX, BatchRequest},
         chunks::{Chunks, ChunksRequest},
+        details::DetailsRequest,
         endpoint::{UDP_PAYLOAD_BYTES_MAX, transport_config},
         frame::{Ask, FrameError, Have, Telling, read_frame, write_frame},
         hello::Hello,

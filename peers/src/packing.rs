@@ -100,16 +100,19 @@ impl Packer {
 
     /// The whole frame, if it is to be compressed and that makes it smaller.
     fn compressed(&mut self, chunks: &[Bytes], bytes: usize, wire_is_behind: bool) -> Option<Bytes> {
+        // Zeros cost less to compress than to send, on any network, and need no trial.
+        let zeros: usize = chunks.iter().filter(|chunk| tree::is_zero(chunk)).map(Bytes::len).sum();
+        let mostly_zeros = zeros > bytes / 2;
         let level = match self.compress {
             Compress::Off => return None,
-            Compress::Auto if !wire_is_behind => return None,
+            Compress::Auto if !wire_is_behind && !mostly_zeros => return None,
             Compress::Auto => AUTO_LEVEL,
             Compress::Level(level) => level,
         };
-        if bytes < WORTH_BYTES_MIN || !self.trials.due() {
+        if bytes < WORTH_BYTES_MIN || !(mostly_zeros || self.trials.due()) {
             return None;
         }
-        if !self.trials.paying && bytes > SAMPLE_BYTES {
+        if !mostly_zeros && !self.trials.paying && bytes > SAMPLE_BYTES {
             self.samples += 1;
             self.plain.clear();
             for spot in 0..SPOTS {

@@ -43,6 +43,37 @@ impl Two {
     }
 }
 
+/// A tree that becomes DEST, interrupted: the same command goes on in DEST, and does not put a second tree into it.
+#[test]
+fn an_interrupted_get_of_a_tree_goes_on_where_it_was() {
+    let scratch = Scratch::new();
+    let bytes = random_bytes(8 << 20, &mut Rng::with_seed(2));
+    let files = [("one", &bytes[..1 << 20]), ("two", &bytes[1 << 20..4 << 20]), ("three", &bytes[4 << 20..])];
+    let far = far(&scratch, &files, "");
+    let two = Two::start(&scratch, "near", &far, "");
+    two.near.ok(["limit", "--down", "1MiB"]);
+    let to = scratch.path("tree");
+    let args = ["get".as_ref(), "docs".as_ref(), to.as_os_str()];
+    let mut getting = two.near.command(args).stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+    wait_for("something of it", Duration::from_secs(20), || to.exists().then_some(()));
+    kill_process(Pid::from_child(&getting), Signal::INT).unwrap();
+    assert_eq!(getting.wait().unwrap().code(), Some(130));
+    two.near.ok(["limit", "--down", "none"]);
+    // It is known also behind a restart; what was not begun so goes into DEST.
+    two.near.kill9();
+    two.near.restart_deaf();
+    two.near.hears(&far);
+    two.near.ok(["get".as_ref(), "docs/one".as_ref(), to.as_os_str()]);
+    two.near.ok(args);
+    for (name, bytes) in files {
+        assert!(fs::read(to.join(name)).unwrap() == bytes, "{name} differs");
+    }
+    assert_eq!(fs::read_dir(&to).unwrap().count(), 3);
+    // That was its end: once more is as with cp -r.
+    two.near.ok(args);
+    assert_eq!(fs::read_dir(to.join("docs")).unwrap().count(), 3);
+}
+
 /// Ctrl-C of a large file stops it, and the next time it goes on with what came.
 #[test]
 fn an_interrupted_get_stops_and_goes_on() {

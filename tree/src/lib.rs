@@ -19,6 +19,7 @@
 //! | find bytes of a blob in others, wherever they moved | [`Chunker`], [`Assembly`], [`Patchwork`] |
 //! | prove with a part of a tree, and ask for the rest | [`PartialTree`] |
 //! | tell an edited file from a rotten one | [`Fingerprint::drift`] |
+//! | leave holes where bytes are zeros | [`data_spans`], [`is_zero`] |
 //!
 //! ```
 //! use tree::{ByteRange, Decoder, Prover, Query, Verified};
@@ -63,6 +64,7 @@ mod range;
 mod read_at;
 mod verified;
 mod walk;
+mod zeros;
 
 pub use causes::{causes, reason};
 pub use chunks::{Assembly, Chunk, ChunkListError, ChunkSizes, Chunker};
@@ -80,3 +82,4 @@ pub use query::Query;
 pub use range::{ByteRange, RangeSet};
 pub use read_at::{ReadAt, WriteAt};
 pub use verified::{Verified, VerifiedData, VerifiedNode};
+pub use zeros::{BLOCK_BYTES, data_spans, is_zero};

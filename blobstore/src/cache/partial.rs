@@ -200,25 +200,58 @@ impl Partial {
                 bytes[piece.offset() as usize..][..piece.bytes().len()].copy_from_slice(piece.bytes());
             }
         }
+        let parts = self.parts_to_write(run);
         self.write_or_evict(
             end - start,
             || self.store.cache_file(self.blob),
             |place| match place {
                 Place::Row(_) => Ok(()),
-                Place::Files { data, .. } => {
-                    let mut parts: Vec<_> = run.iter().map(|piece| IoSlice::new(piece.bytes())).collect();
+                Place::Files { data, .. } => parts.iter().try_for_each(|(offset, parts)| {
+                    let mut parts: Vec<_> = parts.iter().map(|part| IoSlice::new(part)).collect();
                     if past_cache {
-                        data.write_past_cache_at(&mut parts, start)
+                        data.write_past_cache_at(&mut parts, *offset)
                     } else {
-                        data.write_all_vectored_at(&mut parts, start)
+                        data.write_all_vectored_at(&mut parts, *offset)
                     }
-                }
+                }),
             },
         )?;
         let whole = run.iter().map(|piece| piece.range()).filter(|&range| self.geometry.round_out(range) == range);
         whole.for_each(|range| self.written.insert(range));
         self.begin_sync(start, end);
         Ok(())
+    }
+
+    /// Returns what has to be written of pieces that follow one another: parts that do so too, and where the first of them
+    /// belongs. Left out are whole blocks of zeros where the file has a hole; where something else is, as rot may be, zeros
+    /// are written.
+    fn parts_to_write<'a>(&self, run: &[&'a VerifiedData]) -> Vec<(u64, Vec<&'a [u8]>)> {
+        let Place::Files { data, .. } = &self.place else { return Vec::new() };
+        let mut runs: Vec<(u64, Vec<&[u8]>)> = Vec::new();
+        let mut end = None;
+        let mut write = |start: u64, bytes: &'a [u8]| {
+            match runs.last_mut().filter(|_| end == Some(start)) {
+                Some((_, parts)) => parts.push(bytes),
+                None => runs.push((start, vec![bytes])),
+            }
+            end = Some(start + bytes.len() as u64);
+        };
+        for piece in run {
+            let (offset, bytes) = (piece.offset(), &piece.bytes()[..]);
+            let mut done = 0;
+            for span in tree::data_spans(bytes, offset).chain(std::iter::once(bytes.len()..bytes.len())) {
+                let at = |index: usize| offset + index as u64;
+                let zeros = ByteRange::new(at(done), at(span.start)).unwrap_or_default();
+                if !zeros.is_empty() && !data.is_hole(zeros) {
+                    write(zeros.start(), &bytes[done..span.start]);
+                }
+                if !span.is_empty() {
+                    write(at(span.start), &bytes[span.clone()]);
+                }
+                done = span.end;
+            }
+        }
+        runs
     }
 
     /// Has the disk begin with what is written in order, so that the next commit waits for the last of it only.
@@ -278,7 +311,8 @@ impl Sink for Partial {
             return Err(StoreError::ForeignPiece { blob });
         }
         let data: Vec<_> = pieces.iter().filter_map(Verified::data).collect();
-        self.reserve(data.iter().map(|piece| piece.range().len()).sum())?;
+        let needed = data.iter().flat_map(|piece| tree::data_spans(piece.bytes(), piece.offset()));
+        self.reserve(needed.map(|span| span.len() as u64).sum())?;
         // From here on nobody punches a hole there.
         data.iter().for_each(|piece| self.lease.extend(self.geometry.round_out(piece.range())));
         // Pairs first: what is written without them must never be recorded.

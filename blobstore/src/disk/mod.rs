@@ -76,6 +76,11 @@ pub trait DiskFile: ReadAt + WriteAt + Send + Sync {
     /// may go beyond the end. [`io::ErrorKind::Unsupported`] if the file system cannot do that.
     fn punch(&self, range: ByteRange) -> io::Result<()>;
 
+    /// Whether all of `range`, below the file's end, is a hole: zeros that take no room. `false` where that is not known.
+    fn is_hole(&self, _range: ByteRange) -> bool {
+        false
+    }
+
     /// How many bytes the file takes on the disk.
     fn allocated(&self) -> io::Result<u64>;
 

@@ -8,7 +8,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{Advice, CWD, FallocateFlags, Mode, OFlags, ResolveFlags, Timespec, Timestamps, UTIME_OMIT},
+    fs::{Advice, CWD, FallocateFlags, Mode, OFlags, ResolveFlags, SeekFrom, Timespec, Timestamps, UTIME_OMIT},
     io::{Errno, ReadWriteFlags},
 };
 use tree::{ByteRange, Fingerprint, ReadAt, UnixTime, WriteAt};
@@ -158,6 +158,15 @@ impl DiskFile for RealFile {
         Ok(rustix::fs::fallocate(&self.file, flags, range.start(), range.len())?)
     }
 
+    fn is_hole(&self, range: ByteRange) -> bool {
+        // Nobody reads or writes where the file stands, which this moves.
+        match rustix::fs::seek(&self.file, SeekFrom::Data(range.start())) {
+            Ok(data) => data >= range.end(),
+            // No data up to the end of the file.
+            Err(error) => error == Errno::NXIO,
+        }
+    }
+
     fn allocated(&self) -> io::Result<u64> {
         Ok(self.file.metadata()?.blocks() * 512)
     }
@@ -204,6 +213,22 @@ mod tests {
         assert!(open("sub/file").is_ok());
         for path in ["../outside", "up/outside", "up/root/sub/file", "link", "fifo", "sub", "/etc/passwd", ""] {
             assert!(open(path).is_err(), "{path:?} was opened");
+        }
+    }
+
+    #[test]
+    fn holes_are_told_from_data() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let file = RealDisk.open(&path, Access::Create).unwrap();
+        let range = |start: u64, end: u64| ByteRange::new(start << 16, end << 16).unwrap();
+        file.set_len(5 << 16).unwrap();
+        file.write_all_at(&[0; 1 << 16], 1 << 16).unwrap();
+        assert!(!file.is_hole(range(1, 2)), "zeros that were written take room");
+        assert!(!file.is_hole(range(0, 5)));
+        // Not every file system has holes.
+        if file.allocated().unwrap() < 2 << 16 {
+            assert!(file.is_hole(range(0, 1)) && file.is_hole(range(2, 5)));
         }
     }
 

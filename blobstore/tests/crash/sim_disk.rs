@@ -185,6 +185,11 @@ impl DiskFile for SimFile {
         self.disk.apply(Op::Punch(self.inode, range))
     }
 
+    fn is_hole(&self, range: ByteRange) -> bool {
+        let range = range.start() as usize..range.end() as usize;
+        self.look(|file| file.bytes.get(range).is_some_and(tree::is_zero))
+    }
+
     fn allocated(&self) -> io::Result<u64> {
         let taken = |block: &&[u8]| block.iter().any(|byte| *byte != 0);
         Ok(self.look(|file| file.bytes.chunks(4096).filter(taken).count() as u64 * 4096))

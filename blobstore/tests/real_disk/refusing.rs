@@ -139,6 +139,10 @@ impl DiskFile for RefusingFile {
         self.file.punch(range)
     }
 
+    fn is_hole(&self, range: ByteRange) -> bool {
+        self.file.is_hole(range)
+    }
+
     fn allocated(&self) -> io::Result<u64> {
         self.file.allocated()
     }

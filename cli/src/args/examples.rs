@@ -83,7 +83,8 @@ Examples:
   blob cp --dry-run Pictures nas:Pictures          say what is missing there
 
 A file that is there already with the same bytes is skipped; one that differs fails, unless --overwrite. Run it again to go
-on where it stopped. Who receives must let you write: see blob peer ls there, and [roles] in its config.toml.";
+on where it stopped. Who receives must let you write: see blob peer ls there, and [roles] in its config.toml.
+Holes, hard links, extended attributes and ACLs are kept ([copy] in config.toml); the summary counts what was not.";
 
 pub(super) const MV: &str = "\
 Examples:
@@ -91,7 +92,8 @@ Examples:
   blob mv laptop:Downloads/iso nas:Archive/        between two others
 
 A file is removed only after the destination has said that it has it, durably and proven, and after the source has read it
-once more and found it unchanged. What changed meanwhile stays, and is reported. Within one machine, use plain mv.";
+once more and found it unchanged. What changed meanwhile stays, and is reported; so does a file whose extended attributes
+could not be kept, unless attributes = false in [copy] of config.toml. Within one machine, use plain mv.";
 
 pub(super) const MOUNT: &str = "\
 Examples:

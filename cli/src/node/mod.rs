@@ -46,7 +46,7 @@ use verify::now;
 use watch::Watching;
 
 pub(crate) use cache::{CacheLimit, Trim};
-pub(crate) use copy::{CopyScope, Place};
+pub(crate) use copy::{CopyScope, KeepAttributes, Place};
 pub(crate) use index::ScanTotals;
 pub(crate) use limits::LimitChange;
 pub(crate) use list::rfc3339;
@@ -93,6 +93,10 @@ struct Inner {
     settling_turn: Arc<tokio::sync::Mutex<()>>,
     /// Directories that were made for what is in them.
     implied: copy::Implied,
+    /// `get`s that did not come to their end.
+    unfinished: copy::Unfinished,
+    /// Which extended attributes are copied.
+    keep_attributes: KeepAttributes,
     /// How the arenas that are held here are doing.
     arenas: Mutex<HashMap<ArenaName, ArenaState>>,
     watch_settings: WatchSettings,
@@ -157,6 +161,7 @@ impl Node {
             error => error.into(),
         });
         let namespace = namespace.while_doing(opening())?;
+        let unfinished = copy::Unfinished::new(db.clone());
         let roster = Roster::open(db).while_doing(opening())?;
         let roots = Roots::default();
         for arena in namespace.arenas()? {
@@ -234,6 +239,8 @@ impl Node {
             settling: Mutex::default(),
             settling_turn: Arc::default(),
             implied: copy::Implied::default(),
+            unfinished,
+            keep_attributes: config.copy.attributes,
             arenas: Mutex::default(),
             watch_settings,
             watching: OnceLock::new(),
@@ -246,6 +253,8 @@ impl Node {
         node.hear_of_losses();
         let orders: Weak<Inner> = Arc::downgrade(&node.inner);
         node.inner.peers.obey(orders);
+        let describe: Weak<Inner> = Arc::downgrade(&node.inner);
+        node.inner.peers.describe(describe);
         node.configure_limits(&config.limits)?;
         Ok(node)
     }

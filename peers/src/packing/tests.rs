@@ -68,6 +68,22 @@ fn a_compressed_frame_on_the_wire() {
     assert_eq!(HEXLOWER.encode(&wire[4..11]), "28b52ffd60bc01");
 }
 
+/// Frames of a sparse file go compressed whatever the network gives, also behind some that were tried and did not shrink.
+#[test]
+fn zeros_are_compressed_on_any_network() {
+    let zeros = || vec![Bytes::from_static(&[0; 16 << 10]), random(64, 1), Bytes::from_static(&[0; 16 << 10])];
+    let mut packer = Packer::new(Compress::Auto);
+    assert!(packer.pack(zeros(), false).concat().len() < 200);
+    for seed in 0..4 {
+        assert!(!packs(&packer.pack(vec![random(FRAME_BYTES, seed)], true)));
+    }
+    let wire = packer.pack(zeros(), false);
+    assert!(wire.concat().len() < 200);
+    assert_eq!(unpack(wire).unwrap(), zeros().concat());
+    assert!(!packs(&packer.pack(vec![Bytes::from_static(&[0; 4096]), random(4096, 9)], false)));
+    assert!(!packs(&Packer::new(Compress::Off).pack(zeros(), true)));
+}
+
 #[test]
 fn what_is_no_frame_fails_for_good() {
     let said = |bytes: &[u8]| unpack([Bytes::copy_from_slice(bytes)]).unwrap_err();

@@ -14,8 +14,8 @@ use namespace::PeerId;
 use peers::{
     Identity, decode_request, encode_request,
     wire::{
-        ALPN, Ask, BatchRequest, Chunks, ChunksRequest, Have, Hello, Nodes, NodesRequest, StreamKind, client_config,
-        read_frame, server_config, write_frame,
+        ALPN, Ask, BatchRequest, Chunks, ChunksRequest, DetailsRequest, Have, Hello, Nodes, NodesRequest, StreamKind,
+        client_config, read_frame, server_config, write_frame,
     },
 };
 use tokio::sync::Semaphore;
@@ -235,6 +235,10 @@ async fn serve(
             let mut pairs = pairs.copied().collect();
             (tale.nodes)(&mut pairs);
             write_frame(&mut send, &Nodes { pairs }).await.unwrap();
+        }
+        StreamKind::Details => {
+            let _: DetailsRequest = read_frame(&mut recv, 1 << 20).await.unwrap();
+            let _ = send.finish();
         }
         StreamKind::Chunks => {
             let Manner::Telling(tale) = manner else { return };

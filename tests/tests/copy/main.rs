@@ -1,6 +1,8 @@
 //! `blob cp` and `blob mv`, on the real programs: what arrives, what stays, what is refused, and that nothing is lost,
 //! whatever happens meanwhile.
 
+mod file_systems;
+mod kept;
 mod kills;
 mod meanwhile;
 mod names;

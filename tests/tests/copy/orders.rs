@@ -10,7 +10,7 @@ use std::{
 
 use namespace::{Content, RelPath};
 use peers::{
-    Done, Held, Identity, News, Order, Outcome, Place, Remove, Task, Why,
+    Attribute, Attributes, Done, Held, Identity, Link, Lost, News, Order, Outcome, Place, Remove, Task, Why,
     wire::{StreamKind, read_frame, write_frame},
 };
 use quinn::Connection;
@@ -70,7 +70,7 @@ impl Lab {
     fn remove(&self, path: &str, content: Content) -> Done {
         let held = Some(Held { inode: 7, size: 5, mtime: TIME, ctime: TIME });
         let held = held.filter(|_| !matches!(content, Content::Directory { .. }));
-        self.ask(Task::Remove(Remove { path: path.try_into().unwrap(), content, held }))
+        self.ask(Task::Remove(Remove { path: path.try_into().unwrap(), content, held, attributes: None }))
     }
 }
 
@@ -161,7 +161,7 @@ fn what_is_not_known_or_meant_is_not_removed() {
         mtime: time(meta.mtime(), meta.mtime_nsec()),
         ctime: time(meta.ctime(), meta.ctime_nsec()),
     };
-    let remove = |held| Remove { path: "file".try_into().unwrap(), content: file(b"bytes"), held };
+    let remove = |held| Remove { path: "file".try_into().unwrap(), content: file(b"bytes"), held, attributes: None };
     failed(lab.ask(Task::Remove(remove(Some(held)))), Why::Changed);
     failed(lab.ask(Task::Remove(remove(None))), Why::Refused);
     failed(lab.ask_at("other", Task::Remove(remove(Some(held)))), Why::Refused);
@@ -172,6 +172,49 @@ fn what_is_not_known_or_meant_is_not_removed() {
     assert_eq!(lab.remove("dir", Content::Directory { mode: 0o755 }), Done::Removed);
     assert_eq!(lab.remove("link", Content::Symlink { target: b"file".to_vec() }), Done::Removed);
     assert!(!lab.docs.join("dir").exists() && !lab.docs.join("link").exists());
+}
+
+/// Another name is made of just the file that is linked as the blob and has that number; else the name becomes a file of
+/// its own. Attributes that are the machine's own are not taken.
+#[test]
+fn a_link_is_made_of_what_was_placed_and_of_nothing_else() {
+    let scratch = Scratch::new();
+    let lab = Lab::new(&scratch, "\"docs\"");
+    let inode = |path: &str| fs::metadata(lab.docs.join(path)).unwrap().ino();
+    let first = inode("file");
+    fs::write(scratch.path("outside"), b"bytes").unwrap();
+    std::os::unix::fs::symlink("..", lab.docs.join("up")).unwrap();
+    let place = |path: &str, from: &str, inode: u64, attributes: &[&str]| {
+        let list = attributes.iter().map(|name| Attribute { name: name.as_bytes().to_vec(), value: b"x".to_vec() });
+        let (path, attributes) = (path.try_into().unwrap(), Attributes::new(list.collect(), false));
+        let link = Some(Link { path: from.try_into().unwrap(), inode });
+        let content = file(b"bytes");
+        let place = Place { path, content, mtime: TIME, overwrite: false, prove: false, from: None, attributes, link };
+        match lab.ask(Task::Place(place)) {
+            Done::Placed { inode, lost, .. } => (inode, lost),
+            done => panic!("{done:?}"),
+        }
+    };
+    assert_eq!(place("second", "file", first, &[]), (first, Lost::default()));
+    assert_eq!(place("d/third", "second", first, &[]), (first, Lost::default()));
+    // Neither is read again, and the first one is no less sound for its new ctime.
+    assert_eq!(lab.machine.ok(["verify", "--json"]).json().len(), 1);
+    for (number, (from, inode)) in [("file", first + 1), ("dir", inode("dir")), ("link", first), ("missing", first)]
+        .into_iter()
+        .chain([("up/outside", fs::metadata(scratch.path("outside")).unwrap().ino()), ("up/docs/file", first)])
+        .enumerate()
+    {
+        let (made, _) = place(&format!("own {number}"), from, inode, &[]);
+        assert_ne!(made, first, "{from}");
+        assert_eq!(fs::metadata(lab.docs.join(format!("own {number}"))).unwrap().nlink(), 1, "{from}");
+    }
+    // The first one was edited: its new bytes get no other name.
+    fs::write(lab.docs.join("file"), b"bytez").unwrap();
+    assert_ne!(place("after", "file", first, &[]).0, first);
+    assert_eq!(fs::read(lab.docs.join("after")).unwrap(), b"bytes");
+    let (_, lost) = place("attributes", "missing", 0, &["security.capability", "trusted.x", "user.x"]);
+    assert!(lost.attributes);
+    assert_eq!(lab.machine.run(["verify", "--json"]).of_type("damage").len(), 0);
 }
 
 /// A peer that may write to one arena gets nowhere else: not above it, not through links, not to the daemon's own files.
@@ -194,7 +237,17 @@ fn a_writer_gets_nowhere_but_into_its_arena() {
     let lab = Lab { runtime, connection, machine, docs };
     let place = |path: &str, content: Content| {
         let path = RelPath::try_from(path).unwrap();
-        lab.ask(Task::Place(Place { path, content, mtime: TIME, overwrite: true, prove: false, from: None }))
+        let (attributes, link) = (Attributes::default(), None);
+        lab.ask(Task::Place(Place {
+            path,
+            content,
+            mtime: TIME,
+            overwrite: true,
+            prove: false,
+            from: None,
+            attributes,
+            link,
+        }))
     };
     let config = fs::read(home.join("config.toml")).unwrap();
     let link = || Content::Symlink { target: b"x".to_vec() };
@@ -235,7 +288,8 @@ fn garbage_and_readers() {
     failed(lab.remove("file", file(b"bytes")), Why::Refused);
     let path = RelPath::try_from("new").unwrap();
     let content = Content::Directory { mode: 0o777 };
-    let place = Place { path, content, mtime: TIME, overwrite: true, prove: true, from: None };
+    let (attributes, link) = (Attributes::default(), None);
+    let place = Place { path, content, mtime: TIME, overwrite: true, prove: true, from: None, attributes, link };
     failed(lab.ask(Task::Place(place)), Why::Refused);
     same(&before, &lab.docs);
     lab.runtime.block_on(async {

@@ -191,12 +191,12 @@ fn small_files() {
     }
     let scratch = Scratch::new();
     let cases = [
-        ("get", "write", "EIO", IO_ERROR),
-        ("get", "write", "ENOSPC", NO_SPACE),
+        ("get", "pwrite64", "EIO", IO_ERROR),
+        ("get", "pwrite64", "ENOSPC", NO_SPACE),
         ("get", "fchmod", "EIO", IO_ERROR),
         ("get", "linkat", "ENOSPC", NO_SPACE),
-        ("cp", "write", "EIO", IO_ERROR),
-        ("cp", "write", "ENOSPC", NO_SPACE),
+        ("cp", "pwrite64", "EIO", IO_ERROR),
+        ("cp", "pwrite64", "ENOSPC", NO_SPACE),
         ("cp", "pread64", "EIO", IO_ERROR),
         ("cp", "utimensat", "EIO", IO_ERROR),
         ("cp", "fsync", "EIO", IO_ERROR),

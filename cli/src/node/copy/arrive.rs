@@ -1,11 +1,7 @@
 //! Bringing a blob's bytes to where they are to stand: proven, and without a name there yet. Into a directory of the
 //! user's and into an arena alike.
 
-use std::{
-    fs,
-    io::{self, Write},
-    sync::Arc,
-};
+use std::{fs, io, sync::Arc};
 
 use blobstore::{Fetched, HashedFile, Passage, Presence, Store};
 use bytes::Bytes;
@@ -16,6 +12,7 @@ use tree::{BlobId, ByteRange};
 use super::{
     super::{Node, blocking, read::READ_BYTES_MAX},
     place::{Destination, Staged},
+    sparse,
 };
 use crate::{
     failure::{Code, Failure},
@@ -123,8 +120,12 @@ impl Node {
             written += pieces.iter().map(|piece| piece.len() as u64).sum::<u64>();
             let staged = staged.clone();
             blocking(move || {
-                let mut file = staged.file();
-                Ok(pieces.iter().try_for_each(|piece| file.write_all(piece))?)
+                let mut at = range.start();
+                for piece in pieces {
+                    sparse::append(staged.file(), &piece, at)?;
+                    at += piece.len() as u64;
+                }
+                Ok(())
             })
             .await?;
             complete(written, range.end())?;
@@ -185,7 +186,7 @@ pub(super) fn stage(destination: &Destination, to: &RelPath, pieces: &[Bytes], s
     let staged = destination.stage(to)?;
     let mut written = 0;
     for piece in pieces {
-        staged.file().write_all(piece)?;
+        sparse::append(staged.file(), piece, written)?;
         written += piece.len() as u64;
     }
     complete(written, size)?;

@@ -1,18 +1,16 @@
 //! Many small files at a time: what each costs by itself, in threads and round trips, is shared by all of them.
 
-use std::{
-    io::Write,
-    sync::{Arc, atomic::Ordering},
-};
+use std::sync::{Arc, atomic::Ordering};
 
 use blobstore::Fetched;
 use bytes::Bytes;
 use namespace::Content;
-use peers::{Class, SMALL_BYTES_MAX};
+use peers::{Class, Lost, SMALL_BYTES_MAX};
 use tree::{BlobId, Geometry};
 
 use super::{
     super::{blocking, read::fetch_failure},
+    arrive::stage,
     get::{Getting, Got, Job},
 };
 use crate::failure::{Code, Failure, WhileDoing};
@@ -60,7 +58,7 @@ impl Getting {
         let came: Vec<Result<_, Failure>> = came.collect();
         self.for_each(jobs, came, |getting, job, came| match came? {
             None => Ok(Got::Skipped),
-            Some((pieces, fetched)) => getting.write(job, &pieces).map(|()| Got::Copied(fetched)),
+            Some((pieces, fetched)) => getting.write(job, &pieces).map(|lost| Got::Copied(fetched, lost)),
         })
         .await
     }
@@ -90,17 +88,16 @@ impl Getting {
         })
     }
 
-    fn write(&self, job: &Job, pieces: &[Bytes]) -> Result<(), Failure> {
-        let Content::File { size, mode, .. } = job.content else { return Ok(()) };
+    fn write(&self, job: &Job, pieces: &[Bytes]) -> Result<Lost, Failure> {
+        let Content::File { size, mode, .. } = job.content else { return Ok(Lost::default()) };
         let create = || {
-            let mut staged = self.destination.stage(&job.to)?;
-            pieces.iter().try_for_each(|piece| staged.file().write_all(piece))?;
-            staged.set_attributes(mode, job.mtime)?;
-            staged.publish(&job.to)
+            let mut staged = stage(&self.destination, &job.to, pieces, size)?;
+            let lost = staged.set_traits(job.traits(mode, &self.node))?;
+            staged.publish(&job.to).map(|()| lost)
         };
-        create().while_doing(self.creating(&job.to))?;
+        let lost = create().while_doing(self.creating(&job.to))?;
         self.done.fetch_add(size, Ordering::Relaxed);
-        Ok(())
+        Ok(lost)
     }
 }
 

@@ -116,8 +116,8 @@ impl Waiting {
 }
 
 impl Node {
-    /// Places a small file together with others. `None` if it is to be placed by itself: it is not small, or it did not
-    /// come with the others.
+    /// Places a small file together with others. `None` if it is to be placed by itself: it is not small, it is to be
+    /// another name of a file that is there, or it did not come with the others.
     pub(super) async fn place_with_others(
         &self,
         asker: Option<PeerId>,
@@ -126,7 +126,8 @@ impl Node {
         bytes: &Arc<AtomicU64>,
     ) -> Option<Result<Done, Failure>> {
         let Content::File { blob, size, mode } = order.content else { return None };
-        if size > SMALL_BYTES_MAX {
+        // Another name of a file needs no bytes.
+        if size > SMALL_BYTES_MAX || order.link.is_some() {
             return None;
         }
         let _turn = self.inner.gathering.turn().await.ok()?;
@@ -262,12 +263,13 @@ impl Node {
     }
 
     fn stage_one(&self, small: &Small, arena: &HeldArena, pieces: &[Bytes], fetched: Fetched) -> Result<Step, Failure> {
-        let Small { order: Place { path, mtime, overwrite, .. }, blob, size, mode, bytes, .. } = small;
+        let Small { order: Place { path, mtime, overwrite, attributes, .. }, blob, size, mode, bytes, .. } = small;
         let arrived = Arrived::Staged(stage(&arena.destination, path, pieces, *size)?);
         bytes.fetch_add(*size, Ordering::Relaxed);
         let hashed = arrived.hash(&self.inner.store, *blob, *size)?;
         let received = fetched.bytes_received;
-        Ok(Step::File { arrived, hashed, mode: *mode, mtime: *mtime, overwrite: *overwrite, received })
+        let traits = self.traits(*mode, *mtime, attributes.clone());
+        Ok(Step::File { arrived, hashed, traits, overwrite: *overwrite, received })
     }
 }
 

@@ -1,4 +1,5 @@
 use std::{
+    collections::{BTreeMap, BTreeSet},
     ffi::OsStr,
     ops::ControlFlow,
     os::unix::ffi::OsStrExt,
@@ -12,15 +13,18 @@ use std::{
 
 use blobstore::Fetched;
 use futures_util::{StreamExt, TryStreamExt, stream};
-use namespace::{Content, EntryKind, RelPath};
+use namespace::{Content, EntryKind, PeerId, RelPath};
+use peers::{Attributes, FileId, Lost};
 use serde_json::json;
 use tokio::sync::mpsc;
 use tracing::info;
-use tree::UnixTime;
+use tree::{BlobId, Fingerprint, UnixTime};
 
 use super::{
-    super::{Node, blocking, list::not_found},
-    place::{Destination, Existing},
+    super::{Node, blocking, list::not_found, verify::now},
+    attributes::KeepAttributes,
+    describe::{Described, Linked, not_kept},
+    place::{Destination, Existing, Traits},
 };
 use crate::{
     event::{Copied, Event, FileName, NobodyListens, Reporter, summary},
@@ -37,6 +41,14 @@ pub(super) struct Getting {
     dir: PathBuf,
     pub(super) done: Arc<AtomicU64>,
     totals: Mutex<Totals>,
+    /// What became of files with several names.
+    linked: Linked<(Option<PeerId>, FileId, BlobId), Placed>,
+}
+
+/// A file that was placed by this command, or found.
+struct Placed {
+    to: RelPath,
+    fingerprint: Fingerprint,
 }
 
 #[derive(Clone, Default)]
@@ -46,6 +58,12 @@ struct Totals {
     bytes_received: u64,
     skipped_files: u64,
     failed_files: u64,
+    hard_links: u64,
+    special_files: u64,
+    files_without_attributes: u64,
+    files_without_permissions: u64,
+    /// The machines that had something of it.
+    holders: BTreeSet<Option<PeerId>>,
     /// Set if something failed for want of a reachable peer.
     unreachable: bool,
 }
@@ -56,11 +74,15 @@ pub(super) struct Job {
     pub(super) to: RelPath,
     pub(super) content: Content,
     pub(super) mtime: UnixTime,
+    /// The machines that have it so; `None` is this one.
+    holders: Vec<Option<PeerId>>,
+    /// What one of them says of it.
+    described: Described,
 }
 
 /// How a file came to where it is.
 pub(super) enum Got {
-    Copied(Fetched),
+    Copied(Fetched, Lost),
     /// It was there already.
     Skipped,
 }
@@ -70,12 +92,16 @@ impl Node {
     /// permissions. What is there already with the same bytes stays; what differs is left alone and reported.
     pub async fn get(&self, targets: Vec<Target>, to: PathBuf, reporter: &Reporter) -> Result<Code, Failure> {
         let started = Instant::now();
-        let into = to.is_dir();
+        let into = self.goes_into(&to, &targets).await?;
         if !into && targets.len() > 1 {
             return Err(Failure::new(Code::Usage, format!("{to:?} is not a directory, and there are several sources")));
         }
         let (dir, name) = if into { (to.clone(), None) } else { split(&to)? };
         let destination = Arc::new(Destination::open(&dir).while_doing(format!("open {dir:?}"))?);
+        if !into {
+            let (node, at, targets) = (self.clone(), to.clone(), targets.clone());
+            blocking(move || node.inner.unfinished.begin(&at, &targets, now() / 1000)).await?;
+        }
         let getting = Arc::new(Getting {
             node: self.clone(),
             reporter: reporter.clone(),
@@ -83,6 +109,7 @@ impl Node {
             dir,
             done: Arc::default(),
             totals: Mutex::default(),
+            linked: Linked::default(),
         });
         // Half a catalog makes half a tree. A peer that never tells the rest must not keep the others' files from us.
         for peer in self.inner.peers.wait_for_catalogs(CATALOG_LIMIT).await {
@@ -97,6 +124,7 @@ impl Node {
         for target in &targets {
             let top = name.clone().map_or_else(|| last_component(target), Ok)?;
             getting.get(target, &top).await.while_doing(format!("get {target}"))?;
+            getting.count_special(target).await;
         }
         let syncing = getting.clone();
         blocking(move || syncing.destination.sync().while_doing(format!("sync {:?}", syncing.dir))).await?;
@@ -107,6 +135,10 @@ impl Node {
             "bytes_received": totals.bytes_received,
             "skipped_files": totals.skipped_files,
             "failed_files": totals.failed_files,
+            "hard_links": totals.hard_links,
+            "special_files": totals.special_files,
+            "files_without_attributes": totals.files_without_attributes,
+            "files_without_permissions": totals.files_without_permissions,
             "seconds": started.elapsed().as_secs_f64(),
         }));
         let code = match totals {
@@ -114,16 +146,38 @@ impl Node {
             Totals { unreachable: true, files: 0, .. } => Code::Unreachable,
             _ => Code::Some,
         };
+        if !into && code == Code::Ok {
+            let (node, at) = (self.clone(), to.clone());
+            blocking(move || node.inner.unfinished.end(&at)).await?;
+        }
         let Totals { files, bytes, failed_files: failed, .. } = totals;
         info!(path = %to.display(), files, bytes, failed, duration_ms = started.elapsed().as_millis() as u64, "brought");
         reporter.send(end).await?;
         Ok(code)
+    }
+
+    /// Whether `targets` are put into the directory `to`, and do not become it: it is there, and not because the same was
+    /// begun before and did not come to its end.
+    async fn goes_into(&self, to: &Path, targets: &[Target]) -> Result<bool, Failure> {
+        let (node, to, targets) = (self.clone(), to.to_owned(), targets.to_vec());
+        blocking(move || Ok(to.is_dir() && !node.inner.unfinished.has(&to, &targets)?)).await
     }
 }
 
 impl Getting {
     fn totals(&self) -> MutexGuard<'_, Totals> {
         self.totals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Counts what cannot be got of a target, as the machine says that has most of it.
+    async fn count_special(&self, target: &Target) {
+        let (mut most, holders) = (0, std::mem::take(&mut self.totals().holders));
+        for holder in
+            holders.into_iter().filter(|holder| holder.is_none_or(|peer| self.node.peers().is_connected(peer)))
+        {
+            most = most.max(self.node.special(holder, &target.arena, target.path.as_ref()).await);
+        }
+        self.totals().special_files += most;
     }
 
     /// Gets one target, with `top` as its name here.
@@ -133,7 +187,16 @@ impl Getting {
         let listing = blocking(move || getting.list(&source, &top, &jobs));
         let jobs = stream::poll_fn(move |context| listed.poll_recv(context));
         let getting = self.clone();
-        let working = jobs.ready_chunks(BUNDLE_FILES_MAX).for_each_concurrent(BUNDLES_AT_ONCE, move |jobs| {
+        // Others are asked about what comes next while some are on their way.
+        let described = jobs.ready_chunks(BUNDLE_FILES_MAX).map(move |mut jobs| {
+            let getting = getting.clone();
+            async move {
+                getting.describe(&mut jobs).await;
+                jobs
+            }
+        });
+        let getting = self.clone();
+        let working = described.buffered(DESCRIBED_AHEAD).for_each_concurrent(BUNDLES_AT_ONCE, move |jobs| {
             let getting = getting.clone();
             async move {
                 if !getting.reporter.is_closed() {
@@ -159,7 +222,10 @@ impl Getting {
                 match (entry.kind.clone(), entry.mtime) {
                     (EntryKind::Leaf(content), Some(mtime)) => {
                         let source = Target { arena: target.arena.clone(), path: Some(entry.path.clone()) };
-                        jobs.blocking_send(Job { source, to, content, mtime }).map_err(|_| NobodyListens)?;
+                        let (holders, described) = (entry.peers.clone(), Ok(None));
+                        self.totals().holders.extend(&holders);
+                        let job = Job { source, to, content, mtime, holders, described };
+                        jobs.blocking_send(job).map_err(|_| NobodyListens)?;
                     }
                     _ => {
                         if let Err(error) = self.destination.make_dir(&to) {
@@ -195,7 +261,8 @@ impl Getting {
 
     /// Puts files and links where they are to be, small files together.
     async fn run(self: &Arc<Self>, jobs: Vec<Job>) -> Result<(), NobodyListens> {
-        let (small, others): (Vec<_>, Vec<_>) = jobs.into_iter().partition(|job| job.small().is_some());
+        let is_small = |job: &Job| job.small().is_some() && job.file().is_none();
+        let (small, others): (Vec<_>, Vec<_>) = jobs.into_iter().partition(is_small);
         let small: Arc<[Job]> = small.into();
         let bundle = async {
             for (job, got) in small.iter().zip(self.place_bundle(&small).await) {
@@ -207,7 +274,7 @@ impl Getting {
         let others = stream::iter(others.into_iter().map(Ok)).try_for_each_concurrent(OTHERS_AT_ONCE, move |job| {
             let getting = getting.clone();
             async move {
-                let got = getting.place(&job).await;
+                let got = getting.place_or_link(&job).await;
                 getting.report(&job, got).await
             }
         });
@@ -215,10 +282,7 @@ impl Getting {
     }
 
     async fn report(&self, job: &Job, got: Result<Got, Failure>) -> Result<(), NobodyListens> {
-        let (bytes, blob) = match job.content {
-            Content::File { size, blob, .. } => (size, Some(blob)),
-            _ => (0, None),
-        };
+        let (bytes, blob) = (job.bytes(), job.content.blob());
         let line = |bytes_received| Copied {
             source: job.source.to_string(),
             destination: self.absolute(&job.to).to_string_lossy().into_owned(),
@@ -226,14 +290,18 @@ impl Getting {
             bytes,
             bytes_received,
             bytes_sent: None,
+            not_kept: Vec::new(),
         };
         let event = match got {
-            Ok(Got::Copied(fetched)) => {
+            Ok(Got::Copied(fetched, mut lost)) => {
+                lost.attributes |= self.node.inner.keep_attributes == KeepAttributes::No && job.has_attributes();
                 let mut totals = self.totals();
+                totals.files_without_attributes += u64::from(lost.attributes);
+                totals.files_without_permissions += u64::from(lost.mode);
                 totals.files += 1;
                 totals.bytes += bytes;
                 totals.bytes_received += fetched.bytes_received;
-                Event::Copied(line(fetched.bytes_received))
+                Event::Copied(Copied { not_kept: not_kept(lost), ..line(fetched.bytes_received) })
             }
             Ok(Got::Skipped) => {
                 self.totals().skipped_files += 1;
@@ -253,6 +321,76 @@ impl Getting {
         Ok(())
     }
 
+    /// Asks machines that have entries, and are connected, what there is to know of them beside their content. What nobody
+    /// says stays unknown: nothing is removed anywhere.
+    async fn describe(&self, jobs: &mut [Job]) {
+        let mut by_holders: BTreeMap<Vec<Option<PeerId>>, Vec<usize>> = BTreeMap::new();
+        for (at, job) in jobs.iter().enumerate().filter(|(_, job)| matches!(job.content, Content::File { .. })) {
+            by_holders.entry(job.holders.clone()).or_default().push(at);
+        }
+        for (holders, at) in by_holders {
+            let arena = &jobs[at[0]].source.arena;
+            let paths: Vec<_> = at.iter().filter_map(|&at| jobs[at].source.path.clone()).collect();
+            for &holder in &holders {
+                let Ok(described) = self.node.details_now(holder, arena, paths.clone()).await else { continue };
+                for (&at, described) in at.iter().zip(described) {
+                    jobs[at].described = Ok(described);
+                    // Numbers of files mean something at this machine.
+                    jobs[at].holders = vec![holder];
+                }
+                break;
+            }
+        }
+    }
+
+    /// Places a file that has several names at its source; the second one, and those behind it, as names of what the first
+    /// has become, if that still is what it was.
+    async fn place_or_link(self: &Arc<Self>, job: &Job) -> Result<Got, Failure> {
+        let holder = job.holders.first().copied().flatten();
+        let slot = job.file().zip(job.content.blob());
+        let slot = slot.and_then(|(file, blob)| self.linked.slot((holder, file, blob)));
+        let Some(slot) = slot else { return self.place(job).await };
+        let mut first = slot.lock_owned().await;
+        let (getting, to, content) = (self.clone(), job.to.clone(), job.content.clone());
+        let linking = blocking(move || {
+            let is_linked = match &*first {
+                Some(placed) if !getting.is_there(&to, &content)? => getting.link(placed, &to),
+                _ => false,
+            };
+            Ok((is_linked, first))
+        });
+        let (is_linked, back) = linking.await?;
+        first = back;
+        if is_linked {
+            self.totals().hard_links += 1;
+            return Ok(Got::Copied(Fetched::default(), Lost::default()));
+        }
+        let got = self.place(job).await?;
+        let (getting, to) = (self.clone(), job.to.clone());
+        let fingerprint = blocking(move || Ok(getting.fingerprint(&to))).await?;
+        // Another program may have put something there; then it has another time.
+        let fingerprint = fingerprint.filter(|now| (now.size, now.mtime) == (job.bytes(), job.mtime));
+        if let Some(fingerprint) = fingerprint.filter(|_| first.is_none()) {
+            *first = Some(Placed { to: job.to.clone(), fingerprint });
+        }
+        Ok(got)
+    }
+
+    /// Makes `to` another name of a file that was placed. `false` if that is another file by now, or cannot be done. Blocks.
+    fn link(&self, placed: &Placed, to: &RelPath) -> bool {
+        let Ok(Some(Existing::File(file, _))) = self.destination.existing(&placed.to) else { return false };
+        let is_same =
+            file.metadata().is_ok_and(|meta| !placed.fingerprint.drift(&Fingerprint::from(&meta)).is_other_file());
+        is_same && self.destination.link(to, &file, false).is_ok()
+    }
+
+    fn fingerprint(&self, path: &RelPath) -> Option<Fingerprint> {
+        match self.destination.existing(path) {
+            Ok(Some(Existing::File(file, _))) => file.metadata().ok().map(|meta| Fingerprint::from(&meta)),
+            _ => None,
+        }
+    }
+
     async fn place(self: &Arc<Self>, job: &Job) -> Result<Got, Failure> {
         let (getting, to, content) = (self.clone(), job.to.clone(), job.content.clone());
         if blocking(move || getting.is_there(&to, &content)).await? {
@@ -264,7 +402,7 @@ impl Getting {
                 let mtime = job.mtime;
                 blocking(move || getting.destination.symlink(&to, &target, mtime).while_doing(getting.creating(&to)))
                     .await?;
-                Ok(Got::Copied(Fetched::default()))
+                Ok(Got::Copied(Fetched::default(), Lost::default()))
             }
             Content::File { blob, size, mode } => {
                 let _pass = self.node.inner.gate.pass(*size).await;
@@ -282,19 +420,19 @@ impl Getting {
                     arrived = arriving => arrived?,
                     () = self.reporter.closed() => return Err(NobodyListens.into()),
                 };
-                let (getting, to, mode, mtime) = (self.clone(), job.to.clone(), *mode, job.mtime);
-                blocking(move || {
+                let (getting, to, traits) = (self.clone(), job.to.clone(), job.traits(*mode, &self.node));
+                let lost = blocking(move || {
                     let store = &getting.node.inner.store;
                     let publish = || {
                         let (mut staged, leftover) = arrived.take(store, &getting.destination, &to)?;
-                        staged.set_attributes(mode, mtime)?;
+                        let lost = staged.set_traits(traits)?;
                         staged.publish(&to)?;
-                        leftover.forget(store)
+                        leftover.forget(store).map(|()| lost)
                     };
                     publish().while_doing(getting.creating(&to))
                 })
                 .await?;
-                Ok(Got::Copied(fetched))
+                Ok(Got::Copied(fetched, lost))
             }
             _ => Err(not_found(&job.source)),
         }
@@ -327,6 +465,32 @@ impl Getting {
     }
 }
 
+impl Job {
+    /// Of a file with several names at its source: which file it is there.
+    fn file(&self) -> Option<FileId> {
+        self.described.as_ref().ok()?.as_ref()?.file
+    }
+
+    fn bytes(&self) -> u64 {
+        if let Content::File { size, .. } = self.content { size } else { 0 }
+    }
+
+    fn attributes(&self) -> Option<&Attributes> {
+        self.described.as_ref().ok()?.as_ref().map(|details| &details.attributes)
+    }
+
+    fn has_attributes(&self) -> bool {
+        self.attributes().is_some_and(|attributes| !attributes.is_empty())
+    }
+
+    /// What the file is to be like.
+    pub(super) fn traits(&self, mode: u16, node: &Node) -> Traits {
+        let keep = node.inner.keep_attributes;
+        let attributes = self.attributes().filter(|_| keep != KeepAttributes::No).cloned().unwrap_or_default();
+        Traits { mode, mtime: self.mtime, attributes, keep }
+    }
+}
+
 /// The directory that `to` is in, and its name there.
 fn split(to: &Path) -> Result<(PathBuf, Option<RelPath>), Failure> {
     let name = to.file_name().unwrap_or(OsStr::new("")).as_bytes().to_owned();
@@ -348,6 +512,8 @@ const CATALOG_LIMIT: Duration = Duration::from_secs(10);
 /// So many small files are looked for, asked for and written together; so many bundles of them at a time.
 const BUNDLE_FILES_MAX: usize = 128;
 const BUNDLES_AT_ONCE: usize = 4;
+/// So many questions for details are under way.
+const DESCRIBED_AHEAD: usize = 4;
 /// So many others beside a bundle; their bytes are bounded by themselves.
 const OTHERS_AT_ONCE: usize = 16;
 const JOBS_AHEAD: usize = 256;

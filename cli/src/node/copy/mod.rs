@@ -2,17 +2,25 @@
 //! at other machines (`cp`, `mv`).
 
 mod arrive;
+mod attributes;
 mod bundle;
+mod describe;
 mod gather;
 mod get;
 mod hands;
+mod kept;
+mod naming;
 mod obey;
 mod place;
 mod plan;
 mod run;
 mod settle;
+mod sparse;
+mod unfinished;
 
+pub(crate) use attributes::KeepAttributes;
 pub(super) use gather::Gathering;
 pub(super) use place::{Implied, sweep};
 pub(crate) use plan::{CopyScope, Place};
 pub(super) use settle::Queue;
+pub(super) use unfinished::Unfinished;

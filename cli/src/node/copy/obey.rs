@@ -13,21 +13,22 @@ use std::{
     },
 };
 
-use blobstore::{FileRef, FileRow};
+use blobstore::{FileRef, FileRow, FileState};
 use namespace::{ArenaName, Content, PeerId, RelPath, SeenKind, look};
-use peers::{Done, Held, Order, Orders, Place, Remove, Roles, Task, Why};
+use peers::{Attributes, Done, Held, Link, Lost, Order, Orders, Place, Remove, Roles, Task, Why};
 use rustix::{
     fs::{Mode, OFlags},
     io::Errno,
 };
-use tree::{BlobId, Drift, Fingerprint};
+use tree::{BlobId, Drift, Fingerprint, UnixTime};
 
 use super::{
     super::{
         Inner, Node, blocking,
         index::{Outcome, hash_at_rest, root_of},
     },
-    place::{Destination, file_name, fingerprint_at, parent_beneath},
+    attributes::has_all,
+    place::{Destination, Traits, file_name, fingerprint_at, parent_beneath},
     settle::{HeldArena, Last, Step, changed},
 };
 use crate::failure::{Code, Failure};
@@ -140,11 +141,20 @@ impl Node {
         };
         let (node, near, wanted) = (self.clone(), arena.clone(), order.clone());
         let found = blocking(move || node.seek(&near, &wanted)).await?;
-        let Place { path, content, mtime, overwrite, from, .. } = order;
+        let Place { path, content, mtime, overwrite, from, attributes, link, .. } = order;
+        let traits = |mode| self.traits(mode, mtime, attributes.clone());
+        let found = match (found, link, &content) {
+            (Found::Room, Some(link), &Content::File { blob, .. }) => {
+                let (node, near) = (self.clone(), arena.clone());
+                let step = blocking(move || node.link_step(&near, link, blob, overwrite)).await?;
+                step.map_or(Found::Room, Found::Same)
+            }
+            (found, ..) => found,
+        };
         let step = match (found, content) {
             (Found::Done(done), _) => return Ok(done),
             (Found::Same(step), _) => step,
-            (Found::Room, Content::Directory { mode }) => Step::Directory { mode },
+            (Found::Room, Content::Directory { mode }) => Step::Directory { traits: traits(mode) },
             (Found::Room, Content::Symlink { target }) => Step::Symlink { target, mtime, overwrite },
             (Found::Room, Content::File { blob, size, mode }) => {
                 let _pass = self.inner.gate.pass(size).await;
@@ -159,12 +169,34 @@ impl Node {
                 let hash = move || Ok((arrived.hash(&store, blob, size)?, arrived));
                 let (hashed, arrived) = blocking(hash).await?;
                 let received = fetched.bytes_received;
-                let step = Step::File { arrived, hashed, mode, mtime, overwrite, received };
+                let step = Step::File { arrived, hashed, traits: traits(mode), overwrite, received };
                 return self.settle_at(arena, path, step).await;
             }
             (Found::Room, _) => return Ok(Done::failed(Why::Refused, "nothing to be placed")),
         };
         self.settle_at(arena, path, step).await
+    }
+
+    /// What a file or directory is to be like here.
+    pub(super) fn traits(&self, mode: u16, mtime: UnixTime, attributes: Attributes) -> Traits {
+        Traits { mode, mtime, attributes, keep: self.inner.keep_attributes }
+    }
+
+    /// How to make another name of a file that was placed before: `None` if it is not just as it was, or not known to be
+    /// the blob. Blocks.
+    fn link_step(&self, arena: &HeldArena, link: Link, blob: BlobId, overwrite: bool) -> Result<Option<Step>, Failure> {
+        let file = FileRef { root: arena.root, path: link.path.as_bytes().to_owned() };
+        let is_sound = |row: &FileRow| row.damaged.is_empty() && row.state == FileState::Settled;
+        let row = self.inner.store.file(&file)?.filter(|row| row.blob == blob && is_sound(row));
+        let Some(row) = row.filter(|row| row.fingerprint.inode == link.inode) else { return Ok(None) };
+        let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let open = parent_beneath(&arena.dir, &link.path).and_then(|parent| {
+            Ok(File::from(rustix::fs::openat(parent, file_name(&link.path), flags, Mode::empty())?))
+        });
+        let Ok(open) = open else { return Ok(None) };
+        let is_same = Fingerprint::from(&open.metadata()?) == row.fingerprint;
+        let step = Step::Link { first: link.path, open, blob, fingerprint: row.fingerprint, overwrite };
+        Ok(is_same.then_some(step))
     }
 
     async fn settle_at(&self, arena: HeldArena, path: RelPath, step: Step) -> Result<Done, Failure> {
@@ -191,8 +223,8 @@ impl Node {
 
     /// Looks at what is where something is to be placed. Blocks.
     pub(super) fn seek(&self, arena: &HeldArena, order: &Place) -> Result<Found, Failure> {
-        let Place { path, content, overwrite, prove, .. } = order;
-        let (overwrite, prove) = (*overwrite, *prove);
+        let Place { path, content, overwrite, attributes, .. } = order;
+        let overwrite = *overwrite;
         if namespace::is_staging_name(file_name(path)) || arena.is_own(path) {
             return Ok(Found::Done(own_place(path)));
         }
@@ -208,7 +240,9 @@ impl Node {
         }
         match (&seen, content) {
             (Some(SeenKind::Directory { .. }), Content::Directory { mode }) => {
-                return Ok(Found::Same(Step::Directory { mode: *mode }));
+                return Ok(Found::Same(Step::Directory {
+                    traits: self.traits(*mode, order.mtime, attributes.clone()),
+                }));
             }
             (Some(SeenKind::Directory { .. }), _) => return Ok(Found::Done(a_directory())),
             (Some(SeenKind::Symlink { target, .. }), Content::Symlink { target: wanted }) if target == wanted => {
@@ -217,7 +251,7 @@ impl Node {
             (Some(SeenKind::File { fingerprint, .. }), Content::File { blob, size, .. })
                 if fingerprint.size == *size =>
             {
-                if let Some(found) = self.find_file(arena, path, *blob, fingerprint, overwrite, prove)? {
+                if let Some(found) = self.find_file(arena, order, *blob, fingerprint)? {
                     return Ok(found);
                 }
             }
@@ -236,26 +270,29 @@ impl Node {
     fn find_file(
         &self,
         arena: &HeldArena,
-        path: &RelPath,
+        order: &Place,
         blob: BlobId,
         seen: &Fingerprint,
-        overwrite: bool,
-        prove: bool,
     ) -> Result<Option<Found>, Failure> {
+        let Place { path, overwrite, prove, attributes, .. } = order;
         let (store, file) = (&self.inner.store, FileRef { root: arena.root, path: path.as_bytes().to_owned() });
         let row = store.file(&file)?;
         let linked = row.as_ref().map(|row| (row, row.fingerprint.drift(seen)));
         let is_known = matches!(&linked, Some((row, Drift::None)) if row.blob == blob && row.damaged.is_empty());
         if is_known && !prove {
-            return Ok(Some(Found::Done(Done::There { held: Some((*seen).into()) })));
+            let lost = Lost::default();
+            return Ok(Some(Found::Done(Done::There { held: Some((*seen).into()), inode: seen.inode, lost })));
         }
         match hash_at_rest(store, &arena.dir, path, None) {
             Outcome::Hashed { file, mode, .. } if file.hashed.id() == blob => {
-                Ok(Some(Found::Same(Step::Known { file, mode })))
+                let lost = Lost { attributes: !has_attributes(&arena.dir, path, attributes), mode: false };
+                // It is replaced by one that has them.
+                let is_replaced = lost.attributes && *overwrite;
+                Ok((!is_replaced).then_some(Found::Same(Step::Known { file, mode, lost })))
             }
             Outcome::Hashed { .. } => {
                 let Some((row, Drift::None | Drift::Touched)) = linked else { return Ok(None) };
-                if row.blob != blob || overwrite {
+                if row.blob != blob || *overwrite {
                     return Ok(None);
                 }
                 store.verify_file(&file, &|_| {})?;
@@ -309,7 +346,7 @@ impl Node {
     /// Opens and checks what is to go: it must be what was hashed, still read so, and not the very file that the other
     /// machine has. What is found then must not have moved when it goes.
     fn check_removal(&self, arena: &HeldArena, order: &Remove) -> Result<Result<Step, Done>, Failure> {
-        let Remove { path, content, held } = order;
+        let Remove { path, content, held, .. } = order;
         let parent = match parent_beneath(&arena.dir, path) {
             Ok(parent) => parent,
             Err(error) if is_gone(&error) => return Ok(Err(Done::Removed)),
@@ -355,6 +392,9 @@ impl Node {
                 if Fingerprint::from(&open.metadata()?) != fingerprint {
                     return Ok(Err(changed(path)));
                 }
+                if order.attributes.is_some_and(|digest| digest != self.inner.keep_attributes.read(&open).digest()) {
+                    return stays("its extended attributes changed since it was copied");
+                }
                 if read? != *blob {
                     self.inner.store.verify_file(&file, &|_| {})?;
                     return stays("its bytes are no longer what they were, though nobody edited it: it is damaged");
@@ -364,6 +404,17 @@ impl Node {
             _ => stays("nothing that can be removed"),
         }
     }
+}
+
+/// Whether the file at `path` has these extended attributes.
+fn has_attributes(root: &Path, path: &RelPath, attributes: &Attributes) -> bool {
+    if attributes.is_empty() {
+        return true;
+    }
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let open = parent_beneath(root, path)
+        .and_then(|parent| Ok(rustix::fs::openat(parent, file_name(path), flags, Mode::empty())?));
+    open.is_ok_and(|open| has_all(open, attributes))
 }
 
 /// Whether a file may be removed because another machine has its blob, if its bytes are still read so: `row` is what is known
@@ -427,8 +478,8 @@ const SAME_FILE: &str = "it is the very file that the destination has: both mach
 
 #[cfg(test)]
 mod tests {
-    use blobstore::{FileState, Verified};
-    use tree::{ByteRange, RangeSet, UnixTime};
+    use blobstore::Verified;
+    use tree::{ByteRange, RangeSet};
 
     use super::*;
 

@@ -1,13 +1,10 @@
 use std::{
     collections::HashSet,
-    fs::{File, Permissions},
-    io::{self, Seek, SeekFrom},
+    fs::File,
+    io,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-        unix::{
-            ffi::OsStrExt,
-            fs::{MetadataExt, PermissionsExt},
-        },
+        unix::{ffi::OsStrExt, fs::MetadataExt},
     },
     path::{Path, PathBuf},
     sync::{Arc, Mutex, PoisonError},
@@ -16,12 +13,19 @@ use std::{
 
 use blobstore::RootId;
 use namespace::{RelPath, staging_name};
+use peers::{Attributes, Lost};
 use rustix::{
-    fs::{AtFlags, CWD, FileType, Mode, OFlags, RenameFlags, ResolveFlags, Timespec, Timestamps, UTIME_OMIT},
+    fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT},
     io::Errno,
 };
 use tracing::{debug, info};
 use tree::{Fingerprint, UnixTime};
+
+use super::{
+    attributes::{KeepAttributes, has_all},
+    naming::rename_new,
+    sparse,
+};
 
 /// A directory into which files of others are put. Whatever their paths and links say, nothing outside it is
 /// touched: no symbolic link is followed below it, and nothing that is there is replaced unless that is asked for.
@@ -62,11 +66,22 @@ pub(super) enum Existing {
     Other,
 }
 
-/// A file that has all its bytes and attributes, and not yet its name.
+/// What a file is to be like beside its bytes.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Traits {
+    pub(super) mode: u16,
+    pub(super) mtime: UnixTime,
+    pub(super) attributes: Attributes,
+    /// Which attributes are accepted here.
+    pub(super) keep: KeepAttributes,
+}
+
+/// A file that has all its bytes and traits, and not yet its name.
 pub(super) struct Staged {
     file: File,
     parent: OwnedFd,
     at: At,
+    traits: Traits,
 }
 
 /// Where a staged file is.
@@ -150,22 +165,41 @@ impl Destination {
     }
 
     /// Makes a directory, with these permissions; its owner may write to it in any case. One that is there keeps its own,
-    /// unless it was made only for what is in it. Tells whether it was made.
-    pub(super) fn make_dir_with(&self, path: &RelPath, mode: u16) -> io::Result<bool> {
+    /// unless it was made only for what is in it. Tells whether it was made, and what was not kept.
+    pub(super) fn make_dir_with(&self, path: &RelPath, traits: &Traits) -> io::Result<(bool, Lost)> {
         let (parent, name) = self.parent(path)?;
-        let mode = Mode::from_raw_mode((mode & 0o777 | 0o700).into());
+        let mode = Mode::from_raw_mode((traits.mode & 0o777 | 0o700).into());
         let flags = OFlags::DIRECTORY | OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let is_new = match rustix::fs::mkdirat(&parent, name, mode) {
             Ok(()) => true,
             Err(Errno::EXIST) => self.implied.as_ref().is_some_and(|(root, implied)| implied.take(*root, path)),
             Err(error) => return Err(error.into()),
         };
-        let dir = rustix::fs::openat(&parent, name, flags, Mode::empty())?;
-        if is_new {
+        let dir = File::from(rustix::fs::openat(&parent, name, flags, Mode::empty())?);
+        let lost = if is_new {
             // Whatever the umask says.
-            rustix::fs::fchmod(&dir, mode)?;
+            let is_kept = traits.set(&dir, mode)?;
+            Lost { attributes: !is_kept, mode: dir.metadata()?.mode() & 0o777 != mode.bits() }
+        } else {
+            Lost { attributes: !has_all(&dir, &traits.attributes), mode: false }
+        };
+        Ok((is_new, lost))
+    }
+
+    /// Makes `path` another name of an open file; with `replace`, in place of whatever file or link has it, at
+    /// once.
+    pub(super) fn link(&self, path: &RelPath, file: &File, replace: bool) -> io::Result<()> {
+        let (parent, name) = self.parent(path)?;
+        let open = format!("/proc/self/fd/{}", file.as_raw_fd());
+        if !replace {
+            return Ok(rustix::fs::linkat(CWD, &*open, &parent, name, AtFlags::SYMLINK_FOLLOW)?);
         }
-        Ok(is_new)
+        let temporary = staging_name(fastrand::u64(..));
+        rustix::fs::linkat(CWD, &*open, &parent, &*temporary, AtFlags::SYMLINK_FOLLOW)?;
+        let renamed = rustix::fs::renameat(&parent, &*temporary, &parent, name);
+        // Between two names of one file nothing is renamed.
+        let _ = rustix::fs::unlinkat(&parent, &*temporary, AtFlags::empty());
+        Ok(renamed?)
     }
 
     /// Begins a file that is to stand at `path`.
@@ -178,10 +212,10 @@ impl Destination {
         let (parent, _) = self.parent(path)?;
         let file = File::open(from)?;
         if file.metadata()?.dev() == rustix::fs::fstat(&parent)?.st_dev {
-            return Ok(Staged { file, parent, at: At::Elsewhere(from.to_owned()) });
+            return Ok(Staged { file, parent, at: At::Elsewhere(from.to_owned()), traits: Traits::default() });
         }
         let staged = Staged::begin(parent)?;
-        io::copy(&mut &file, &mut staged.file())?;
+        sparse::copy(&file, staged.file())?;
         std::fs::remove_file(from)?;
         Ok(staged)
     }
@@ -236,11 +270,11 @@ impl Staged {
         let mode = Mode::RUSR | Mode::WUSR;
         let flags = OFlags::RDWR | OFlags::CLOEXEC;
         match rustix::fs::openat(&parent, ".", flags | OFlags::TMPFILE, mode) {
-            Ok(file) => Ok(Self { file: file.into(), parent, at: At::Nowhere }),
-            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL) => {
+            Ok(file) => Ok(Self { file: file.into(), parent, at: At::Nowhere, traits: Traits::default() }),
+            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOSYS) => {
                 let name = staging_name(fastrand::u64(..));
                 let file = rustix::fs::openat(&parent, &*name, flags | OFlags::CREATE | OFlags::EXCL, mode)?;
-                Ok(Self { file: file.into(), parent, at: At::Beside(name) })
+                Ok(Self { file: file.into(), parent, at: At::Beside(name), traits: Traits::default() })
             }
             Err(error) => Err(error.into()),
         }
@@ -255,9 +289,21 @@ impl Staged {
         &self.parent
     }
 
-    /// Gives the file its attributes.
-    pub(super) fn set_attributes(&self, mode: u16, mtime: UnixTime) -> io::Result<()> {
-        set_attributes(&self.file, mode, mtime)
+    /// Gives the file its traits. Returns what is not kept of them.
+    pub(super) fn set_traits(&mut self, traits: Traits) -> io::Result<Lost> {
+        let mode = Mode::from_raw_mode((traits.mode & 0o777).into());
+        let is_kept = traits.set(&self.file, mode)?;
+        let mut times = times(traits.mtime);
+        rustix::fs::futimens(&self.file, &times)?;
+        let mut meta = self.file.metadata()?;
+        if meta.mtime().abs_diff(traits.mtime.seconds) > MTIME_GRAIN_S {
+            // By way of FUSE, some file systems set both times or none.
+            times.last_access.tv_nsec = UTIME_NOW;
+            rustix::fs::futimens(&self.file, &times)?;
+            meta = self.file.metadata()?;
+        }
+        self.traits = traits;
+        Ok(Lost { attributes: !is_kept, mode: meta.mode() & 0o777 != mode.bits() })
     }
 
     /// Gives the file its name, that of `path`, which nothing must have.
@@ -268,14 +314,12 @@ impl Staged {
                 let unnamed = format!("/proc/self/fd/{}", self.file.as_raw_fd());
                 return Ok(rustix::fs::linkat(CWD, &*unnamed, &self.parent, name, AtFlags::SYMLINK_FOLLOW)?);
             }
-            At::Beside(from) => {
-                rustix::fs::renameat_with(&self.parent, &**from, &self.parent, name, RenameFlags::NOREPLACE)
-            }
-            At::Elsewhere(from) => rustix::fs::renameat_with(CWD, from, &self.parent, name, RenameFlags::NOREPLACE),
+            At::Beside(from) => rename_new(self.parent.as_fd(), from.as_bytes(), self.parent.as_fd(), name),
+            At::Elsewhere(from) => rename_new(CWD, from.as_os_str().as_bytes(), self.parent.as_fd(), name),
         };
         match renamed {
             Ok(()) => self.at = At::Nowhere,
-            Err(Errno::XDEV | Errno::INVAL) if matches!(self.at, At::Elsewhere(_)) => {
+            Err(Errno::XDEV) if matches!(self.at, At::Elsewhere(_)) => {
                 self.come_beside()?;
                 return self.publish(path);
             }
@@ -316,20 +360,28 @@ impl Staged {
         Ok(())
     }
 
-    /// Makes a file that is elsewhere one in the directory that it is for: what looks like one file system is none, or
-    /// does not know how to rename without replacing.
+    /// Makes a file that is elsewhere one in the directory that it is for: what looks like one file system is none.
     fn come_beside(&mut self) -> io::Result<()> {
-        let new = Self::begin(self.parent.try_clone()?)?;
-        let meta = self.file.metadata()?;
-        let mut from = &self.file;
-        from.seek(SeekFrom::Start(0))?;
-        io::copy(&mut from, &mut new.file())?;
-        let Fingerprint { mtime, .. } = Fingerprint::from(&meta);
-        new.set_attributes((meta.mode() & 0o777) as u16, mtime)?;
+        let mut new = Self::begin(self.parent.try_clone()?)?;
+        sparse::copy(&self.file, new.file())?;
+        new.set_traits(self.traits.clone())?;
         new.file().sync_all()?;
         // The one before is deleted.
         *self = new;
         Ok(())
+    }
+}
+
+impl Traits {
+    /// Gives a file or directory its attributes, and then this mode, which an ACL changes. Returns whether it has the former.
+    fn set(&self, file: &File, mode: Mode) -> io::Result<bool> {
+        let is_kept = self.keep.set(file, &self.attributes);
+        match rustix::fs::fchmod(file, mode) {
+            // A file system that has no modes, or not all.
+            Ok(()) | Err(Errno::PERM | Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {}
+            Err(error) => return Err(error.into()),
+        }
+        Ok(is_kept)
     }
 }
 
@@ -384,14 +436,11 @@ pub(in super::super) fn sweep(root: &Path, path: &RelPath) {
     }
 }
 
+/// The coarsest mtimes of a file system: FAT's.
+const MTIME_GRAIN_S: u64 = 2;
 const IMPLIED_MAX: usize = 65_536;
 /// Somebody else who has the same directory may be about to rename it.
 const SWEPT_AFTER_S: u64 = 600;
-
-fn set_attributes(file: &File, mode: u16, mtime: UnixTime) -> io::Result<()> {
-    file.set_permissions(Permissions::from_mode((mode & 0o777).into()))?;
-    Ok(rustix::fs::futimens(file, &times(mtime))?)
-}
 
 fn times(mtime: UnixTime) -> Timestamps {
     Timestamps {
@@ -416,10 +465,11 @@ mod tests {
     fn files_come_whole_with_their_attributes_or_not_at_all() {
         let dir = tempfile::tempdir().unwrap();
         let destination = Destination::open(dir.path()).unwrap();
+        let traits = |mode| Traits { mode, mtime: MTIME, ..Traits::default() };
         let stage = |bytes: &[u8], mode| {
-            let staged = destination.stage(&path("a/b/c")).unwrap();
+            let mut staged = destination.stage(&path("a/b/c")).unwrap();
             staged.file().write_all(bytes).unwrap();
-            staged.set_attributes(mode, MTIME).unwrap();
+            assert_eq!(staged.set_traits(traits(mode)).unwrap(), Lost::default());
             staged
         };
         let mut staged = stage(b"bytes", 0o751);
@@ -447,8 +497,8 @@ mod tests {
         let from = aside.join("from");
         let moved = || {
             fs::write(&from, b"moved").unwrap();
-            let staged = destination.stage_moved(&from, &path("a/b/c")).unwrap();
-            staged.set_attributes(0o644, MTIME).unwrap();
+            let mut staged = destination.stage_moved(&from, &path("a/b/c")).unwrap();
+            staged.set_traits(traits(0o644)).unwrap();
             staged
         };
         assert_eq!(moved().publish(&path("a/b/c")).unwrap_err().kind(), io::ErrorKind::AlreadyExists);
@@ -470,10 +520,10 @@ mod tests {
         // A directory stays, whatever is asked for.
         assert!(destination.stage(&path("a/b")).unwrap().replace(&path("a/b"), &aside).is_err());
         assert!(destination.replace_by_symlink(&path("a/b"), b"x", MTIME, &aside).is_err());
-        assert!(destination.make_dir_with(&path("d"), 0o555).unwrap());
-        assert!(!destination.make_dir_with(&path("d"), 0o777).unwrap());
+        assert_eq!(destination.make_dir_with(&path("d"), &traits(0o555)).unwrap(), (true, Lost::default()));
+        assert_eq!(destination.make_dir_with(&path("d"), &traits(0o777)).unwrap(), (false, Lost::default()));
         assert_eq!(fs::metadata(dir.path().join("d")).unwrap().mode() & 0o7777, 0o755);
-        assert!(destination.make_dir_with(&path("a/b/c"), 0o777).is_err());
+        assert!(destination.make_dir_with(&path("a/b/c"), &traits(0o777)).is_err());
         assert_eq!(fs::read_dir(dir.path().join("a/b")).unwrap().count(), 1);
         assert_eq!(fs::read_dir(&aside).unwrap().count(), 0);
     }
@@ -497,7 +547,7 @@ mod tests {
         let destination = Destination::open(&inside).unwrap();
         destination.symlink(&path("link"), outside.as_os_str().as_bytes(), MTIME).unwrap();
         assert!(destination.stage(&path("link/file")).is_err());
-        assert!(destination.make_dir_with(&path("link"), 0o755).is_err());
+        assert!(destination.make_dir_with(&path("link"), &Traits::default()).is_err());
         assert!(parent_beneath(&inside, &path("link/file")).is_err());
         assert!(destination.make_dir(&path("link/dir")).is_err());
         assert!(destination.symlink(&path("link/l"), b"x", MTIME).is_err());

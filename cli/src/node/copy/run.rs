@@ -12,12 +12,16 @@ use std::{
 
 use futures_util::{StreamExt, stream};
 use namespace::{Content, Known, PeerId, RelPath};
-use peers::{Done, Order, Place as PlaceOrder, Remove, Task, Why};
+use peers::{
+    Attributes, DETAILS_MAX, Details, Done, FileId, Link, Lost, Order, Place as PlaceOrder, Remove, Task, Why,
+};
 use serde_json::json;
 use tokio::{sync::mpsc, time::timeout};
 
 use super::{
     super::{Node, blocking},
+    attributes::KeepAttributes,
+    describe::{Described, Linked, not_kept},
     hands::Hands,
     plan::{CopyScope, Place, destination},
 };
@@ -28,33 +32,39 @@ use crate::{
 };
 
 /// A copy or a move under way.
-struct Copying {
-    node: Node,
+pub(super) struct Copying {
+    pub(super) node: Node,
     reporter: Reporter,
-    scope: CopyScope,
+    pub(super) scope: CopyScope,
     to: Option<PeerId>,
-    there: Hands,
+    pub(super) there: Hands,
     total_bytes: AtomicU64,
     done_bytes: AtomicU64,
     totals: Mutex<Totals>,
+    /// What became of files with several names.
+    pub(super) linked: Linked<(Option<PeerId>, FileId), Link>,
     /// Why nothing more can be done.
     refused: Mutex<Option<Failure>>,
 }
 
 #[derive(Clone, Default)]
-struct Totals {
+pub(super) struct Totals {
     files: u64,
     bytes: u64,
     bytes_sent: u64,
     skipped_files: u64,
     failed_files: u64,
+    pub(super) hard_links: u64,
+    special_files: u64,
+    files_without_attributes: u64,
+    files_without_permissions: u64,
     unreachable: bool,
 }
 
 /// One source, and the machine that it is at.
-struct Source {
-    place: Place,
-    peer: Option<PeerId>,
+pub(super) struct Source {
+    pub(super) place: Place,
+    pub(super) peer: Option<PeerId>,
     /// Where it goes; `None` is the arena root.
     top: Option<RelPath>,
     hands: Hands,
@@ -97,6 +107,7 @@ impl Node {
             total_bytes: AtomicU64::new(0),
             done_bytes: AtomicU64::new(0),
             totals: Mutex::default(),
+            linked: Linked::default(),
             refused: Mutex::default(),
             scope,
         });
@@ -148,7 +159,7 @@ fn check_same_machine(scope: &CopyScope, source: &Place, top: Option<&RelPath>) 
 }
 
 impl Copying {
-    fn totals(&self) -> MutexGuard<'_, Totals> {
+    pub(super) fn totals(&self) -> MutexGuard<'_, Totals> {
         self.totals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -210,6 +221,9 @@ impl Copying {
             ControlFlow::Continue(())
         })?;
         self.total_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let special =
+            self.node.special(source.peer, &source.place.target.arena, source.place.target.path.as_ref()).await;
+        self.totals().special_files += special;
         // An arena may be empty; of anything else something must be known.
         if count == 0 && source.place.target.path.is_some() {
             return Err(Failure::new(Code::NotFound, format!("there is no {}", source.place))
@@ -258,11 +272,17 @@ impl Copying {
         });
         let jobs = stream::poll_fn(move |context| listed.poll_recv(context));
         let (copying, from) = (self.clone(), source.clone());
-        let working = jobs.for_each_concurrent(FILES_AT_ONCE, move |known| {
+        let described = jobs.ready_chunks(DETAILS_MAX).map(move |entries| {
+            let (copying, from) = (copying.clone(), from.clone());
+            async move { stream::iter(copying.describe(&from, entries).await) }
+        });
+        let (copying, from) = (self.clone(), source.clone());
+        let described = described.buffered(DESCRIBED_AHEAD).flatten();
+        let working = described.for_each_concurrent(FILES_AT_ONCE, move |(known, described)| {
             let (copying, from) = (copying.clone(), from.clone());
             async move {
                 if copying.is_refused().is_none() {
-                    let _ = copying.one(&from, known).await;
+                    let _ = copying.one(&from, known, described).await;
                 }
             }
         });
@@ -272,7 +292,7 @@ impl Copying {
         // Deepest first.
         dirs.sort_by(|a, b| a.path.cmp(&b.path));
         for Known { path, version } in dirs.into_iter().rev() {
-            let remove = Remove { path: path.clone(), content: version.content, held: None };
+            let remove = Remove { path: path.clone(), content: version.content, held: None, attributes: None };
             let order = Order { arena: source.place.target.arena.clone(), task: Task::Remove(remove) };
             let reason = match source.hands.ask(order, |_| {}).await {
                 Ok(Done::Failed { reason, .. }) => reason,
@@ -291,7 +311,7 @@ impl Copying {
     }
 
     /// Copies or moves one entry, and reports it.
-    async fn one(&self, source: &Source, known: Known) -> Result<(), Failure> {
+    async fn one(&self, source: &Source, known: Known, described: Described) -> Result<(), Failure> {
         let target = Target { arena: source.place.target.arena.clone(), path: Some(known.path.clone()) };
         let to = match destination(source.place.target.path.as_ref(), source.top.as_ref(), &known.path) {
             Ok(Some(to)) => to,
@@ -307,10 +327,11 @@ impl Copying {
             let more = so_far.saturating_sub(counted.fetch_max(so_far, Ordering::Relaxed));
             self.progress(more);
         };
+        let mut lost = Lost::default();
         let ended = if self.scope.dry_run {
             self.would(&known, &to)
         } else {
-            self.place_and_remove(source, &known, &to, on_bytes).await
+            self.place_and_remove(source, &known, described, &to, &mut lost, on_bytes).await
         };
         let bytes = size_of(&known);
         self.progress(bytes.saturating_sub(counted.load(Ordering::Relaxed)));
@@ -327,7 +348,8 @@ impl Copying {
                 return self.failed(source, &target, Some(&to), Some(&known), failure.reason()).await;
             }
         };
-        let event = event(self.line(source, &target, Some(&to), Some(&known), sent));
+        let event =
+            event(Copied { not_kept: not_kept(lost), ..self.line(source, &target, Some(&to), Some(&known), sent) });
         if !matches!(event, Event::Skipped(_)) {
             let mut totals = self.totals();
             totals.files += 1;
@@ -341,10 +363,17 @@ impl Copying {
         &self,
         source: &Source,
         known: &Known,
+        described: Described,
         to: &RelPath,
+        lost: &mut Lost,
         on_bytes: impl Fn(u64),
     ) -> Result<Ended, Failure> {
         let Known { path, version } = known;
+        let keeps = self.node.inner.keep_attributes != KeepAttributes::No;
+        let (wanted, file) = match &described {
+            Ok(Some(Details { attributes, file })) => (attributes.clone(), *file),
+            _ => Default::default(),
+        };
         let place = PlaceOrder {
             path: to.clone(),
             content: version.content.clone(),
@@ -353,14 +382,37 @@ impl Copying {
             prove: self.scope.moves,
             // Whoever is asked by us takes us for the one who has it, unless told otherwise.
             from: source.peer,
+            attributes: if keeps { wanted.clone() } else { Attributes::default() },
+            link: None,
         };
-        let order = Order { arena: self.scope.to.target.arena.clone(), task: Task::Place(place) };
         let is_directory = matches!(version.content, Content::Directory { .. });
-        let (received, held) = match self.there.ask(order, on_bytes).await? {
-            Done::Placed { received, held } => (Some(received), held),
-            Done::There { held } => (None, held),
+        let slot = file.and_then(|file| self.linked.slot((source.peer, file)));
+        let (received, held) = match self.place(place, slot, lost, on_bytes).await? {
+            Done::Placed { received, held, .. } => (Some(received), held),
+            Done::There { held, .. } => (None, held),
             other => return Err(self.undone(other)),
         };
+        if received.is_none() && !self.scope.moves {
+            // What is there stays as it is, and is nobody's loss.
+            *lost = Lost::default();
+        } else {
+            lost.attributes |= !keeps && !wanted.is_empty();
+        }
+        self.totals().files_without_attributes += u64::from(lost.attributes);
+        self.totals().files_without_permissions += u64::from(lost.mode);
+        let stays = |failure: Failure| failure.while_doing("it is at the destination, and stays at the source");
+        if self.scope.moves && keeps {
+            // What cannot be told is not given up.
+            let why = match described {
+                Err(reason) => Some(format!("its extended attributes are not known: {reason}")),
+                Ok(_) if lost.attributes => Some(NOT_KEPT.to_owned()),
+                Ok(_) => None,
+            };
+            if let Some(why) = why {
+                let hint = "to move it without them, set attributes = false in [copy] of config.toml";
+                return Err(stays(Failure::new(Code::Error, why).hint(hint)));
+            }
+        }
         if is_directory {
             if self.scope.moves {
                 source.dirs.lock().unwrap_or_else(PoisonError::into_inner).push(known.clone());
@@ -370,9 +422,10 @@ impl Copying {
         if !self.scope.moves {
             return Ok(received.map_or(Ended::Skipped, Ended::Copied));
         }
-        let remove = Remove { path: path.clone(), content: version.content.clone(), held };
+        let is_file = matches!(version.content, Content::File { .. });
+        let attributes = (keeps && is_file).then(|| wanted.digest());
+        let remove = Remove { path: path.clone(), content: version.content.clone(), held, attributes };
         let order = Order { arena: source.place.target.arena.clone(), task: Task::Remove(remove) };
-        let stays = |failure: Failure| failure.while_doing("it is at the destination, and stays at the source");
         match source.hands.ask(order, |_| {}).await.map_err(stays)? {
             Done::Removed => Ok(Ended::Moved(received.unwrap_or(0))),
             other => Err(stays(self.undone(other))),
@@ -428,6 +481,7 @@ impl Copying {
             bytes: known.map_or(0, size_of),
             bytes_received: sent,
             bytes_sent: Some(sent),
+            not_kept: Vec::new(),
         }
     }
 
@@ -453,6 +507,10 @@ impl Copying {
             "bytes_sent": totals.bytes_sent,
             "skipped_files": totals.skipped_files,
             "failed_files": totals.failed_files,
+            "hard_links": totals.hard_links,
+            "special_files": totals.special_files,
+            "files_without_attributes": totals.files_without_attributes,
+            "files_without_permissions": totals.files_without_permissions,
             "seconds": started.elapsed().as_secs_f64(),
         });
         if self.scope.dry_run {
@@ -487,7 +545,10 @@ fn code_of(why: Why) -> Code {
 const CATALOG_LIMIT: Duration = Duration::from_secs(10);
 /// How long to wait until it is looked what is there.
 const LOOK_LIMIT: Duration = Duration::from_secs(10);
+const NOT_KEPT: &str = "its extended attributes could not be kept at the destination";
 const PAGE_ROWS: usize = 4096;
+/// So many questions for details are under way.
+const DESCRIBED_AHEAD: usize = 4;
 const JOBS_AHEAD: usize = 256;
 /// How many orders are under way; the bytes of files are bounded where they arrive.
 const FILES_AT_ONCE: usize = 768;

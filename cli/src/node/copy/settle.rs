@@ -2,7 +2,7 @@
 //! what a crash leaves: spec/copy.md.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque, btree_map::Entry},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque, btree_map::Entry},
     fs::{self, File},
     io,
     os::{fd::OwnedFd, unix::fs::MetadataExt},
@@ -10,9 +10,9 @@ use std::{
     sync::{Arc, PoisonError},
 };
 
-use blobstore::{HashedFile, NewFile, RootId};
+use blobstore::{HashedFile, Move, NewFile, RootId};
 use namespace::{ArenaName, Change, Content, RelPath, SeenKind, look};
-use peers::{Done, Held, Why};
+use peers::{Done, Held, Lost, Why};
 use rustix::{fs::AtFlags, io::Errno};
 use tokio::sync::oneshot;
 use tracing::error;
@@ -21,7 +21,7 @@ use tree::{BlobId, Fingerprint, UnixTime};
 use super::{
     super::{Node, blocking, verify::now},
     arrive::{Arrived, Leftover},
-    place::{Destination, Staged, file_name, fingerprint_at, parent_beneath},
+    place::{Destination, Staged, Traits, file_name, fingerprint_at, parent_beneath},
 };
 use crate::failure::{Code, Failure};
 
@@ -47,15 +47,17 @@ pub(super) struct Last {
 
 pub(super) enum Step {
     /// A file gets its name.
-    File { arrived: Arrived, hashed: HashedFile, mode: u16, mtime: UnixTime, overwrite: bool, received: u64 },
+    File { arrived: Arrived, hashed: HashedFile, traits: Traits, overwrite: bool, received: u64 },
     /// A file is there, and is hashed anew.
-    Known { file: NewFile, mode: u16 },
+    Known { file: NewFile, mode: u16, lost: Lost },
+    /// A file that was placed as `first` gets another name, if it is still this one.
+    Link { first: RelPath, open: File, blob: BlobId, fingerprint: Fingerprint, overwrite: bool },
     /// A link is made.
     Symlink { target: Vec<u8>, mtime: UnixTime, overwrite: bool },
     /// A link is there.
     KnownSymlink,
     /// A directory is made.
-    Directory { mode: u16 },
+    Directory { traits: Traits },
     /// A file goes, if it is this one. It was read in `open`.
     RemoveFile { parent: OwnedFd, open: File, blob: BlobId, fingerprint: Fingerprint },
     /// A link goes, if it is this one.
@@ -77,7 +79,7 @@ pub(super) type Waiting = (Last, oneshot::Sender<Result<Done, Failure>>);
 
 /// A change of which all but the name is on the disk.
 enum Begun {
-    File { staged: Staged, leftover: Leftover, hashed: HashedFile, overwrite: bool, received: u64 },
+    File { staged: Staged, leftover: Leftover, hashed: HashedFile, overwrite: bool, received: u64, lost: Lost },
     Other(Step),
 }
 
@@ -86,6 +88,15 @@ enum Made {
     File {
         file: NewFile,
         mode: u16,
+        done: Done,
+    },
+    /// Another name of the file at `first`, whose ctime moved by that.
+    Linked {
+        first: RelPath,
+        blob: BlobId,
+        mode: u16,
+        before: Fingerprint,
+        after: Fingerprint,
         done: Done,
     },
     /// A link or a directory.
@@ -198,10 +209,10 @@ impl Node {
 
     fn begin(&self, Last { arena, path, step }: Last) -> (HeldArena, RelPath, Result<Begun, Failure>) {
         let begin = |step| match step {
-            Step::File { arrived, hashed, mode, mtime, overwrite, received } => {
-                let (staged, leftover) = arrived.take(&self.inner.store, &arena.destination, &path)?;
-                staged.set_attributes(mode, mtime)?;
-                Ok(Begun::File { staged, leftover, hashed, overwrite, received })
+            Step::File { arrived, hashed, traits, overwrite, received } => {
+                let (mut staged, leftover) = arrived.take(&self.inner.store, &arena.destination, &path)?;
+                let lost = staged.set_traits(traits)?;
+                Ok(Begun::File { staged, leftover, hashed, overwrite, received, lost })
             }
             step => Ok(Begun::Other(step)),
         };
@@ -222,7 +233,7 @@ impl Node {
     ) -> Result<Made, Failure> {
         let (destination, aside) = (&arena.destination, self.aside());
         let step = match begun {
-            Begun::File { mut staged, leftover, hashed, overwrite, received } => {
+            Begun::File { mut staged, leftover, hashed, overwrite, received, lost } => {
                 if overwrite {
                     staged.replace(path, &aside)?
                 } else {
@@ -233,7 +244,8 @@ impl Node {
                 leftover.forget(&self.inner.store)?;
                 let path = path.as_bytes().to_owned();
                 let file = NewFile { path, fingerprint, hashed, hashed_at: now(), racy: false };
-                let done = Done::Placed { received, held: Some(fingerprint.into()) };
+                let held = Some(fingerprint.into());
+                let done = Done::Placed { received, held, inode: fingerprint.inode, lost };
                 return Ok(Made::File { file, mode: (meta.mode() & 0o777) as u16, done });
             }
             Begun::Other(step) => step,
@@ -241,9 +253,21 @@ impl Node {
         let held = |parent: &OwnedFd| Ok::<_, Failure>(Some(Held::from(fingerprint_at(parent, path)?)));
         Ok(match step {
             Step::File { .. } => return Err(io::Error::other("it was not begun").into()),
-            Step::Known { file, mode } => {
-                let done = Done::There { held: Some(file.fingerprint.into()) };
+            Step::Known { file, mode, lost } => {
+                let held = Some(file.fingerprint.into());
+                let done = Done::There { held, inode: file.fingerprint.inode, lost };
                 Made::File { file, mode, done }
+            }
+            Step::Link { first, open, blob, fingerprint: before, overwrite } => {
+                if Fingerprint::from(&open.metadata()?) != before {
+                    return Ok(Made::Nothing(changed(&first)));
+                }
+                destination.link(path, &open, overwrite)?;
+                let meta = open.metadata()?;
+                let (mode, after) = ((meta.mode() & 0o777) as u16, Fingerprint::from(&meta));
+                let (held, inode) = (Some(after.into()), after.inode);
+                let done = Done::Placed { received: 0, held, inode, lost: Lost::default() };
+                Made::Linked { first, blob, mode, before, after, done }
             }
             Step::Symlink { target, mtime, overwrite } => {
                 if overwrite {
@@ -254,19 +278,21 @@ impl Node {
                 let parent = parent_beneath(&arena.dir, path)?;
                 let held = held(&parent)?;
                 devices.add(&parent)?;
-                Made::Entry(Done::Placed { received: 0, held })
+                Made::Entry(Done::Placed { received: 0, held, inode: 0, lost: Lost::default() })
             }
             Step::KnownSymlink => {
                 let parent = parent_beneath(&arena.dir, path)?;
                 let held = held(&parent)?;
                 devices.add(&parent)?;
-                Made::Entry(Done::There { held })
+                Made::Entry(Done::There { held, inode: 0, lost: Lost::default() })
             }
-            Step::Directory { mode } => {
-                let is_new = destination.make_dir_with(path, mode)?;
+            Step::Directory { traits } => {
+                let (is_new, lost) = destination.make_dir_with(path, &traits)?;
                 devices.add(&parent_beneath(&arena.dir, path)?)?;
-                let done = if is_new { Done::Placed { received: 0, held: None } } else { Done::There { held: None } };
-                Made::Entry(done)
+                Made::Entry(match is_new {
+                    true => Done::Placed { received: 0, held: None, inode: 0, lost },
+                    false => Done::There { held: None, inode: 0, lost },
+                })
             }
             Step::RemoveFile { parent, open, blob, fingerprint: before } => {
                 if Fingerprint::from(&open.metadata()?) != before {
@@ -297,7 +323,7 @@ impl Node {
     /// Links and says what was made, says what was removed, and unlinks that; in this order, each durable.
     fn write_down(&self, arena: &HeldArena, made: Vec<ToSay>) -> Result<Vec<(usize, Done)>, Failure> {
         let (mut files, mut expected, mut changes, mut done) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        let (mut removed, mut names) = (Vec::<RelPath>::new(), Vec::new());
+        let (mut removed, mut names, mut linked) = (Vec::<RelPath>::new(), Vec::new(), Vec::new());
         for (at, path, made) in made {
             let (content, mtime, fingerprint) = match made {
                 Made::File { file, mode, done: is_done } => {
@@ -306,6 +332,13 @@ impl Node {
                     files.push(file);
                     done.push((at, is_done));
                     (content, fingerprint.mtime, Some(fingerprint))
+                }
+                Made::Linked { first, blob, mode, before, after, done: is_done } => {
+                    let (from, to) = (first.as_bytes().to_owned(), path.as_bytes().to_owned());
+                    linked.push(Move { from, to, fingerprint: after, keep: true });
+                    names.push((blob, before, after));
+                    done.push((at, is_done));
+                    (Content::File { blob, size: after.size, mode }, after.mtime, Some(after))
                 }
                 Made::Entry(is_done) => {
                     done.push((at, is_done));
@@ -334,10 +367,16 @@ impl Node {
         if !files.is_empty() {
             self.inner.store.link(arena.root, &files)?;
         }
+        // A name whose first one is no longer linked is looked at again, and hashed.
+        let relinked = if linked.is_empty() { Vec::new() } else { self.inner.store.relink(arena.root, &linked)? };
+        let unknown: HashSet<&[u8]> =
+            linked.iter().zip(relinked).filter(|(_, is_done)| !is_done).map(|(name, _)| &name.to[..]).collect();
         let (mut expected, mut again) = (expected.into_iter(), Vec::new());
         self.inner.namespace.commit(&arena.name, &changes, now(), &mut |change| {
             let is_so = match (look(&arena.dir, &change.path), expected.next().flatten()) {
-                (Ok(Some(SeenKind::File { fingerprint, .. })), Some(expected)) => fingerprint == expected,
+                (Ok(Some(SeenKind::File { fingerprint, .. })), Some(expected)) => {
+                    fingerprint == expected && !unknown.contains(change.path.as_bytes())
+                }
                 (Ok(seen), None) => seen.is_none() != change.content.is_present(),
                 _ => false,
             };
@@ -358,7 +397,7 @@ impl Node {
         Ok(done)
     }
 
-    /// A file has lost one of its names, and so has another ctime under the others: nobody edited it.
+    /// A file has got or lost a name, and so has another ctime under the others: nobody edited it.
     fn refresh_names(&self, blob: BlobId, before: Fingerprint, after: Fingerprint) -> Result<(), Failure> {
         let store = &self.inner.store;
         for file in store.holders(blob, NAMES_MAX)? {

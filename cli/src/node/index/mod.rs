@@ -79,6 +79,21 @@ pub(super) struct ArenaState {
     skipped: BTreeMap<Vec<u8>, String>,
 }
 
+impl ArenaState {
+    /// How many sockets, FIFOs and devices are at and below a path.
+    pub(super) fn special(&self, within: Option<&RelPath>) -> u64 {
+        let is_within = |path: &[u8]| {
+            within.is_none_or(|dir| {
+                path.strip_prefix(dir.as_bytes()).is_some_and(|below| below.is_empty() || below[0] == b'/')
+            })
+        };
+        self.skipped.iter().filter(|(path, reason)| *reason == SPECIAL && is_within(path)).count() as u64
+    }
+}
+
+/// Why a socket, FIFO or device is not indexed.
+const SPECIAL: &str = "a socket, FIFO or device";
+
 /// What `blob status` tells of an arena that is held here.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct ArenaStatus {

@@ -283,7 +283,7 @@ impl<'a> Reconcile<'a> {
             }
             _ => {
                 self.totals.special += 1;
-                self.skipped(&path, "a socket, FIFO or device".into())?;
+                self.skipped(&path, super::SPECIAL.into())?;
                 self.vanished(path, said, linked);
             }
         }
