@@ -5,6 +5,7 @@ mod arrive;
 mod bundle;
 mod gather;
 mod get;
+mod get_blob;
 mod hands;
 mod obey;
 mod place;
