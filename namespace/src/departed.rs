@@ -161,7 +161,7 @@ impl Namespace {
             for place in places {
                 let arena = place.arena.as_str();
                 let is_left = table.range((arena, &[][..], &[0; 32])..)?.next().transpose()?;
-                if !is_left.is_some_and(|(key, _)| key.value().0 == arena) {
+                if is_left.is_none_or(|(key, _)| key.value().0 != arena) {
                     let all = (arena, 0, 0)..=(arena, u32::MAX, u64::MAX);
                     txn.open_table(MASS_DELETIONS)?.retain_in(all, |_, _| false)?;
                 }

@@ -77,6 +77,11 @@ fn a_disk_inside_goes_and_comes() {
     let text = String::from_utf8(w.a.ok(["status"]).stdout).unwrap();
     assert!(text.contains("docs/usb: its file system is not mounted"), "{text}");
     assert!(text.contains("blob arena scan --accept docs"), "{text}");
+    // It cannot be read, and is neither damaged nor edited.
+    let verified = w.a.exits(3, ["verify", "--json", "docs"]);
+    let found: Vec<_> = verified.of_type("failed").iter().map(|line| line["reason"].clone()).collect();
+    assert_eq!(found, ["it is in a part that is offline: its file system is not mounted"; 2], "{}", verified.text());
+    assert!(verified.of_type("damage").is_empty() && verified.of_type("modified").is_empty(), "{}", verified.text());
     b.hears(&w.a);
     assert_eq!(b.ok(["pin", "--json"]).of_type("pin")[0]["missing_files"], 0);
     assert_eq!(listed(&b), known);

@@ -111,7 +111,8 @@ impl Mount {
         let below = path.strip_prefix(&self.point).unwrap_or(Path::new(""));
         let root = Path::new(std::ffi::OsStr::new("/"));
         let within = PathBuf::from(std::ffi::OsString::from_vec(self.within.clone()));
-        root.join(within).join(below).into_os_string().into_vec()
+        // Without a slash at the end.
+        root.join(within).join(below).components().collect::<PathBuf>().into_os_string().into_vec()
     }
 }
 
