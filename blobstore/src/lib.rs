@@ -21,6 +21,7 @@ mod dirs;
 mod disk;
 mod error;
 mod fetch;
+mod find;
 mod link;
 mod lists;
 mod mend;

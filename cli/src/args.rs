@@ -195,8 +195,8 @@ enum Command {
     /// Write a file, proven, to standard output.
     #[command(after_help = examples::CAT)]
     Cat {
-        /// The file.
-        #[arg(value_name = "ARENA/PATH")]
+        /// The file, or blob: and the first 8 or more digits of a blob's id.
+        #[arg(value_name = "ARENA/PATH|blob:ID")]
         target: OsString,
         /// Only the bytes from A up to, but without, B; either may be left out.
         #[arg(long, value_name = "A..B")]
@@ -237,7 +237,7 @@ enum Command {
     #[command(after_help = examples::GET)]
     Get {
         /// What to bring, and last the file or directory to put it at or into.
-        #[arg(value_names = ["ARENA/PATH", "DEST"], num_args = 2.., required = true)]
+        #[arg(value_names = ["ARENA/PATH|blob:ID", "DEST"], num_args = 2.., required = true)]
         targets: Vec<OsString>,
     },
     /// Copy files or trees between arenas, here and at other machines, proven, with their mtimes and permissions.
@@ -343,7 +343,11 @@ pub(crate) enum ArenaCommand {
         name: String,
     },
     /// Look for what changed in arenas [default: all that this machine holds].
+    #[command(after_help = examples::ARENA_SCAN)]
     Scan {
+        /// Take the file systems that are there now for the arenas': what they do not have is deleted.
+        #[arg(long, requires = "names")]
+        accept: bool,
         /// The arenas' names.
         names: Vec<String>,
     },

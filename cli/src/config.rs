@@ -42,6 +42,8 @@ pub(crate) struct Config {
     pub repair: RepairConfig,
     /// How the daemon follows changes of the files held here.
     pub watch: WatchConfig,
+    /// What is kept of what is pinned.
+    pub pin: PinConfig,
     /// What is remembered of changes.
     pub history: HistoryConfig,
     /// Who besides peers is served.
@@ -210,6 +212,20 @@ impl Default for WatchConfig {
     }
 }
 
+/// `[pin]`
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct PinConfig {
+    /// For how long the bytes of pinned files stay here after their owners have deleted them; `0s` for no time.
+    pub keep: String,
+}
+
+impl Default for PinConfig {
+    fn default() -> Self {
+        Self { keep: "30d".to_owned() }
+    }
+}
+
 /// `[history]`
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -346,6 +362,14 @@ impl Config {
         Ok(WatchSettings { settle, settle_max, rescan: positive("watch.rescan", rescan)? })
     }
 
+    /// For how long the bytes of pinned files are kept after a deletion.
+    pub(crate) fn pin_keep(&self) -> Result<Duration, Failure> {
+        let keep = &self.pin.keep;
+        parse_duration(keep).ok_or_else(|| {
+            Failure::new(Code::Usage, format!("pin.keep is {keep:?}")).hint("such as 30d or 12h, or 0s for no time")
+        })
+    }
+
     /// Writes a file that says what can be set, if there is none.
     pub(crate) fn write_template(path: &Path) -> Result<(), Failure> {
         match fs::File::create_new(path) {
@@ -425,6 +449,10 @@ const TEMPLATE: &str = r#"# blobd's settings. Everything has a default, shown he
 #settle = "2s"
 #settle_max = "1m"
 #rescan = "1h"
+
+[pin]
+# For how long the bytes of what is pinned stay here after their owners have deleted the files: blob pin lists them.
+#keep = "30d"
 
 [history]
 # How many changes of each machine are remembered: for `blob history`, and for machines that were away.

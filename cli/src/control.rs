@@ -33,8 +33,8 @@ use tree::{BlobId, ByteRange, UnixTime};
 use crate::{
     event::{Event, Reporter, summary},
     failure::{Code, Failure, WhileDoing},
-    node::{CopyScope, HistoryScope, LimitChange, Node, Scope, rfc3339},
-    target::{JsonPath, Target},
+    node::{CopyScope, HistoryScope, LimitChange, Node, ScanTotals, Scope, rfc3339},
+    target::{BlobPrefix, JsonPath, Target},
 };
 
 /// The API over an open home.
@@ -44,6 +44,7 @@ pub(crate) fn router(node: Node) -> Router {
         .route("/v1/arenas", get(arenas).post(add_arena))
         .route("/v1/arenas/{name}", delete(remove_arena))
         .route("/v1/arenas/{name}/scan", post(scan))
+        .route("/v1/arenas/{name}/accept", post(accept_file_systems))
         .route("/v1/invite", post(invite))
         .route("/v1/join", post(join))
         .route("/v1/peers", get(peers).post(add_peer))
@@ -56,6 +57,7 @@ pub(crate) fn router(node: Node) -> Router {
         .route("/v1/conflicts", post(conflicts))
         .route("/v1/history", post(history))
         .route("/v1/skipped", get(skipped))
+        .route("/v1/blob", post(find_blob))
         .route("/v1/read", post(read))
         .route("/v1/get", post(get_trees))
         .route("/v1/copy", post(copy))
@@ -141,11 +143,22 @@ pub(crate) struct Read {
     pub range: ByteRange,
 }
 
+/// `POST /v1/blob`
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct FindBlob {
+    /// How the blob's id begins.
+    pub prefix: BlobPrefix,
+}
+
 /// `POST /v1/get`
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Get {
     /// What to get.
+    #[serde(default)]
     pub targets: Vec<Target>,
+    /// What to get, by its blob id.
+    #[serde(default)]
+    pub blobs: Vec<BlobPrefix>,
     /// Where to, absolute.
     pub to: JsonPath,
 }
@@ -229,12 +242,18 @@ async fn remove_arena(State(node): State<Node>, Path(name): Path<String>) -> Ans
 
 async fn scan(State(node): State<Node>, Path(name): Path<String>) -> Result<Response, Failure> {
     let name = name.parse().map_err(usage)?;
-    Ok(report(async move |reporter| {
-        let totals = node.scan(&name, &reporter).await?;
-        let code = if totals.suspected > 0 { Code::Damage } else { Code::Ok };
-        reporter.send(summary(json!(totals))).await?;
-        Ok(code)
-    }))
+    Ok(report(async move |reporter| scanned(node.scan(&name, &reporter).await?, &reporter).await))
+}
+
+async fn accept_file_systems(State(node): State<Node>, Path(name): Path<String>) -> Result<Response, Failure> {
+    let name = name.parse().map_err(usage)?;
+    Ok(report(async move |reporter| scanned(node.scan_accepting(&name, &reporter).await?, &reporter).await))
+}
+
+async fn scanned(totals: ScanTotals, reporter: &Reporter) -> Result<Code, Failure> {
+    let code = if totals.suspected > 0 { Code::Damage } else { Code::Ok };
+    reporter.send(summary(json!(totals))).await?;
+    Ok(code)
 }
 
 async fn invite(State(node): State<Node>, body: Body_<Invite>) -> Answer {
@@ -370,10 +389,27 @@ async fn read(State(node): State<Node>, body: Body_<Read>) -> Result<Response, F
     Ok(with_type("application/octet-stream", body))
 }
 
+async fn find_blob(State(node): State<Node>, body: Body_<FindBlob>) -> Answer {
+    let (blob, size) = node.find_blob(understood(body)?.prefix).await?;
+    Ok(Json(json!({ "blob": blob, "size": size })))
+}
+
 async fn get_trees(State(node): State<Node>, body: Body_<Get>) -> Result<Response, Failure> {
-    let Get { targets, to } = understood(body)?;
+    let Get { targets, blobs, to } = understood(body)?;
     let to = path_of(&to)?;
-    Ok(report(async move |reporter| node.get(targets, to, &reporter).await))
+    if targets.len() + blobs.len() > 1 && !to.is_dir() {
+        return Err(Failure::new(Code::Usage, format!("{to:?} is not a directory, and there are several sources")));
+    }
+    Ok(report(async move |reporter| {
+        for prefix in &blobs {
+            let got = async {
+                let (blob, size) = node.find_blob(prefix.clone()).await?;
+                node.get_blob(blob, size, to.clone(), &reporter).await
+            };
+            got.await.while_doing(format!("get {prefix}"))?;
+        }
+        if targets.is_empty() { Ok(Code::Ok) } else { node.get(targets, to, &reporter).await }
+    }))
 }
 
 async fn copy(State(node): State<Node>, body: Body_<CopyScope>) -> Result<Response, Failure> {

@@ -76,6 +76,8 @@ pub enum Event {
         /// The bytes that were put back.
         ranges: RangeSet,
     },
+    /// A file that is kept after its owner has deleted it.
+    Deleted(DeletedFile),
     /// A file that was changed since it was indexed; nothing is said of its bytes.
     Modified {
         /// Which.
@@ -245,6 +247,60 @@ pub struct Pin {
     pub missing_bytes: u64,
     /// The same, told apart by why.
     pub missing: Vec<Reason>,
+    /// What is kept of files that their owners have deleted there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept: Option<Kept>,
+    /// Deletions of most of the arena that were not accepted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mass_deletions: Vec<DeletedMany>,
+}
+
+/// What is kept of files that were deleted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kept {
+    /// Files.
+    pub files: u64,
+    /// Their bytes that are here.
+    pub bytes: u64,
+    /// When the first of them is kept no longer, in RFC 3339.
+    pub until: String,
+}
+
+/// A deletion of most of what was pinned of an arena.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeletedMany {
+    /// The arena.
+    pub arena: String,
+    /// Who deleted its files.
+    pub peer: String,
+    /// Files that were deleted.
+    pub files: u64,
+    /// Files that there were before.
+    pub of: u64,
+    /// When it was noticed here, in RFC 3339.
+    pub since: String,
+    /// Until when their bytes are kept, in RFC 3339.
+    pub until: String,
+}
+
+/// A file that is kept after its owner has deleted it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeletedFile {
+    /// Where it was.
+    #[serde(flatten)]
+    pub file: FileName,
+    /// Its bytes.
+    pub blob: BlobId,
+    /// How many they are.
+    pub size: u64,
+    /// How many of them are here.
+    pub bytes_here: u64,
+    /// Who has deleted it.
+    pub peer: String,
+    /// When that was noticed here, in RFC 3339.
+    pub since: String,
+    /// Until when it is kept, in RFC 3339.
+    pub until: String,
 }
 
 /// Why something is not here.

@@ -11,7 +11,7 @@ use tree::RangeSet;
 
 use crate::{
     client::Events,
-    event::{Copied, Entry, Event, FileName, Pin, Reason},
+    event::{Copied, DeletedFile, DeletedMany, Entry, Event, FileName, Kept, Pin, Reason},
     failure::{Code, Failure, WhileDoing},
 };
 
@@ -87,6 +87,10 @@ fn human(out: &mut Output, event: &Event, style: Style) -> io::Result<()> {
         }
         Event::Missing { file, bytes, .. } => out.line(&format!("{file}  {}", HumanBytes(*bytes))),
         Event::Pin(pin) => pin_lines(pin).iter().try_for_each(|line| out.line(line)),
+        Event::Deleted(DeletedFile { file, blob, size, bytes_here, until, .. }) => {
+            let here = if bytes_here == size { String::new() } else { format!(", {} here", HumanBytes(*bytes_here)) };
+            out.line(&format!("blob:{blob}  {}{here}  until {}  {file}", HumanBytes(*size), day(until)))
+        }
         Event::Modified { file } => out.line(&format!("modified  {file}")),
         Event::Repaired { file, ranges, peers, .. } => {
             let from = if peers.is_empty() { "this machine".to_owned() } else { peers.join(", ") };
@@ -194,7 +198,27 @@ pub(crate) fn pin_lines(pin: &Pin) -> Vec<String> {
     lines.extend(pin.missing.iter().map(|Reason { reason, files, bytes }| {
         format!("    missing {files} files, {}: {}", HumanBytes(*bytes), printable(reason.as_bytes()))
     }));
+    lines.extend(pin.kept.iter().map(|Kept { files, bytes, until }| {
+        format!("    kept after deletion: {files} files, {}, until {}", HumanBytes(*bytes), day(until))
+    }));
+    lines.extend(pin.mass_deletions.iter().map(|mass| format!("    {}", mass_line(mass))));
     lines
+}
+
+/// What to know of a deletion of most of an arena, in one sentence.
+pub(crate) fn mass_line(mass: &DeletedMany) -> String {
+    let DeletedMany { arena, peer, files, of, since, until } = mass;
+    let (arena, peer) = (printable(arena.as_bytes()), printable(peer.as_bytes()));
+    format!(
+        "{peer} deleted {files} of {of} files of {arena} on {}; their bytes stay here until {}, or until: blob pin --accept-deletions {arena}",
+        day(since),
+        day(until)
+    )
+}
+
+/// The day of a time in RFC 3339.
+fn day(time: &str) -> &str {
+    time.split('T').next().unwrap_or(time)
 }
 
 /// Size, mtime to the second, the blob id's first digits, how much is here, which peers have it, path.

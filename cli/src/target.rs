@@ -1,6 +1,6 @@
 use std::{ffi::OsStr, fmt, os::unix::ffi::OsStrExt};
 
-use data_encoding::BASE64;
+use data_encoding::{BASE64, HEXLOWER};
 use namespace::{ArenaName, RelPath};
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +15,11 @@ pub struct Target {
     /// The path in it; `None` for the whole arena.
     pub path: Option<RelPath>,
 }
+
+/// The beginning of a blob's id, as it is typed: `blob:` and 8 to 64 hexadecimal digits.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct BlobPrefix(String);
 
 /// A path as JSON carries it: readable, and, if it is not UTF-8, exact as well.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -56,6 +61,49 @@ impl Target {
             Some(path.to_owned().try_into().map_err(|error| usage(format!("{error}")))?)
         };
         Ok(Self { arena, path })
+    }
+}
+
+impl BlobPrefix {
+    /// Reads `blob:HEX`; `None` if the text does not begin so.
+    pub fn parse(text: &OsStr) -> Option<Result<Self, Failure>> {
+        let digits = text.as_bytes().strip_prefix(b"blob:")?;
+        let parsed = String::from_utf8(digits.to_vec()).ok().and_then(|digits| Self::try_from(digits).ok());
+        Some(parsed.ok_or_else(|| {
+            Failure::new(Code::Usage, format!("{text:?} is no blob id"))
+                .hint("blob: and at least the first 8 of its 64 hexadecimal digits")
+        }))
+    }
+
+    /// The first and the last id that begin so.
+    pub fn bounds(&self) -> ([u8; 32], [u8; 32]) {
+        let bound = |fill: char| {
+            let digits = format!("{}{}", self.0, fill.to_string().repeat(64 - self.0.len()));
+            let bytes = HEXLOWER.decode(digits.as_bytes()).ok();
+            bytes.and_then(|bytes| bytes.try_into().ok()).unwrap_or([0; 32])
+        };
+        (bound('0'), bound('f'))
+    }
+}
+
+impl TryFrom<String> for BlobPrefix {
+    type Error = &'static str;
+
+    fn try_from(digits: String) -> Result<Self, Self::Error> {
+        let is_prefix = (8..=64).contains(&digits.len()) && digits.bytes().all(|digit| digit.is_ascii_hexdigit());
+        is_prefix.then(|| Self(digits.to_ascii_lowercase())).ok_or("that is no beginning of a blob id")
+    }
+}
+
+impl From<BlobPrefix> for String {
+    fn from(prefix: BlobPrefix) -> Self {
+        prefix.0
+    }
+}
+
+impl fmt::Display for BlobPrefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "blob:{}", self.0)
     }
 }
 
@@ -117,6 +165,26 @@ impl From<Target> for JsonTarget {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn beginnings_of_blob_ids() {
+        let parse = |text: &str| BlobPrefix::parse(OsStr::new(text));
+        let prefix = parse("blob:ABCDEF012").unwrap().unwrap();
+        assert_eq!(prefix.to_string(), "blob:abcdef012");
+        let (low, high) = prefix.bounds();
+        assert_eq!(
+            (low[..5].to_vec(), high[..6].to_vec()),
+            (vec![0xab, 0xcd, 0xef, 1, 0x20], vec![0xab, 0xcd, 0xef, 1, 0x2f, 0xff])
+        );
+        assert_eq!((low[31], high[31]), (0, 0xff));
+        let whole = parse(&format!("blob:{}", "7".repeat(64))).unwrap().unwrap();
+        assert_eq!(whole.bounds(), ([0x77; 32], [0x77; 32]));
+        assert!(parse("photos/a").is_none());
+        for bad in ["blob:", "blob:1234567", "blob:12345678x", &format!("blob:{}", "7".repeat(65))] {
+            assert_eq!(parse(bad).unwrap().unwrap_err().code, Code::Usage, "{bad}");
+        }
+        assert!(serde_json::from_str::<BlobPrefix>("\"12\"").is_err());
+    }
 
     #[test]
     fn text_and_json() {

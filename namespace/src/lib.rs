@@ -17,8 +17,10 @@
 //!
 //! Rows, order and bounds: spec/namespace.md.
 
+mod anchors;
 mod catalog;
 mod decide;
+mod departed;
 mod list;
 mod names;
 mod namespace;
@@ -32,8 +34,10 @@ mod tell;
 mod version;
 mod watch;
 
+pub use anchors::{Anchor, Anchors};
 pub use catalog::{Applied, ApplyError, Batch, Cursor, Key, Mark, Part, Statement};
 pub use decide::{Decision, LastRead, ReadState, Witness, decide};
+pub use departed::{AT_ONCE_MS, Departed, MassDeletion};
 pub use list::{Entry, EntryKind};
 pub use names::{ArenaName, NameError, RelPath, is_staging_name, staging_name};
 pub use namespace::{Arena, Change, Happened, Known, Namespace, NamespaceError, Origin};

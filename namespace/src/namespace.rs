@@ -11,11 +11,11 @@ use tokio::sync::watch;
 use tree::{BlobId, UnixTime};
 
 use crate::{
-    ArenaName, Content, Key, Mark, PeerId, RelPath, Version,
+    ArenaName, Content, Key, Mark, PeerId, RelPath, Version, anchors,
     recent::Recent,
     rows::{
-        ARENAS, ArenaRow, BLOBS, FORMAT, HEADS, HeadRow, LOG, LogRow, ME, META, NAMES, PEERS, PINS, VERSIONS, decode,
-        encode,
+        ANCHORS, ARENAS, ArenaRow, BLOBS, DEPARTED, FORMAT, HEADS, HeadRow, LOG, LogRow, MASS_DELETIONS, ME, META,
+        NAMES, PEERS, PINS, VERSIONS, decode, encode,
     },
     tables::{Tables, prefix},
     version::made_from,
@@ -127,6 +127,9 @@ impl Namespace {
             txn.open_table(ARENAS)?;
             txn.open_table(PEERS)?;
             txn.open_table(PINS)?;
+            txn.open_table(ANCHORS)?;
+            txn.open_table(DEPARTED)?;
+            txn.open_table(MASS_DELETIONS)?;
             let mut tables = Tables::open(txn, &namespace.recent)?;
             let mut head = tables.head(ME)?;
             if head.mark.epoch == 0 {
@@ -262,7 +265,7 @@ impl Namespace {
             tables.trim(ME, &mut head, self.history_limit())?;
             tables.set_head(ME, &head)?;
             txn.open_table(ARENAS)?.remove(arena.as_str())?;
-            Ok(())
+            anchors::forget(&mut txn.open_table(ANCHORS)?, arena.as_str())
         })?;
         self.notify();
         Ok(())

@@ -69,17 +69,7 @@ impl FromIterator<Place> for Pins {
 impl Namespace {
     /// What is pinned on this machine.
     pub fn pins(&self) -> Result<Pins, NamespaceError> {
-        self.read("list the pins", |txn| {
-            txn.open_table(PINS)?
-                .iter()?
-                .map(|row| {
-                    let (key, ()) = row.map(|(key, value)| (key, value.value()))?;
-                    let (arena, path) = key.value();
-                    let path = if path.is_empty() { None } else { Some(rel_path(path)?) };
-                    Ok(Place { arena: arena_name(arena)?, path })
-                })
-                .collect()
-        })
+        self.read("list the pins", |txn| read_pins(&txn.open_table(PINS)?))
     }
 
     /// Pins `places` from now on, and `unpin` no more, in one commit, durable on return. Tells how many are pinned then; more
@@ -136,6 +126,16 @@ impl Namespace {
             Ok(())
         })
     }
+}
+
+pub(crate) fn read_pins(table: &impl ReadableTable<(&'static str, &'static [u8]), ()>) -> Result<Pins, redb::Error> {
+    let places = table.iter()?.map(|row| {
+        let (key, _) = row?;
+        let (arena, path) = key.value();
+        let path = if path.is_empty() { None } else { Some(rel_path(path)?) };
+        Ok(Place { arena: arena_name(arena)?, path })
+    });
+    places.collect()
 }
 
 fn file_of(entry: Entry) -> Option<FileBelow> {

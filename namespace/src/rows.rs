@@ -26,6 +26,18 @@ pub(crate) const PINS: TableDefinition<(&str, &[u8]), ()> = TableDefinition::new
 /// The first 8 bytes of a blob id, and the number of a peer, not this machine's → at how many paths the peer has it.
 pub(crate) const BLOBS: TableDefinition<(u64, u32), u64> = TableDefinition::new("namespace.blobs");
 
+/// Arena, and the path of a mount point in it, or nothing for the arena root → [`Anchor`](crate::Anchor).
+pub(crate) const ANCHORS: TableDefinition<(&str, &[u8]), &[u8]> = TableDefinition::new("namespace.anchors");
+/// Arena, path, blob → [`DepartedRow`]: a file that was pinned here and that its owner has deleted.
+pub(crate) const DEPARTED: TableDefinition<DepartedKey, &[u8]> = TableDefinition::new("namespace.departed");
+/// Arena, origin's number, when it was heard → [`MassRow`]: a deletion of most of what was pinned here of an arena.
+pub(crate) const MASS_DELETIONS: TableDefinition<MassKey, &[u8]> = TableDefinition::new("namespace.mass_deletions");
+
+/// Arena, path, blob.
+pub(crate) type DepartedKey = (&'static str, &'static [u8], &'static [u8; 32]);
+/// Arena, origin's number, milliseconds since 1970.
+pub(crate) type MassKey = (&'static str, u32, u64);
+
 /// Arena, path, origin's number.
 pub(crate) type VersionKey = (&'static str, &'static [u8], u32);
 
@@ -71,10 +83,45 @@ pub(crate) struct LogRow {
     pub(crate) at: u64,
 }
 
+/// A file that was pinned here, and that its owner has deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct DepartedRow {
+    /// The file's size in bytes.
+    pub(crate) size: u64,
+    /// The owner's number.
+    pub(crate) origin: u32,
+    /// The number of the deletion in the owner's log; 0 if a listing no longer had the file.
+    pub(crate) seq: u64,
+    /// When the deletion was noticed here, in milliseconds since 1970; 0 until it is.
+    pub(crate) since: u64,
+}
+
+/// A deletion of most of what was pinned here of an arena.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct MassRow {
+    /// Files that were deleted.
+    pub(crate) files: u64,
+    /// Files that there were before.
+    pub(crate) of: u64,
+}
+
 pub(crate) fn encode<T: Serialize>(row: &T) -> Result<Vec<u8>, redb::Error> {
     postcard::to_stdvec(row).map_err(|error| redb::Error::Corrupted(format!("encode a row: {error}")))
 }
 
 pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, redb::Error> {
     postcard::from_bytes(bytes).map_err(|error| redb::Error::Corrupted(format!("decode a row: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_of_what_departed() {
+        let row = DepartedRow { size: 300, origin: 2, seq: 0, since: 1_700_000_000_000 };
+        assert_eq!(encode(&row).unwrap(), [0xac, 2, 2, 0, 0x80, 0xd0, 0x95, 0xff, 0xbc, 0x31]);
+        assert_eq!(decode::<DepartedRow>(&encode(&row).unwrap()).unwrap(), row);
+        assert_eq!(encode(&MassRow { files: 120, of: 150 }).unwrap(), [120, 0x96, 1]);
+    }
 }

@@ -7,6 +7,7 @@ use tree::BlobId;
 
 use crate::{
     Key, Mark, Statement, Version,
+    departed::Departing,
     namespace::{arena_name, rel_path, session_of},
     recent::Recent,
     rows::{BLOBS, HEADS, HeadRow, LOG, LogRow, ME, SESSIONS, VERSIONS, VersionKey, decode, encode},
@@ -22,6 +23,7 @@ pub(crate) struct Tables<'txn> {
     new: BTreeMap<(String, Vec<u8>, u32), Version>,
     sessions: Table<'txn, (u32, u64), u64>,
     recent: &'txn Recent,
+    departing: Departing<'txn>,
 }
 
 impl<'txn> Tables<'txn> {
@@ -29,6 +31,7 @@ impl<'txn> Tables<'txn> {
     pub(crate) fn open(txn: &'txn WriteTransaction, recent: &'txn Recent) -> Result<Self, redb::Error> {
         Ok(Self {
             recent,
+            departing: Departing::new(txn),
             versions: txn.open_table(VERSIONS)?,
             blobs: txn.open_table(BLOBS)?,
             log: txn.open_table(LOG)?,
@@ -101,6 +104,9 @@ impl<'txn> Tables<'txn> {
                 Some(old)
             }
         };
+        if let Some(old) = old.as_ref().filter(|_| version.content.blob().is_none()) {
+            self.departing.note(arena, path, origin, &old.content, version.seq)?;
+        }
         let is_new = old.is_none();
         if old.as_ref() != Some(version) {
             self.touch(arena, path)?;
@@ -133,6 +139,9 @@ impl<'txn> Tables<'txn> {
         self.touch(arena, path)?;
         let old = self.versions.remove((arena, path, origin))?;
         let old = old.map(|old| decode::<Version>(old.value())).transpose()?;
+        if let Some(old) = &old {
+            self.departing.note(arena, path, origin, &old.content, 0)?;
+        }
         self.recount(old.and_then(|old| old.content.blob()), None, origin)
     }
 

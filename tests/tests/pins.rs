@@ -342,4 +342,115 @@ fn listings_tell_what_is_here() {
     assert!(b.ok(["status"]).text().contains("pins          1, all here"));
 }
 
+/// What is kept of what was deleted below the pin of that name.
+fn kept(machine: &Machine, name: &str) -> Option<Value> {
+    Some(pin(machine, name)?["kept"].clone()).filter(|kept| !kept.is_null())
+}
+
+#[test]
+fn what_the_owner_deletes_stays_for_a_while() {
+    let (scratch, files) = (Scratch::new(), files());
+    let a = holder(&scratch, "a", &files);
+    let b = Machine::quick::<&Path>(&scratch, "b", &[]);
+    b.join(&a);
+    b.ok(["pin", "docs/keep"]);
+    let gone = ["keep/tiny", "keep/large", "keep/sub/small"];
+    for path in gone.into_iter().chain(["keep-not"]) {
+        fs::remove_file(scratch.path("a/docs").join(path)).unwrap();
+    }
+    // Another file has the same bytes as "keep/tiny": that one is not kept because it was deleted.
+    let told = wait_for("two are kept", LIMIT, || kept(&b, "docs/keep").filter(|kept| kept["files"] == 2));
+    assert_eq!(told["bytes"], 9_000_001 + 20_000, "{told}");
+    assert!(pin(&b, "docs/keep").unwrap().get("mass_deletions").is_none());
+    b.ok(["cache", "limit", "0B"]);
+    b.ok(["cache", "trim"]);
+    a.kill9();
+    b.stop();
+    b.restart();
+    let listed = b.ok(["pin", "--deleted", "--json", "docs/keep"]).of_type("deleted");
+    assert_eq!(listed.len(), gone.len(), "{listed:?}");
+    for line in &listed {
+        let path = line["path"].as_str().unwrap();
+        let (bytes, blob) = (&files[path], line["blob"].as_str().unwrap());
+        assert_eq!((&line["bytes_here"], &line["peer"]), (&bytes.len().into(), &"a".into()), "{line}");
+        assert!(b.ok(["cat", &format!("blob:{}", &blob[..12])]).stdout == *bytes, "{path}");
+        assert!(b.ok(["cat", "--range", "0..50", &format!("blob:{blob}")]).stdout == bytes[..50], "{path}");
+        let to = scratch.path("back");
+        b.ok([Path::new("get"), format!("blob:{blob}").as_ref(), &to]);
+        assert!(fs::read(&to).unwrap() == *bytes, "{path}");
+        let refused = b.run([Path::new("get"), format!("blob:{blob}").as_ref(), &to]);
+        assert_ne!(refused.code, 0, "something is there: {refused:?}");
+        fs::remove_file(to).unwrap();
+    }
+    b.exits(7, ["cat", "blob:0123456789"]);
+    b.exits(2, ["cat", "blob:0123456"]);
+    let text = b.ok(["pin"]).text();
+    assert!(text.contains("kept after deletion: 2 files, 8.60 MiB, until 20"), "{text}");
+    assert!(b.ok(["status"]).text().contains("kept after deletion: 2 files"));
+
+    // Accepted, they are files of the cache as all others.
+    b.ok(["pin", "--accept-deletions", "docs/keep/sub"]);
+    assert_eq!(kept(&b, "docs/keep").unwrap()["files"], 1);
+    b.ok(["pin", "--accept-deletions", "docs"]);
+    assert!(kept(&b, "docs/keep").is_none() && b.ok(["pin", "--deleted", "--json"]).of_type("deleted").is_empty());
+    b.ok(["cache", "trim"]);
+    let large = listed.iter().find(|line| line["path"] == "keep/large").unwrap()["blob"].as_str().unwrap();
+    assert_ne!(b.run(["cat", &format!("blob:{large}")]).code, 0);
+    reads(&b, "keep/again", &files["keep/again"]);
+}
+
+#[test]
+fn what_was_deleted_goes_when_its_time_is_over_or_nothing_pins_it() {
+    let (scratch, files) = (Scratch::new(), files());
+    let a = holder(&scratch, "a", &files);
+    let b = Machine::quick::<&Path>(&scratch, "b", &[]);
+    b.join(&a);
+    b.ok(["pin", "docs/keep", "docs/other"]);
+    for path in ["keep/large", "other/file"] {
+        fs::remove_file(scratch.path("a/docs").join(path)).unwrap();
+    }
+    wait_for("one is kept of each", LIMIT, || kept(&b, "docs/keep").and(kept(&b, "docs/other")).map(drop));
+    b.ok(["unpin", "docs/other"]);
+    b.ok(["pin", "docs/other"]);
+    assert!(kept(&b, "docs/other").is_none());
+    b.stop();
+    fs::write(b.home().join("config.toml"), "[pin]\nkeep = \"1s\"\n").unwrap();
+    b.restart();
+    wait_for("it is kept no longer", LIMIT, || kept(&b, "docs/keep").is_none().then_some(()));
+}
+
+/// Everything is replaced, as by a program that asks for a ransom.
+#[test]
+fn a_mass_deletion_is_told_until_it_is_accepted() {
+    let scratch = Scratch::new();
+    let root = scratch.dir("a/docs");
+    let name = |number: usize, end: &str| root.join(format!("{number}{end}"));
+    for number in 0..150 {
+        fs::write(name(number, ".txt"), format!("text {number}")).unwrap();
+    }
+    let a = Machine::quick(&scratch, "a", &[&root]);
+    let b = Machine::quick::<&Path>(&scratch, "b", &[]);
+    b.join(&a);
+    b.ok(["pin", "docs"]);
+    for number in 0..120 {
+        fs::write(name(number, ".locked"), format!("locked {number}")).unwrap();
+        fs::remove_file(name(number, ".txt")).unwrap();
+    }
+    let told = wait_for("a mass deletion is told", LIMIT, || {
+        let masses = b.status()["pins"]["mass_deletions"].clone();
+        Some(masses[0].clone()).filter(|mass| mass["files"] == 120)
+    });
+    assert_eq!((&told["arena"], &told["peer"], &told["of"]), (&"docs".into(), &"a".into(), &150.into()), "{told}");
+    for text in [b.ok(["status"]).text(), b.ok(["pin"]).text()] {
+        assert!(text.contains("a deleted 120 of 150 files of docs on 20"), "{text}");
+        assert!(text.contains("blob pin --accept-deletions docs"), "{text}");
+    }
+    b.stop();
+    b.restart();
+    wait_for("all are kept", LIMIT, || kept(&b, "docs").filter(|kept| kept["files"] == 120));
+    b.ok(["pin", "--accept-deletions", "docs"]);
+    assert!(!b.ok(["status"]).text().contains("deleted 120"));
+    assert!(kept(&b, "docs").is_none());
+}
+
 const LIMIT: Duration = Duration::from_secs(90);

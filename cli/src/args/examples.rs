@@ -11,6 +11,11 @@ Examples:
   blob arena add Pictures ~/Pictures     hold a folder under that name
   blob arena add Pictures                only follow what other machines have of it";
 
+pub(super) const ARENA_SCAN: &str = "\
+Examples:
+  blob arena scan                        look for what was missed
+  blob arena scan --accept Pictures      a disk was replaced, or taken away for good";
+
 pub(super) const INVITE: &str = "\
 Examples:
   blob invite                            for a machine that may read

@@ -9,6 +9,12 @@ pub(crate) struct PinArgs {
     /// Return at once; the daemon fetches what is missing.
     #[arg(long)]
     pub(crate) no_wait: bool,
+    /// List what is kept here after its owner has deleted it.
+    #[arg(long, conflicts_with = "no_wait")]
+    pub(crate) deleted: bool,
+    /// Keep what was deleted no longer: it becomes part of the cache, as any other file.
+    #[arg(long, requires = "targets", conflicts_with_all = ["no_wait", "deleted"])]
+    pub(crate) accept_deletions: bool,
     /// What to keep here [default: list what is pinned].
     #[arg(value_name = "ARENA[/PATH]")]
     pub(crate) targets: Vec<OsString>,
@@ -54,6 +60,8 @@ Examples:
   blob pin Pictures/2024             keep it here, and wait until it is
   blob pin --no-wait Films Notes     the same for two arenas, in the background
   blob pin                           what is pinned, and what of it is not here yet
+  blob pin --deleted Notes           what is still here of what others deleted, to be read with: blob cat blob:ID
+  blob pin --accept-deletions Notes  let go of that
 
 What is pinned is fetched, stays in the cache beside its limit, and follows: a new version is fetched when it is heard of.
 Ctrl-C ends the waiting, and not the pin. What this machine has in place is not fetched again.";

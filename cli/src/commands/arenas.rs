@@ -37,7 +37,7 @@ pub(crate) async fn arena(home: &Home, common: &Common, command: ArenaCommand) -
             client.value(Method::DELETE, &format!("/v1/arenas/{}", encoded(&name)), &()).await?;
             print(common, "removed", json!({ "name": name }), |_| String::new())
         }
-        ArenaCommand::Scan { names } => {
+        ArenaCommand::Scan { accept, names } => {
             let mut names = names;
             if names.is_empty() {
                 let arenas = client.value(Method::GET, "/v1/arenas", &()).await?;
@@ -46,7 +46,8 @@ pub(crate) async fn arena(home: &Home, common: &Common, command: ArenaCommand) -
             }
             let mut code = Code::Ok;
             for name in names {
-                let path = format!("/v1/arenas/{}/scan", encoded(&name));
+                let call = if accept { "accept" } else { "scan" };
+                let path = format!("/v1/arenas/{}/{call}", encoded(&name));
                 let this = show(client.events(&path, &()).await?, style(common)).await?;
                 code = if this == Code::Ok { code } else { this };
             }

@@ -17,13 +17,13 @@ use super::{daemon, daemon_or_home, style, text};
 use crate::{
     args::{Common, CopyArgs},
     config::parse_duration,
-    control::{Get, List, Read, Repair, Targets},
+    control::{FindBlob, Get, List, Read, Repair, Targets},
     failure::{Code, Failure, WhileDoing},
     fsverity,
     home::Home,
     node::{CopyScope, Place, READ_BYTES_MAX, Scope},
     output::{Style, WRITING, show},
-    target::{JsonPath, Target},
+    target::{BlobPrefix, JsonPath, Target},
 };
 
 /// `blob ls`
@@ -42,9 +42,14 @@ pub(crate) async fn ls(
 /// `blob cat`
 pub(crate) async fn cat(home: &Home, target: &OsStr, range: Option<&str>, peer: Option<&str>) -> Result<Code, Failure> {
     let client = daemon(home)?;
-    let target = Target::parse(target)?;
-    let stat = client.value(Method::POST, "/v1/stat", &target).await?;
-    let shown = match peer {
+    let name = target.to_string_lossy();
+    let by_id = BlobPrefix::parse(target).transpose()?;
+    let stat = match &by_id {
+        Some(prefix) => client.value(Method::POST, "/v1/blob", &FindBlob { prefix: prefix.clone() }).await?,
+        None => client.value(Method::POST, "/v1/stat", &Target::parse(target)?).await?,
+    };
+    let target = name;
+    let shown = match peer.filter(|_| by_id.is_none()) {
         None => &stat,
         Some(peer) => {
             let mut versions = stat["versions"].as_array().into_iter().flatten();
@@ -96,8 +101,14 @@ pub(crate) async fn get(home: &Home, common: &Common, mut targets: Vec<OsString>
     let Some(to) = targets.pop() else { return Err(Failure::new(Code::Usage, "nothing to get")) };
     let to = std::path::absolute(Path::new(&to)).while_doing(format!("find {to:?}"))?;
     let to = JsonPath::from(to.as_os_str().as_bytes());
-    let targets = targets.iter().map(|target| Target::parse(target)).collect::<Result<_, _>>()?;
-    show(daemon(home)?.events("/v1/get", &Get { targets, to }).await?, style(common)).await
+    let (mut blobs, mut paths) = (Vec::new(), Vec::new());
+    for target in &targets {
+        match BlobPrefix::parse(target) {
+            Some(blob) => blobs.push(blob?),
+            None => paths.push(Target::parse(target)?),
+        }
+    }
+    show(daemon(home)?.events("/v1/get", &Get { targets: paths, blobs, to }).await?, style(common)).await
 }
 
 /// `blob cp` and `blob mv`

@@ -20,7 +20,15 @@ use crate::{
 
 /// `blob pin`
 pub(crate) async fn pin(home: &Home, common: &Common, args: PinArgs) -> Result<Code, Failure> {
-    let PinArgs { no_wait, targets } = args;
+    let PinArgs { no_wait, deleted, accept_deletions, targets } = args;
+    if deleted || accept_deletions {
+        let call = if deleted { "/v1/pins/deleted" } else { "/v1/pins/accept" };
+        let targets = Targets { targets: parsed(&targets)? };
+        return with_keeper(home, false, async |client| {
+            show(client.events(call, &targets).await?, style(common)).await
+        })
+        .await;
+    }
     let scope = PinScope { targets: parsed(&targets)?, wait: !no_wait };
     with_keeper(home, scope.wait, async |client| {
         if scope.targets.is_empty() {

@@ -1,6 +1,7 @@
 use axum::http::Method;
 use indicatif::HumanBytes;
 use peers::{Identity, Role};
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{arenas::encoded, daemon, full_path, print, text};
@@ -8,10 +9,11 @@ use crate::{
     args::{Common, PeerCommand},
     config::{Config, parse_duration},
     control::{AddPeer, Dial, Invite, Join},
+    event::DeletedMany,
     failure::{Code, Failure},
     home::Home,
     node::LimitChange,
-    output::printable,
+    output::{mass_line, printable},
 };
 
 /// `blob init`
@@ -128,6 +130,7 @@ pub(crate) async fn status(home: &Home, common: &Common, skipped: bool) -> Resul
         lines.extend(texts("not_listening").map(|problem| format!("not on        {problem}")));
         for arena in status["arenas"].as_array().into_iter().flatten() {
             lines.push(format!("arena         {}", arena_line(arena)));
+            lines.extend(offline_lines(arena).map(|line| format!("  offline     {line}")));
         }
         for peer in status["peers"].as_array().into_iter().flatten() {
             lines.push(format!("peer          {}", peer_line(peer)));
@@ -142,6 +145,11 @@ pub(crate) async fn status(home: &Home, common: &Common, skipped: bool) -> Resul
             cache("free")
         ));
         lines.extend(pins_line(&status["pins"]));
+        let masses = status["pins"]["mass_deletions"].as_array().into_iter().flatten();
+        lines
+            .extend(masses.filter_map(|mass| {
+                Some(format!("  deleted     {}", mass_line(&DeletedMany::deserialize(mass).ok()?)))
+            }));
         lines.join("\n")
     })
 }
@@ -159,6 +167,18 @@ pub(super) fn arena_line(arena: &Value) -> String {
     }
 }
 
+/// The parts of an arena that are offline, and what to type if they are gone for good.
+fn offline_lines(arena: &Value) -> impl Iterator<Item = String> {
+    let parts = arena["status"]["offline_parts"].as_array().into_iter().flatten();
+    let lines = parts.map(|part| {
+        format!("{}/{}: {}", text(arena, "name"), printable(text(part, "path").as_bytes()), text(part, "reason"))
+    });
+    let hint = format!("if that is so for good: blob arena scan --accept {}", text(arena, "name"));
+    let mut lines: Vec<_> = lines.collect();
+    lines.extend((!lines.is_empty()).then_some(hint));
+    lines.into_iter()
+}
+
 /// What is pinned, if anything is.
 fn pins_line(pins: &Value) -> Option<String> {
     let count = |field: &str| pins[field].as_u64().unwrap_or(0);
@@ -170,7 +190,11 @@ fn pins_line(pins: &Value) -> Option<String> {
             format!("{files} files, {} not here yet: {reasons}", HumanBytes(count("missing_bytes")))
         }
     };
-    (count("count") > 0).then(|| format!("pins          {}, {missing}", count("count")))
+    let kept = match count("kept_files") {
+        0 => String::new(),
+        files => format!("; kept after deletion: {files} files, {}", HumanBytes(count("kept_bytes"))),
+    };
+    (count("count") > 0).then(|| format!("pins          {}, {missing}{kept}", count("count")))
 }
 
 fn scrub_line(scrub: &Value) -> String {

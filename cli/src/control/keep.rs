@@ -18,6 +18,8 @@ pub(super) fn routes() -> Router<Node> {
     Router::new()
         .route("/v1/pins", get(pins).post(pin))
         .route("/v1/unpin", post(unpin))
+        .route("/v1/pins/deleted", post(deleted))
+        .route("/v1/pins/accept", post(accept))
         .route("/v1/warm", post(warm))
         .route("/v1/cache", get(cache))
         .route("/v1/cache/trim", post(trim))
@@ -38,6 +40,17 @@ async fn unpin(State(node): State<Node>, body: Body_<Targets>) -> Answer {
     let targets = understood(body)?.targets;
     some(&targets)?;
     Ok(Json(json!(node.unpin(targets).await?)))
+}
+
+async fn deleted(State(node): State<Node>, body: Body_<Targets>) -> Result<Response, Failure> {
+    let targets = understood(body)?.targets;
+    Ok(report(async move |reporter| node.list_deleted(targets, &reporter).await))
+}
+
+async fn accept(State(node): State<Node>, body: Body_<Targets>) -> Result<Response, Failure> {
+    let targets = understood(body)?.targets;
+    some(&targets)?;
+    Ok(report(async move |reporter| node.accept_deletions(targets, &reporter).await))
 }
 
 async fn warm(State(node): State<Node>, body: Body_<WarmScope>) -> Result<Response, Failure> {

@@ -1,5 +1,6 @@
 //! A home that is open, and what is done with it. Knows nothing of HTTP or terminals.
 
+mod blobs;
 mod cache;
 mod copy;
 mod database;
@@ -80,6 +81,8 @@ struct Inner {
     scrub_settings: ScrubSettings,
     /// What is to be kept here.
     keeping: pins::Keeping,
+    /// For how long that is so after a deletion.
+    pin_keep: Duration,
     /// One permit: verifying and mending take turns, for they would only fight over the disk.
     turn: Semaphore,
     /// One permit: what is said of arenas is brought in line by one at a time.
@@ -99,6 +102,7 @@ struct Inner {
     keep_attributes: KeepAttributes,
     /// How the arenas that are held here are doing.
     arenas: Mutex<HashMap<ArenaName, ArenaState>>,
+    mounts: index::MountTable,
     watch_settings: WatchSettings,
     watching: OnceLock<Arc<Watching>>,
     /// Where everything is offered as a folder.
@@ -145,6 +149,7 @@ impl Node {
             repair: config.scrub.repair,
         };
         let watch_settings = config.watch_settings().while_doing(config_named())?;
+        let pin_keep = config.pin_keep().while_doing(config_named())?;
         let store = Store::open(Arc::new(RealDisk), db.clone(), settings).map_err(|error| match error {
             StoreError::Format { found, known } => strange_format(error, found > known),
             error => error.into(),
@@ -232,6 +237,7 @@ impl Node {
             scrub: Mutex::default(),
             scrub_settings,
             keeping: pins::Keeping::default(),
+            pin_keep,
             turn: Semaphore::new(1),
             indexing: Semaphore::new(1),
             placing: Semaphore::new(PLACED_AT_ONCE),
@@ -242,6 +248,7 @@ impl Node {
             unfinished,
             keep_attributes: config.copy.attributes,
             arenas: Mutex::default(),
+            mounts: index::MountTable::default(),
             watch_settings,
             watching: OnceLock::new(),
             mount: OnceLock::new(),

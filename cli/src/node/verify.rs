@@ -1,4 +1,5 @@
 use std::{
+    io,
     sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant, SystemTime},
 };
@@ -198,6 +199,13 @@ impl Node {
             let Some(mut verdict) = verdict else { return Ok(None) };
             if let Verdict::Suspect { data } = verdict {
                 verdict = self.weigh(subject, data)?;
+            }
+            // A file whose disk is off is neither gone nor edited.
+            if let (Some(arena), Item::File(file)) = (&subject.arena, &task.item)
+                && !matches!(verdict, Verdict::Sound)
+                && let Some(why) = self.out_of_reach(arena, &file.path)?
+            {
+                verdict = Verdict::Unreadable(io::Error::other(why));
             }
             all = all.and(verdict);
             task.verified = task.after(part, now());

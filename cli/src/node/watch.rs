@@ -16,7 +16,10 @@ use namespace::{ArenaName, Heard, Inotify, News, Pending, RelPath, SharedSigns, 
 use tokio::{sync::watch, task::JoinHandle, time::sleep};
 use tracing::{debug, error, info, warn};
 
-use super::{Node, index::Reconciled};
+use super::{
+    Node,
+    index::{MountEvents, Reconciled},
+};
 use crate::{event::Reporter, failure::Failure};
 
 /// How changes are waited for.
@@ -43,6 +46,8 @@ struct Kept {
     /// The same without symbolic links, as news name it.
     true_dir: PathBuf,
     pending: Pending,
+    /// What is mounted around it.
+    mounts: Vec<(u64, PathBuf)>,
     /// When all of it is looked at next.
     rescan_at: Duration,
 }
@@ -89,6 +94,11 @@ impl Node {
         }
     }
 
+    /// What is mounted around an arena root, which has no symbolic links.
+    fn mounts_around(&self, true_dir: &Path) -> Option<Vec<(u64, PathBuf)>> {
+        self.inner.mounts.around(true_dir)
+    }
+
     pub(super) fn arena_dir(&self, arena: &ArenaName) -> Option<PathBuf> {
         let arenas = self.inner.namespace.arenas().ok()?;
         arenas.into_iter().find(|held| held.name == *arena)?.dir
@@ -108,6 +118,13 @@ impl Node {
                 None
             }
         };
+        let mut moves = MountEvents::new().map_or_else(
+            |error| {
+                warn!(reason = tree::reason(&error), "mounts cannot be watched; changes there are found by rescans");
+                None
+            },
+            Some,
+        );
         let mut keeper = Keeper { node: self, settings, start: Instant::now(), arenas: BTreeMap::new() };
         keeper.refresh(Duration::ZERO);
         let mut job: Option<Job> = None;
@@ -120,6 +137,7 @@ impl Node {
                 _ = stopped.wait_for(|&stop| stop) => return,
                 heard = hear(&mut news) => keeper.hear(heard, news.as_mut()),
                 heard = hints.recv() => keeper.hear(heard, Some(&mut hints)),
+                () = next_move(&mut moves) => keeper.mounts_moved(),
                 ended = end_of(&mut job) => keeper.end(ended),
                 () = sleep(next.saturating_sub(keeper.now())) => {}
             }
@@ -137,6 +155,14 @@ async fn hear(news: &mut Option<News>) -> Option<Heard> {
         *news = None;
     }
     std::future::pending().await
+}
+
+/// Waits until something is mounted or unmounted; for ever, if that cannot be told.
+async fn next_move(moves: &mut Option<MountEvents>) {
+    match moves {
+        Some(moves) => moves.next().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Waits for the pass that is under way, and takes it away.
@@ -173,7 +199,8 @@ impl Keeper {
         for (name, dir) in held {
             self.arenas.entry(name).or_insert_with(|| {
                 let true_dir = dir.canonicalize().unwrap_or_else(|_| dir.clone());
-                Kept { dir, true_dir, pending: Pending::new(settle, settle_max), rescan_at }
+                let mounts = self.node.mounts_around(&true_dir).unwrap_or_default();
+                Kept { dir, true_dir, pending: Pending::new(settle, settle_max), mounts, rescan_at }
             });
         }
     }
@@ -191,6 +218,23 @@ impl Keeper {
                 }
             }
             heard = news.as_mut().and_then(|news| news.try_recv());
+        }
+    }
+
+    /// Has those arenas looked at as a whole, at once, around which something was mounted or unmounted: of a mount over a
+    /// directory that is watched, no news come.
+    fn mounts_moved(&mut self) {
+        let now = self.now();
+        // One that is not kept up with yet is looked at in any case.
+        self.refresh(now);
+        for (arena, kept) in &mut self.arenas {
+            let Some(mounts) = self.node.mounts_around(&kept.true_dir).filter(|mounts| *mounts != kept.mounts) else {
+                continue;
+            };
+            info!(%arena, "what is mounted there changed; the arena is looked at");
+            self.node.note_gap(arena);
+            kept.mounts = mounts;
+            kept.rescan_at = now;
         }
     }
 

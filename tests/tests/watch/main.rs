@@ -3,6 +3,7 @@
 
 mod deletions;
 mod files;
+mod mounts;
 mod names;
 mod random;
 mod renames;

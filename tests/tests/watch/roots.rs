@@ -14,7 +14,7 @@ fn three_files(root: &Path) {
 
 impl Watched {
     #[track_caller]
-    fn becomes(&self, state: &str) {
+    pub(crate) fn becomes(&self, state: &str) {
         wait_for(&format!("the arena is {state}"), LIMIT, || (self.state() == state).then_some(()));
     }
 }

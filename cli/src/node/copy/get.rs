@@ -492,7 +492,7 @@ impl Job {
 }
 
 /// The directory that `to` is in, and its name there.
-fn split(to: &Path) -> Result<(PathBuf, Option<RelPath>), Failure> {
+pub(super) fn split(to: &Path) -> Result<(PathBuf, Option<RelPath>), Failure> {
     let name = to.file_name().unwrap_or(OsStr::new("")).as_bytes().to_owned();
     let name = RelPath::try_from(name).while_doing(format!("create {to:?}"))?;
     Ok((to.parent().unwrap_or(Path::new("/")).to_owned(), Some(name)))

@@ -7,6 +7,7 @@ mod bundle;
 mod describe;
 mod gather;
 mod get;
+mod get_blob;
 mod hands;
 mod kept;
 mod naming;

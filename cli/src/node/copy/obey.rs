@@ -117,14 +117,17 @@ impl Node {
             let reason = format!("{} does not hold an arena {name}", self.name());
             return Ok(Err(Done::failed(Why::NotFound, &reason)));
         };
-        if let Err(why) = root_of(self, &arena)? {
-            let reason = format!("the root {dir:?} of the arena {name} is offline at {}: {why}", self.name());
-            return Ok(Err(Done::failed(Why::Failed, &reason)));
-        }
+        let standing = match root_of(self, &arena, false)? {
+            Ok(standing) => standing,
+            Err(why) => {
+                let reason = format!("the root {dir:?} of the arena {name} is offline at {}: {why}", self.name());
+                return Ok(Err(Done::failed(Why::Failed, &reason)));
+            }
+        };
         let destination = Arc::new(Destination::open(&dir)?.noting(root, self.inner.implied.clone()));
         let true_dir = dir.canonicalize().unwrap_or_else(|_| dir.clone());
         let own_dirs = self.inner.home.own_dirs().into();
-        Ok(Ok(HeldArena { name: name.clone(), root, dir, destination, true_dir, own_dirs }))
+        Ok(Ok(HeldArena { name: name.clone(), root, dir, destination, true_dir, own_dirs, standing }))
     }
 
     async fn place(
@@ -225,6 +228,9 @@ impl Node {
     pub(super) fn seek(&self, arena: &HeldArena, order: &Place) -> Result<Found, Failure> {
         let Place { path, content, overwrite, attributes, .. } = order;
         let overwrite = *overwrite;
+        if let Some(offline) = arena.offline(path) {
+            return Ok(Found::Done(offline));
+        }
         if namespace::is_staging_name(file_name(path)) || arena.is_own(path) {
             return Ok(Found::Done(own_place(path)));
         }
@@ -328,6 +334,9 @@ impl Node {
             Ok(arena) => arena,
             Err(done) => return Ok(Removal::Done(done)),
         };
+        if let Some(offline) = arena.offline(&order.path) {
+            return Ok(Removal::Done(offline));
+        }
         if arena.is_own(&order.path) {
             return Ok(Removal::Done(own_place(&order.path)));
         }

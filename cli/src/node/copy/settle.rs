@@ -19,7 +19,7 @@ use tracing::error;
 use tree::{BlobId, Fingerprint, UnixTime};
 
 use super::{
-    super::{Node, blocking, verify::now},
+    super::{Node, blocking, index::Standing, verify::now},
     arrive::{Arrived, Leftover},
     place::{Destination, Staged, Traits, file_name, fingerprint_at, parent_beneath},
 };
@@ -36,6 +36,8 @@ pub(super) struct HeldArena {
     pub(super) true_dir: PathBuf,
     /// Where the daemon's own files are.
     pub(super) own_dirs: Arc<[PathBuf]>,
+    /// What its root was when it was looked at.
+    pub(super) standing: Standing,
 }
 
 /// A change that is ready but for its last steps.
@@ -113,6 +115,15 @@ enum Made {
 }
 
 impl HeldArena {
+    /// Refuses what is at or below a part of the arena that is out of reach.
+    pub(super) fn offline(&self, path: &RelPath) -> Option<Done> {
+        let away = self.standing.offline.covers(path)?;
+        Some(Done::failed(
+            Why::Failed,
+            &format!("{path} is in a part of the arena {} that is offline: {away}", self.name),
+        ))
+    }
+
     /// Whether a path is the daemon's own: at, below or above its state, cache or configuration.
     pub(super) fn is_own(&self, path: &RelPath) -> bool {
         let path = self.true_dir.join(path.as_path());
@@ -218,7 +229,15 @@ impl Node {
         };
         let is_held = self.root(&arena.name) == Some(arena.root);
         let given_up = || Failure::new(Code::NotFound, format!("the arena {} was given up", arena.name));
-        let begun = if is_held { begin(step) } else { Err(given_up()) };
+        let moved = || {
+            let what = "its root went offline, or something was mounted or unmounted in it, meanwhile";
+            Failure::new(Code::Error, format!("the arena {}: {what}", arena.name))
+        };
+        let begun = match is_held {
+            true if arena.standing.stays(self) => begin(step),
+            true => Err(moved()),
+            false => Err(given_up()),
+        };
         (arena, path, begun)
     }
 

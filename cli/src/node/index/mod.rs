@@ -2,27 +2,35 @@
 //! watcher has heard of something.
 
 mod hash;
+mod mounts;
 mod moved;
+mod offline;
 mod pages;
 mod reconcile;
 mod root;
+mod volume;
 mod witness;
 
-use std::{collections::BTreeMap, sync::PoisonError, time::Instant};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, PoisonError},
+    time::{Duration, Instant},
+};
 
 use namespace::{ArenaName, RelPath};
 use serde::Serialize;
 use tracing::{info, warn};
 
-use self::reconcile::Reconcile;
 pub(super) use self::{
     hash::{Outcome, hash_at_rest},
-    root::root_of,
+    mounts::{MountEvents, MountTable},
+    root::{Standing, root_of},
 };
+use self::{offline::Offline, reconcile::Reconcile};
 use super::{Node, blocking};
 use crate::{
     event::Reporter,
-    failure::{Failure, WhileDoing},
+    failure::{Code, Failure, WhileDoing},
     target::JsonPath,
 };
 
@@ -75,8 +83,14 @@ pub(super) struct ArenaState {
     scanned: bool,
     /// How much the watcher had missed when the last such pass began, if the arena was watched without a gap since.
     watched_since: Option<u64>,
+    /// Whether something may have changed unseen since the last pass began.
+    gap: bool,
     /// What is not indexed, and why.
     skipped: BTreeMap<Vec<u8>, String>,
+    /// The parts of the arena that are out of reach, while its root is not.
+    parts: Arc<Offline>,
+    /// What was out of reach a moment ago, and when that was: all of it, or some parts.
+    reach: Option<(Instant, Result<Arc<Offline>, String>)>,
 }
 
 impl ArenaState {
@@ -97,12 +111,24 @@ const SPECIAL: &str = "a socket, FIFO or device";
 /// What `blob status` tells of an arena that is held here.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct ArenaStatus {
-    /// `indexing` until a first scan has come to its end, `offline`, or `up to date`.
+    /// `indexing` until a first scan has come to its end, `offline`, `partly offline`, or `up to date`.
     pub(crate) state: &'static str,
     /// Why, if it is offline.
     pub(crate) reason: Option<String>,
     /// How many entries are not indexed, so far as they were counted: up to some ten thousand in one pass.
     pub(crate) skipped: usize,
+    /// The parts below the root that are offline.
+    pub(crate) offline_parts: Vec<OfflinePart>,
+}
+
+/// A part of an arena whose file system is not where it was.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct OfflinePart {
+    /// Below the arena root.
+    #[serde(flatten)]
+    pub(crate) path: JsonPath,
+    /// Why.
+    pub(crate) reason: String,
 }
 
 impl Node {
@@ -115,6 +141,23 @@ impl Node {
         let duration_ms = began.elapsed().as_millis() as u64;
         info!(%arena, files, hashed, moved, deleted, duration_ms, "scanned");
         Ok(totals)
+    }
+
+    /// Takes whatever file systems are there now, at the root of an arena and below it, for the arena's, and then does the
+    /// same: what they do not have counts as deleted.
+    pub(crate) async fn scan_accepting(&self, arena: &ArenaName, reporter: &Reporter) -> Result<ScanTotals, Failure> {
+        let _turn = self.inner.indexing.acquire().await?;
+        let (node, name) = (self.clone(), arena.clone());
+        let anchored = blocking(move || {
+            let held = node.inner.namespace.arenas()?.into_iter().find(|held| held.name == name && held.dir.is_some());
+            match held {
+                Some(held) => Ok(root_of(&node, &held, true)?.map_err(|why| Failure::new(Code::Error, why))),
+                None => Err(not_held(&name)),
+            }
+        });
+        anchored.await?.while_doing(format!("take what is there for the arena {arena}"))?;
+        drop(_turn);
+        self.scan(arena, reporter).await
     }
 
     /// Like [`scan`](Self::scan) for what is at and below `paths`, of which none is in another; `None` is the whole arena.
@@ -150,6 +193,41 @@ impl Node {
         });
     }
 
+    /// Returns why a file of an arena is out of reach, if it is, as of a second ago at most. Blocks.
+    pub(super) fn out_of_reach(&self, arena: &ArenaName, path: &[u8]) -> Result<Option<String>, Failure> {
+        let recent = |state: &mut ArenaState| state.reach.clone().filter(|(at, _)| at.elapsed() < REACH_AGE_MAX);
+        let reach = match self.arena_state(arena, recent) {
+            Some((_, reach)) => reach,
+            None => {
+                let held = self.inner.namespace.arenas()?.into_iter().find(|held| held.name == *arena);
+                let Some(held) = held.filter(|held| held.dir.is_some()) else { return Ok(None) };
+                let reach = root_of(self, &held, false)?.map(|standing| standing.offline);
+                self.arena_state(arena, |state| state.reach = Some((Instant::now(), reach.clone())));
+                reach
+            }
+        };
+        Ok(match (reach, RelPath::try_from(path.to_owned())) {
+            (Err(why), _) => Some(format!("the arena is offline: {why}")),
+            (Ok(parts), Ok(path)) => parts.covers(&path).map(|away| format!("it is in a part that is offline: {away}")),
+            (Ok(_), Err(_)) => None,
+        })
+    }
+
+    /// Takes note of which parts of an arena are out of reach.
+    fn note_parts(&self, arena: &ArenaName, parts: &Arc<Offline>) {
+        self.arena_state(arena, |state| {
+            for (path, away) in parts.parts().filter(|(path, _)| state.parts.covers(path).is_none()) {
+                let reason = away.to_string();
+                warn!(%arena, %path, reason, "a part of the arena is offline; nothing is taken for deleted");
+            }
+            // Nobody watched what was out of reach.
+            if state.parts != *parts {
+                state.watched_since = None;
+            }
+            (state.parts, state.gap) = (parts.clone(), false);
+        });
+    }
+
     /// Takes the place of what was known to be skipped at and below `paths`.
     fn note_skipped(&self, arena: &ArenaName, paths: &[Option<RelPath>], skipped: Vec<Skipped>) {
         self.arena_state(arena, |state| {
@@ -166,16 +244,28 @@ impl Node {
         });
     }
 
+    /// Notes that something in an arena may have changed unseen.
+    pub(super) fn note_gap(&self, arena: &ArenaName) {
+        self.arena_state(arena, |state| (state.watched_since, state.gap) = (None, true));
+    }
+
     /// How an arena is doing.
     pub(crate) fn arena_status(&self, arena: &ArenaName) -> ArenaStatus {
         self.arena_state(arena, |state| ArenaStatus {
             state: match state {
                 ArenaState { offline: Some(_), .. } => "offline",
                 ArenaState { scanned: false, .. } => "indexing",
+                ArenaState { parts, .. } if parts.parts().next().is_some() => "partly offline",
                 _ => "up to date",
             },
             reason: state.offline.clone(),
             skipped: state.skipped.len(),
+            offline_parts: state
+                .parts
+                .parts()
+                .take(PARTS_TOLD)
+                .map(|(path, away)| OfflinePart { path: path.into(), reason: away.to_string() })
+                .collect(),
         })
     }
 
@@ -195,3 +285,12 @@ impl Node {
         with(states.entry(arena.clone()).or_default())
     }
 }
+
+fn not_held(arena: &ArenaName) -> Failure {
+    Failure::new(Code::NotFound, format!("this machine does not hold an arena {arena}"))
+}
+
+/// How long it is remembered what is out of reach.
+const REACH_AGE_MAX: Duration = Duration::from_secs(1);
+/// Parts of one arena that `blob status` tells.
+const PARTS_TOLD: usize = 100;

@@ -17,7 +17,7 @@ use super::{
     Reconciled, ScanTotals, Skipped,
     hash::{Outcome, hash_at_rest},
     pages,
-    root::root_of,
+    root::{Standing, root_of},
     witness,
 };
 use crate::{
@@ -30,8 +30,8 @@ pub(super) struct Reconcile<'a> {
     pub(super) arena: Arena,
     pub(super) root: RootId,
     pub(super) dir: PathBuf,
-    /// Device and inode of the arena root that this pass is about.
-    identity: (u64, u64),
+    /// The arena root that this pass is about.
+    standing: Standing,
     reporter: &'a Reporter,
     /// What the watcher saw of the paths of this pass.
     pub(super) seen: witness::Seen,
@@ -87,14 +87,14 @@ impl<'a> Reconcile<'a> {
     ) -> Result<Self, Failure> {
         let held = node.inner.namespace.arenas()?.into_iter().find(|held| held.name == *arena);
         let (Some(arena), Some(root)) = (held, node.root(arena)) else {
-            return Err(Failure::new(Code::NotFound, format!("this machine does not hold an arena {arena}")));
+            return Err(super::not_held(arena));
         };
         Ok(Self {
             node,
             root,
             dir: arena.dir.clone().unwrap_or_default(),
             arena,
-            identity: (0, 0),
+            standing: Standing::default(),
             reporter,
             seen: witness::Seen::default(),
             accept,
@@ -112,7 +112,7 @@ impl<'a> Reconcile<'a> {
     /// Looks at what is at and below each of `paths`; `None` is the whole arena.
     pub(super) fn run(mut self, paths: &[Option<RelPath>]) -> Result<Reconciled, Failure> {
         self.node.inner.store.finish_mending()?;
-        self.identity = self.check_root()?;
+        self.standing = self.check_root()?;
         let (node, arena) = (self.node, self.arena.name.clone());
         let watched_since = paths.contains(&None).then(|| node.watch_losses());
         self.seen = witness::Seen::take(node, &arena, &self.dir, paths);
@@ -124,7 +124,9 @@ impl<'a> Reconcile<'a> {
         if let Some(since) = watched_since
             && done.is_ok()
         {
-            node.arena_state(&arena, |state| state.watched_since = since);
+            // Not what was out of reach, nor what was mounted or unmounted meanwhile.
+            let is_all = |state: &super::ArenaState| !state.gap && state.parts.parts().next().is_none();
+            node.arena_state(&arena, |state| state.watched_since = since.filter(|_| is_all(state)));
         }
         done
     }
@@ -138,7 +140,7 @@ impl<'a> Reconcile<'a> {
             self.look_at_parent(path)?;
         }
         self.settle()?;
-        let root = Some(self.identity);
+        let root = Some(self.standing.identity);
         if self.arena.root != root && paths.contains(&None) {
             self.node.inner.namespace.set_arena(&Arena { root, ..self.arena.clone() })?;
         }
@@ -149,28 +151,29 @@ impl<'a> Reconcile<'a> {
 
     /// Refuses to take an arena root that is missing, or another directory without anything of what was in it, for one from
     /// which all was deleted.
-    fn check_root(&self) -> Result<(u64, u64), Failure> {
-        match root_of(self.node, &self.arena)? {
-            Ok(root) => {
+    fn check_root(&self) -> Result<Standing, Failure> {
+        match root_of(self.node, &self.arena, false)? {
+            Ok(standing) => {
                 self.node.note_offline(&self.arena.name, None);
-                Ok(root)
+                self.node.note_parts(&self.arena.name, &standing.offline);
+                Ok(standing)
             }
             Err(why) => Err(self.offline(why)),
         }
     }
 
-    /// Whether the arena root is still the directory that it was when this pass began: its disk may go at any time.
-    fn root_stays(&self) -> bool {
-        fs::metadata(&self.dir).is_ok_and(|meta| {
-            let now = Fingerprint::from(&meta);
-            (now.device, now.inode) == self.identity
-        })
+    /// Fails if something was mounted or unmounted in the arena since this pass began: what was read may be of what was hidden.
+    fn expect_mounts(&self) -> Result<(), Failure> {
+        match self.standing.mounts_stay(self.node) {
+            true => Ok(()),
+            false => Err(Failure::new(Code::Error, "a file system was mounted or unmounted there meanwhile")),
+        }
     }
 
     fn offline(&self, why: String) -> Failure {
         self.node.note_offline(&self.arena.name, Some(why.clone()));
         let failure = Failure::new(Code::Error, why).hint(format!(
-            "nothing was changed; is its disk mounted? If all was replaced on purpose: blob arena rm {0}, then blob arena add {0}",
+            "nothing was changed; is its disk mounted? If all was replaced on purpose: blob arena scan --accept {}",
             self.arena.name
         ));
         failure.while_doing(format!("read the arena root {:?}", self.dir))
@@ -180,7 +183,8 @@ impl<'a> Reconcile<'a> {
     fn merge(&mut self, within: Option<&RelPath>) -> Result<(), Failure> {
         let node = self.node;
         let name = self.arena.name.clone();
-        let mut walk = Walk::new(&self.dir, node.inner.home.own_dirs());
+        let left_out = node.inner.home.own_dirs().into_iter().chain(self.standing.offline_dirs());
+        let mut walk = Walk::new(&self.dir, left_out.collect());
         if let Some(within) = within {
             walk = walk.within(within.clone());
         }
@@ -230,6 +234,9 @@ impl<'a> Reconcile<'a> {
 
     fn compare(&mut self, seen: Seen, said: Option<Known>, linked: Option<FileRow>) -> Result<(), Failure> {
         let Seen { path, kind } = seen;
+        if self.standing.offline.covers(&path).is_some() {
+            return Ok(());
+        }
         let version = said.as_ref().map(|said| &said.version);
         let witness = self.seen.witness(&path);
         let decision = match &linked {
@@ -302,7 +309,7 @@ impl<'a> Reconcile<'a> {
     }
 
     fn vanished(&mut self, path: RelPath, said: Option<Known>, linked: Option<FileRow>) {
-        if self.unreadable.iter().any(|dir| path.is_within(dir)) {
+        if self.standing.offline.covers(&path).is_some() || self.unreadable.iter().any(|dir| path.is_within(dir)) {
             return;
         }
         match said {
@@ -479,6 +486,7 @@ impl<'a> Reconcile<'a> {
     fn say(&mut self) -> Result<(), Failure> {
         let said = std::mem::take(&mut self.said);
         for said in said.chunks(BATCH_FILES) {
+            self.expect_mounts()?;
             let mut fingerprints = said.iter().map(|said| said.fingerprint);
             let changes: Vec<Change> = said.iter().map(|said| said.change.clone()).collect();
             let (dir, again) = (&self.dir, &mut self.again);
@@ -515,7 +523,7 @@ impl<'a> Reconcile<'a> {
             self.node.inner.namespace.commit(&self.arena.name, &changes, now(), &mut |change| {
                 let is_gone = matches!(look(&self.dir, &change.path), Ok(None | Some(SeenKind::Special)));
                 // Asked last: what was not there, was not there in the root that is meant.
-                stays = stays && self.root_stays();
+                stays = stays && self.standing.stays(self.node);
                 match is_gone && stays {
                     true => unlinked.push(change.path.clone()),
                     false => again.push(change.path.clone()),
@@ -526,6 +534,7 @@ impl<'a> Reconcile<'a> {
             self.unlinked.append(&mut unlinked);
             self.again.append(&mut again);
             if !stays {
+                self.expect_mounts()?;
                 return Err(self.offline("it went while it was looked at".into()));
             }
         }

@@ -1,6 +1,7 @@
 //! What is to be kept here: `blob pin`, `blob unpin`, and the keeper that follows. Rules: spec/pins.md.
 
 mod ahead;
+mod departed;
 mod failures;
 mod keeper;
 mod measure;
@@ -18,6 +19,7 @@ use namespace::Place;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::{sync::watch, time::sleep};
+use tree::BlobId;
 
 use super::{Node, blocking};
 use crate::{
@@ -26,6 +28,7 @@ use crate::{
     target::Target,
 };
 
+use departed::{EvenClock, Keeps};
 use failures::Failures;
 use tally::PlaceTally;
 
@@ -44,12 +47,15 @@ pub(super) struct Keeping {
     /// Bytes that came so far.
     came: AtomicU64,
     failures: Mutex<Failures>,
+    clock: Mutex<EvenClock>,
 }
 
 /// How things stood when it was last looked.
 #[derive(Debug, Default)]
 pub(super) struct Status {
     places: Vec<(Place, PlaceTally)>,
+    /// What is kept of what was deleted there.
+    keeps: Keeps,
     /// What had come by then.
     came: u64,
 }
@@ -67,6 +73,10 @@ pub(crate) struct PinScope {
 impl Keeping {
     fn failures(&self) -> MutexGuard<'_, Failures> {
         self.failures.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn clock(&self) -> MutexGuard<'_, EvenClock> {
+        self.clock.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn status(&self) -> Arc<Status> {
@@ -104,12 +114,14 @@ impl Node {
         let room = self.room()?;
         let mut manner = Manner { pins: true, jobs_max: JOBS_MAX, room, each: &mut |_, _, _| Ok(()) };
         let tally = self.measure(&places, &mut manner)?;
-        let stale: Vec<_> = self.inner.store.pinned().into_iter().filter(|&blob| !tally.wants(blob)).collect();
+        let keeps = self.keep_departed(&tally)?;
+        let is_stale = |blob: &BlobId| !tally.wants(*blob) && !keeps.wants(*blob);
+        let stale: Vec<_> = self.inner.store.pinned().into_iter().filter(is_stale).collect();
         for stale in stale.chunks(CHANGED_AT_ONCE) {
             self.inner.store.change_pinned(&[], stale)?;
         }
         let places = places.into_iter().zip(tally.places).collect();
-        self.inner.keeping.status.send_replace(Arc::new(Status { places, came }));
+        self.inner.keeping.status.send_replace(Arc::new(Status { places, keeps, came }));
         Ok(tally.jobs)
     }
 
@@ -138,7 +150,7 @@ impl Node {
         let status = self.inner.keeping.status();
         let (mut sum, mut is_any_here) = (PlaceTally::default(), false);
         for (place, tally) in status.places.iter().filter(|(place, _)| places.contains(place)) {
-            reporter.send(Event::Pin(pinned(place, tally))).await?;
+            reporter.send(Event::Pin(self.pinned(place, tally, &status.keeps))).await?;
             sum.files += tally.files;
             sum.bytes += tally.bytes;
             sum.missing_files += tally.missing_files;
@@ -251,7 +263,7 @@ impl Node {
     pub(crate) async fn pins(&self) -> Result<Vec<Pin>, Failure> {
         self.follow_pins().await.while_doing("look at what is pinned")?;
         let status = self.inner.keeping.status();
-        Ok(status.places.iter().map(|(place, tally)| pinned(place, tally)).collect())
+        Ok(status.places.iter().map(|(place, tally)| self.pinned(place, tally, &status.keeps)).collect())
     }
 
     /// The pins in short, as of the last look.
@@ -269,25 +281,30 @@ impl Node {
             "missing_files": sum.missing_files,
             "missing_bytes": sum.missing_bytes,
             "reasons": reasons,
+            "kept_files": status.keeps.places.values().map(|keep| keep.files).sum::<u64>(),
+            "kept_bytes": status.keeps.places.values().map(|keep| keep.bytes).sum::<u64>(),
+            "mass_deletions": self.deleted_many(&status.keeps, None),
         })
+    }
+
+    fn pinned(&self, place: &Place, tally: &PlaceTally, keeps: &Keeps) -> Pin {
+        let reason = |(why, &(files, bytes)): (&Why, &(u64, u64))| Reason { reason: why.to_string(), files, bytes };
+        Pin {
+            place: name_of(place),
+            files: tally.files,
+            bytes: tally.bytes,
+            bytes_here: tally.bytes_here,
+            missing_files: tally.missing_files,
+            missing_bytes: tally.missing_bytes,
+            missing: tally.missing.iter().map(reason).collect(),
+            kept: self.kept(keeps, place),
+            mass_deletions: self.deleted_many(keeps, Some(place)),
+        }
     }
 
     /// Has the keeper look again at once: there may be more room.
     pub(super) fn look_at_pins(&self) {
         self.inner.keeping.nudge();
-    }
-}
-
-fn pinned(place: &Place, tally: &PlaceTally) -> Pin {
-    let missing = tally.missing.iter().map(|(why, &(files, bytes))| Reason { reason: why.to_string(), files, bytes });
-    Pin {
-        place: name_of(place),
-        files: tally.files,
-        bytes: tally.bytes,
-        bytes_here: tally.bytes_here,
-        missing_files: tally.missing_files,
-        missing_bytes: tally.missing_bytes,
-        missing: missing.collect(),
     }
 }
 

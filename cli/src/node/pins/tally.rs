@@ -179,7 +179,7 @@ pub(in crate::node) fn place_of(target: &Target) -> Place {
 }
 
 /// What stands for a blob.
-fn mark(blob: BlobId) -> u64 {
+pub(super) fn mark(blob: BlobId) -> u64 {
     let [a, b, c, d, e, f, g, h, ..] = *blob.as_bytes();
     u64::from_be_bytes([a, b, c, d, e, f, g, h])
 }
