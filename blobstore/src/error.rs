@@ -44,6 +44,12 @@ pub enum StoreError {
         /// The file.
         path: PathBuf,
     },
+    /// Somebody else is mending the file, by this name or another.
+    #[error("{path:?} is being repaired already")]
+    Mending {
+        /// The file.
+        path: PathBuf,
+    },
     /// A suspect file is longer than the blob that it would be repaired to.
     #[error("{path:?} has {size} bytes, and the blob {blob_size}: a repair would cut it")]
     Longer {

@@ -97,18 +97,23 @@ impl Store {
             let files = txn.open_table(FILES)?;
             for Move { from, to, fingerprint, keep } in moves {
                 let row = files.get((root.0, &from[..]))?.and_then(|row| decode_or_none::<FileRow>(row.value()));
-                let is_mended = mending.contains(&FileRef { root, path: from.clone() });
-                let row = row.filter(|row| row.fingerprint.size == fingerprint.size && !is_mended);
+                let is_mended = mending.contains_key(&FileRef { root, path: from.clone() });
+                let size = |row: &FileRow| match row.state {
+                    FileState::Suspect(read) => read.size,
+                    _ => row.fingerprint.size,
+                };
+                let row = row.filter(|row| size(row) == fingerprint.size && !is_mended);
                 done.push(row.is_some());
                 let Some(row) = row else { continue };
                 if !keep {
                     left.push(&from[..]);
                 }
-                let state = match row.state {
-                    FileState::Suspect(_) => FileState::Suspect(*fingerprint),
-                    state => state,
+                // A suspect file still awaits the decision between what it was and what it is.
+                let (fingerprint, state) = match row.state {
+                    FileState::Suspect(_) => (row.fingerprint, FileState::Suspect(*fingerprint)),
+                    state => (*fingerprint, state),
                 };
-                rows.insert(&to[..], FileRow { fingerprint: *fingerprint, state, ..row });
+                rows.insert(&to[..], FileRow { fingerprint, state, ..row });
             }
             drop(files);
             let mut unused = BTreeSet::new();

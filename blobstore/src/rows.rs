@@ -199,20 +199,35 @@ pub(crate) fn encode<T: Serialize>(row: &T) -> Result<Vec<u8>, redb::Error> {
     postcard::to_stdvec(row).map_err(|error| redb::Error::Corrupted(format!("encode a row: {error}")))
 }
 
-/// Decodes a row. Fields that were appended to a row's format since the row was written read as zero.
-pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, redb::Error> {
+/// A value of a table.
+pub(crate) trait Row: DeserializeOwned {
+    /// How many fields at the end older rows lack. Each of them is one byte if it is zero.
+    const APPENDED: usize = 0;
+}
+
+impl Row for FileRow {
+    const APPENDED: usize = 2;
+}
+
+impl Row for VanishedRow {}
+impl Row for DirRow {}
+impl Row for CachedRow {}
+impl Row for Verified {}
+impl Row for Fingerprint {}
+
+/// Decodes a row. Fields that were appended to its format since it was written read as zero.
+pub(crate) fn decode<T: Row>(bytes: &[u8]) -> Result<T, redb::Error> {
     let decoded = match postcard::from_bytes(bytes) {
-        Err(postcard::Error::DeserializeUnexpectedEnd) => postcard::from_bytes(&[bytes, &[0; APPENDED_BYTES]].concat()),
+        Err(postcard::Error::DeserializeUnexpectedEnd) if T::APPENDED > 0 => {
+            postcard::from_bytes(&[bytes, &vec![0; T::APPENDED]].concat())
+        }
         decoded => decoded,
     };
     decoded.map_err(|error| redb::Error::Corrupted(format!("decode a row: {error}")))
 }
 
-/// The fields of [`FileRow`] that older rows lack, each of which is one byte if it is zero.
-const APPENDED_BYTES: usize = 2;
-
 /// The same, where a row that does not decode counts as none: one bad row must not take the others along.
-pub(crate) fn decode_or_none<T: DeserializeOwned>(bytes: &[u8]) -> Option<T> {
+pub(crate) fn decode_or_none<T: Row>(bytes: &[u8]) -> Option<T> {
     decode(bytes).inspect_err(|error| warn!(reason = tree::reason(error), "a row of the database is passed over")).ok()
 }
 
@@ -253,13 +268,17 @@ mod tests {
         let older = FileRow { fingerprint, ..file.clone() };
         assert_eq!(decode::<FileRow>(&bytes[..bytes.len() - 3]).unwrap(), older);
         for (state, expected) in
-            [(FileState::Racy, "01"), (FileState::Suspect(fingerprint), "0201ac0200c0b80201ffd3ebdc030200")]
+            [(FileState::Racy, "01"), (FileState::Suspect(fingerprint), "0201ac0200c0b80201ff93ebdc030200")]
         {
             let row = FileRow { state, ..older.clone() };
             let bytes = encode(&row).unwrap();
             assert_eq!(hex(&bytes), format!("{}{rest}00{expected}", BlobId::EMPTY));
             assert_eq!(decode::<FileRow>(&bytes).unwrap(), row);
         }
+        let vanished = VanishedRow { number: 300, row: file.clone() };
+        let vanished_bytes = encode(&vanished).unwrap();
+        assert_eq!(hex(&vanished_bytes), format!("ac02{}", hex(&bytes)));
+        assert_eq!(decode::<VanishedRow>(&vanished_bytes).unwrap(), vanished);
         let cached = CachedRow { size: 16384, proven: ByteRange::new(0, 16384).unwrap().into() };
         let bytes = encode(&cached).unwrap();
         assert_eq!(hex(&bytes), "8080010100808001");

@@ -56,8 +56,10 @@ pub(crate) struct Inner {
     pub(crate) cache_limit: AtomicU64,
     /// Who hears of losses.
     pub(crate) on_loss: OnceLock<Box<dyn Fn() + Send + Sync>>,
-    /// The files that are being mended now.
-    pub(crate) mending: Mutex<HashSet<FileRef>>,
+    /// The files that are being mended now, each with its device and inode.
+    pub(crate) mending: Mutex<HashMap<FileRef, (u64, u64)>>,
+    /// Held while bytes are saved before a repair replaces them, so that all repairs together keep to the limit.
+    pub(crate) saving: Mutex<()>,
 }
 
 /// Where a store keeps its own files, and how.
@@ -108,6 +110,7 @@ impl Store {
             cache_files: RwLock::default(),
             taken: Mutex::default(),
             mending: Mutex::default(),
+            saving: Mutex::default(),
         };
         let store = Self { inner: Arc::new(inner) };
         let roots = store.write("open the store", |txn| {

@@ -2,10 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use redb::ReadableTable;
 use tree::{ByteRange, DamageSearch, Drift, Fingerprint, Geometry, RangeSet};
 
 use crate::{
-    Access, FileRef, FileRow, FileState, Store, StoreError, dirs::Dirs, link::put_rows, outboard::forget_unheld,
+    Access, FileRef, FileRow, FileState, Store, StoreError,
+    dirs::Dirs,
+    link::put_rows,
+    mend::last_read,
+    outboard::forget_unheld,
+    rows::{FILES, decode_or_none},
     vanished::forget,
 };
 
@@ -36,23 +42,34 @@ impl Store {
         let damaged = if seen.size == size {
             let outboard = self.outboard(last.blob, size)?;
             let search = DamageSearch::new(last.blob, size, &data, &outboard.pairs).with_grain(outboard.grain);
-            search.run(&|_| {}).data
+            let found = search.run(&|_| {});
+            // What no outboard proves is as suspect: of a file that vanished, the outboard may be gone.
+            found.data.union(&found.outboard)
         } else {
             Geometry::new(size).all().into()
         };
-        if data.fingerprint().map_err(StoreError::file("stat", &path))? != seen {
+        // Bytes that are the blob's after all make nothing suspect: whoever read others looks again.
+        if damaged.is_empty() || data.fingerprint().map_err(StoreError::file("stat", &path))? != seen {
             return Ok(None);
         }
         let row = FileRow { damaged: damaged.clone(), state: FileState::Suspect(seen), ..last.clone() };
         let _linking = self.inner.linking.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let dir = self.root_dir(file.root);
+        let key = (file.root.0, &file.path[..]);
         let unused = self.write("record a suspect file", |txn| {
+            let now = txn.open_table(FILES)?.get(key)?.and_then(|row| decode_or_none::<FileRow>(row.value()));
+            // Somebody linked these very bytes meanwhile: the user accepted them.
+            let is_linked = |now: FileRow| now.blob != last.blob && last_read(&now).drift(&seen) == Drift::None;
+            if now.is_some_and(is_linked) || self.is_mended_now(file, &seen) {
+                return Ok(None);
+            }
             let mut unused = BTreeSet::new();
             forget(txn, &dir, [&file.path[..]].into_iter())?;
             let rows = BTreeMap::from([(&file.path[..], row)]);
             put_rows(txn, &mut Dirs::open(txn, file.root)?, file.root, rows, &mut unused)?;
-            forget_unheld(txn, unused)
+            forget_unheld(txn, unused).map(Some)
         })?;
+        let Some(unused) = unused else { return Ok(None) };
         self.remove_outboard_files(unused, None)?;
         self.lost();
         Ok(Some(damaged))
@@ -74,8 +91,8 @@ impl Store {
         Ok(true)
     }
 
-    /// Reads `range` of a suspect or damaged file as it is, unproven, to be shown beside the right ones. `None` if they
-    /// cannot be read.
+    /// Reads `range` of a suspect or damaged file as it is, up to the file's end, unproven, to be shown beside the right bytes.
+    /// Holds all of it in memory. `None` if it cannot be read.
     pub fn read_unproven(&self, file: &FileRef, range: ByteRange) -> Option<Vec<u8>> {
         let data = self.inner.disk.open_beneath(&self.root_dir(file.root), file.relative(), Access::Read).ok()?;
         let end = range.end().min(data.fingerprint().ok()?.size);
@@ -100,8 +117,10 @@ impl Store {
             (state @ (FileState::Settled | FileState::Suspect(_)), Drift::None) => state,
             _ => FileState::Suspect(now),
         };
+        // Mending moves the ctime, and that tells nothing of whoever else may have written.
+        let state = if self.is_mended_now(file, &now) { known.state } else { state };
         self.update_file(file, known.blob, |row| {
-            if row.fingerprint == known.fingerprint {
+            if row.fingerprint == known.fingerprint && [known.state, state].contains(&row.state) {
                 row.damaged.insert(Geometry::new(row.fingerprint.size).round_out(range));
                 row.state = state;
             }

@@ -39,7 +39,11 @@ pub(crate) fn remember(
     let (mut table, mut order) = (txn.open_table(VANISHED)?, txn.open_table(VANISHED_ORDER)?);
     let mut number = order.last()?.map_or(0, |(number, _)| number.value());
     for (path, row) in rows {
-        number += 1;
+        number = number.wrapping_add(1);
+        // One that rotted may be the last there is.
+        while order.get(number)?.is_some() {
+            number = number.wrapping_add(1);
+        }
         let path = absolute(dir, &path);
         let older = table.insert(&path[..], &encode(&VanishedRow { number, row })?[..])?;
         let older = older.and_then(|row| decode_or_none::<VanishedRow>(row.value()));

@@ -101,17 +101,20 @@ impl Store {
         let damaged = row.damaged.intersection(&all).difference(&judged.into()).union(&found.data);
         // What is the same, byte for byte, takes over a fingerprint that was only touched.
         let is_sound = damaged.is_empty() && all == judged.into();
-        let is_suspect = is_touched && !damaged.is_empty();
+        // Mending moves the ctime, and ends with rows of its own.
+        let is_mended = self.is_mended_now(file, &now);
+        let is_suspect = (is_touched || row.is_suspect()) && !damaged.is_empty() && !is_mended;
         let state = match row.state {
             _ if is_suspect => FileState::Suspect(now),
             FileState::Suspect(_) if is_sound => FileState::Settled,
             state => state,
         };
-        if damaged != row.damaged || state != row.state || (is_sound && row.fingerprint != now) {
-            let known = row.fingerprint;
+        let is_news = damaged != row.damaged || state != row.state || (is_sound && row.fingerprint != now);
+        if is_news && !is_mended {
+            let known = (row.fingerprint, row.state);
             self.update_file(file, row.blob, |row| {
                 // What was linked anew meanwhile was not looked at.
-                if row.fingerprint == known {
+                if row.fingerprint == known.0 && [known.1, state].contains(&row.state) {
                     row.damaged = damaged.clone();
                     row.state = state;
                     if is_sound {

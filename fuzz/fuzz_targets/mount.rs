@@ -48,6 +48,10 @@ static MACHINE: LazyLock<Machine> = LazyLock::new(|| {
         grain: Grain::GROUP,
         cache_limit: 1 << 30,
         cache_keep_free: 0,
+        saved: dir.path().join("saved"),
+        saved_keep: Duration::MAX,
+        saved_bytes_max: 1 << 30,
+        vanished_max: 100,
     };
     let store = Store::open(Arc::new(RealDisk), db.clone(), settings).expect("a store");
     let me = PeerId::from_bytes([1; 32]);

@@ -154,7 +154,7 @@ const RUN_BYTES_MAX: u64 = 256 << 20;
 
 #[cfg(test)]
 mod tests {
-    use std::{fs, os::unix::fs::FileExt, path::Path, sync::Arc};
+    use std::{fs, os::unix::fs::FileExt, path::Path, sync::Arc, time::Duration};
 
     use blobstore::{NewFile, RealDisk, Settings, Sink};
     use proptest::prelude::*;
@@ -182,6 +182,10 @@ mod tests {
             grain: Grain::GROUP,
             cache_limit: u64::MAX,
             cache_keep_free: 0,
+            saved: dir.join("saved"),
+            saved_keep: Duration::MAX,
+            saved_bytes_max: u64::MAX,
+            vanished_max: 1000,
         };
         let store = Store::open(Arc::new(RealDisk), db, settings).unwrap();
         let arena = dir.join("arena");
@@ -197,7 +201,7 @@ mod tests {
             // Linked as if it had been hashed before it rotted, and nothing of it had moved since.
             let fingerprint = Fingerprint::from(&file.metadata().unwrap());
             let hashed = store.hash(bytes, SIZE).unwrap();
-            store.link(root, &[NewFile { path: name.into(), fingerprint, hashed_at: 1, hashed }]).unwrap();
+            store.link(root, &[NewFile { path: name.into(), fingerprint, hashed_at: 1, racy: false, hashed }]).unwrap();
         }
         let mut partial = store.partial(hashed.id, SIZE).unwrap();
         for piece in Prover::new(hashed.id, SIZE, bytes, &hashed.outboard[..], &Query::groups(cached)) {

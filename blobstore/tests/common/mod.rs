@@ -3,7 +3,7 @@
 
 pub(crate) mod rotting;
 
-use std::{collections::BTreeMap, path::Path};
+use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use blobstore::{Settings, Sink, Store};
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition};
@@ -13,12 +13,16 @@ use tree::{
 
 pub(crate) const GROUP: u64 = tree::GROUP_BYTES;
 
+pub(crate) const FILES: TableDefinition<(u32, &[u8]), &[u8]> = TableDefinition::new("store.files");
 pub(crate) const HOLDERS: TableDefinition<(&[u8; 6], u32, &[u8]), ()> = TableDefinition::new("store.holders");
 pub(crate) const DIRS: TableDefinition<u32, &[u8]> = TableDefinition::new("store.dirs");
 pub(crate) const DIR_NUMBERS: TableDefinition<(u32, &[u8]), u32> = TableDefinition::new("store.dir_numbers");
 
 /// A size whose outboard is a file of its own, and no row.
 pub(crate) const LARGE: usize = (5 << 20) + 321;
+
+/// When files are mended, in milliseconds since 1970.
+pub(crate) const NOW: u64 = 1_700_000_000_000;
 
 /// `size` bytes that look random, so that no two chunks are alike; another `seed` gives other bytes.
 pub(crate) fn random(seed: u64, size: usize) -> Vec<u8> {
@@ -55,6 +59,10 @@ pub(crate) fn settings(dir: &Path) -> Settings {
         grain: Grain::GROUP,
         cache_limit: u64::MAX,
         cache_keep_free: 0,
+        saved: dir.join("saved"),
+        saved_keep: Duration::from_secs(100),
+        saved_bytes_max: 1 << 30,
+        vanished_max: 100,
     }
 }
 

@@ -13,16 +13,17 @@ mod workload;
 
 use std::{collections::BTreeSet, path::Path, sync::Arc};
 
-use blobstore::{Access, Disk, FileRef, Presence, Sink, Store, Verdict};
+use blobstore::{Access, Consent, Disk, FileRef, Presence, Sink, Store, Verdict};
 use redb::{Database, ReadableDatabase, ReadableTable};
 use tree::{BlobId, RangeSet};
 
 use crate::{
-    common::{HOLDERS, all, check_read, dir_numbers, feed, range, settings, split},
+    common::{GROUP, HOLDERS, NOW, all, check_read, dir_numbers, feed, range, settings, split},
     image::Luck,
     sim_disk::SimDisk,
     workload::{
-        Blobs, FILES, LARGE, MEDIUM, MOVED, Mark, RENAMED, Recorded, Start, UNLINKED, rotten, rotten_when_moved,
+        Blobs, FILES, LARGE, MEDIUM, MOVED, Mark, RENAMED, ROTTEN_BYTE, Recorded, Start, UNLINKED, rotten,
+        rotten_when_moved,
     },
 };
 
@@ -136,6 +137,7 @@ impl Survivor<'_> {
         self.check_moved();
         self.check_cache();
         self.check_own_files();
+        self.check_saved();
         self.mend_the_rest();
     }
 
@@ -173,6 +175,8 @@ impl Survivor<'_> {
         let damaged = match verdict {
             Verdict::Sound => RangeSet::new(),
             Verdict::Damaged { data, outboard, unreadable: None } if outboard.is_empty() => data,
+            // Between a write of mending and the setting of the mtime.
+            Verdict::Suspect { data } if path == LARGE && self.saw(Mark::Mends) && !self.saw(Mark::Mended) => data,
             Verdict::Modified if path == MEDIUM && self.saw(Mark::Replaces) && bytes != new_medium => return,
             other => panic!("{path} is {other:?}"),
         };
@@ -278,6 +282,32 @@ impl Survivor<'_> {
         }
     }
 
+    /// Of what mending has replaced, if anything, the bytes are saved, and a row names them; and no others.
+    fn check_saved(&self) {
+        let right = &self.recorded.blobs.of[LARGE];
+        let mut rotten_bytes = right.clone();
+        rotten().iter().for_each(|range| rotten_bytes[(range.start() + ROTTEN_BYTE) as usize] ^= 4);
+        let read = |path: &Path| {
+            let file = self.disk.open(path, Access::Read).unwrap();
+            let mut bytes = vec![0; file.fingerprint().unwrap().size as usize];
+            file.read_exact_at(&mut bytes, 0).unwrap();
+            bytes
+        };
+        let repairs = self.store.repairs().unwrap();
+        let files = self.disk.files_below(Path::new("/home/saved")).unwrap();
+        assert_eq!(files.len(), repairs.len(), "{files:?} for {repairs:?}");
+        for repair in &repairs {
+            assert_eq!(repair.ranges, rotten());
+            let saved = rotten_bytes.chunks(GROUP as usize);
+            let saved: Vec<u8> =
+                [3, 200].into_iter().flat_map(|group| saved.clone().nth(group).unwrap()).copied().collect();
+            assert!(read(&Path::new("/home/saved").join(repair.number.to_string())) == saved, "not what was replaced");
+        }
+        if self.saw(Mark::Quarantined) && read(&Path::new("/arena").join(LARGE)) != rotten_bytes {
+            assert_eq!(repairs.len(), 1, "replaced, and not saved");
+        }
+    }
+
     /// The store goes on working: what is damaged still can be mended.
     fn mend_the_rest(&self) {
         let file = self.file(LARGE);
@@ -285,7 +315,8 @@ impl Survivor<'_> {
         if row.damaged.is_empty() {
             return;
         }
-        let mut mending = self.store.mend(&file).unwrap();
+        let mut mending =
+            self.store.mend(&file, if row.is_suspect() { Consent::Suspect } else { Consent::Damage }, NOW).unwrap();
         feed(&mut mending, &self.recorded.blobs.of[LARGE], &row.damaged);
         mending.finish().unwrap();
         let verdict = self.store.verify_file(&file, &|_| {}).unwrap();

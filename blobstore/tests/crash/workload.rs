@@ -2,13 +2,13 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use blobstore::{Access, Disk, FileRef, Move, NewFile, Store};
+use blobstore::{Access, Consent, Disk, FileRef, Move, NewFile, Store};
 use redb::Database;
 use tree::{BlobId, RangeSet, UnixTime};
 
 use crate::{
     commit,
-    common::{all, feed, groups, pieces_claiming, random, range},
+    common::{NOW, all, feed, groups, pieces_claiming, random, range},
     open,
     sim_disk::SimDisk,
 };
@@ -32,6 +32,9 @@ pub(crate) const RENAMED: &str = "entered/renamed";
 pub(crate) fn rotten_when_moved() -> RangeSet {
     groups(MOVED_BYTES, [2])
 }
+
+/// Which byte of each group of [`rotten`] has another bit.
+pub(crate) const ROTTEN_BYTE: u64 = 777;
 
 const MOVED_BYTES: usize = 90 << 10;
 
@@ -131,14 +134,15 @@ impl Recorded {
             path: path.into(),
             fingerprint: file.fingerprint().unwrap(),
             hashed_at: 1,
+            racy: false,
             hashed: store.hash(bytes, bytes.len() as u64).unwrap(),
         }
     }
 }
 
 pub(crate) fn record(start: &Start) -> Recorded {
-    let dirs = ["/arena", "/home", "/home/outboards", "/home/cache"];
-    let disk = SimDisk::new(&dirs[..if start.own_dirs { 4 } else { 2 }]);
+    let dirs = ["/arena", "/home", "/home/outboards", "/home/cache", "/home/saved"];
+    let disk = SimDisk::new(&dirs[..if start.own_dirs { 5 } else { 2 }]);
     // redb does not promise that a database survives a power cut while it is made, and so whoever makes it must.
     drop(Database::builder().create_with_backend(disk.database(Path::new("/home/db"))).unwrap());
     disk.settle();
@@ -203,13 +207,13 @@ fn rot_and_mend(store: &Store, recorded: &mut Recorded) {
     let (bytes, rotten) = (recorded.blobs.of[LARGE].clone(), rotten());
     recorded.mark(Mark::Rots);
     for range in rotten.iter() {
-        recorded.disk.rot(&Path::new("/arena").join(LARGE), range.start() + 777);
+        recorded.disk.rot(&Path::new("/arena").join(LARGE), range.start() + ROTTEN_BYTE);
     }
     // A read finds the first, verify the rest.
     store.read(BlobId::of(&bytes), bytes.len() as u64, range(0, 1 << 20)).unwrap();
     store.verify_file(&file, &|_| {}).unwrap();
     recorded.mark(Mark::Quarantined);
-    let mut mending = store.mend(&file).unwrap();
+    let mut mending = store.mend(&file, Consent::Damage, NOW).unwrap();
     recorded.mark(Mark::Mends);
     let [first, last] = [groups(bytes.len(), [3]), groups(bytes.len(), [200])];
     feed(&mut mending, &bytes, &first);

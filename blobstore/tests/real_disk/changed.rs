@@ -7,11 +7,11 @@ use std::{
     path::Path,
 };
 
-use blobstore::Verdict;
+use blobstore::{Consent, Verdict};
 use tree::{BlobId, ByteRange, Query, RangeSet};
 
 use crate::{
-    common::{GROUP, all, check_read, random, range},
+    common::{GROUP, NOW, all, check_read, random, range},
     home::{Home, let_the_clock_tick},
 };
 
@@ -99,7 +99,7 @@ fn changed_files_are_passed_over_and_blamed_for_nothing() {
             (verdict, _) => panic!("{verdict:?}"),
         }
         assert_eq!(home.row("dir/file"), row, "verify changed the row");
-        assert!(home.store.mend(&home.file("dir/file")).is_err());
+        assert!(home.store.mend(&home.file("dir/file"), Consent::Damage, NOW).is_err());
         assert_eq!(home.reopen().row("dir/file"), row);
     }
 }

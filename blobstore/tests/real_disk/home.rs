@@ -40,10 +40,16 @@ impl Home {
 
     /// The next start, with a cache that may take `limit` bytes.
     pub(crate) fn reopen_limited(self, disk: Arc<dyn Disk>, limit: u64) -> Self {
+        self.reopen_set(disk, |settings| settings.cache_limit = limit)
+    }
+
+    /// The next start, with other settings.
+    pub(crate) fn reopen_set(self, disk: Arc<dyn Disk>, set: impl FnOnce(&mut Settings)) -> Self {
         let (kills, disk) = (self.kills, self.disk.over(disk));
         let dir = self.close();
         let db = Arc::new(Database::create(database(&dir, kills)).unwrap());
-        let settings = Settings { cache_limit: limit, ..settings(dir.path()) };
+        let mut settings = settings(dir.path());
+        set(&mut settings);
         let store = Store::open(Arc::new(disk.clone()), db, settings).unwrap();
         Self::with(dir, kills, disk, store)
     }
@@ -120,6 +126,7 @@ impl Home {
                 path: below.as_os_str().as_bytes().into(),
                 fingerprint,
                 hashed_at: 1,
+                racy: false,
                 hashed: self.store.hash(&bytes[..], bytes.len() as u64).unwrap(),
             }
         });

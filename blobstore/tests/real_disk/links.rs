@@ -7,12 +7,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use blobstore::{FileRow, Move, NewFile, Presence, RealDisk, Store, StoreError, Verdict};
+use blobstore::{Consent, FileRow, Move, NewFile, Presence, RealDisk, Source, Store, StoreError, Verdict};
 use redb::{Database, TableDefinition};
-use tree::{BlobId, Drift, Fingerprint, RangeSet};
+use tree::{BlobId, Drift, Fingerprint, Query, RangeSet};
 
 use crate::{
-    common::{LARGE, all, check_read, feed, groups, hashed, random, range, settings},
+    common::{LARGE, NOW, all, check_read, feed, groups, hashed, random, range, settings},
     home::Home,
 };
 
@@ -59,14 +59,14 @@ fn a_renamed_file_is_what_it_was() {
             home.store.relink(home.root, &[moved]).unwrap()
         };
         fs::rename(home.path("a"), home.path("in the way")).unwrap();
+        fs::hard_link(home.path("in the way"), home.path("b")).unwrap();
         assert_eq!(relink("a", "in the way", false), [true]);
         assert_eq!(relink("a", "in the way", false), [false], "it is not linked there any more");
         assert_eq!((home.drift("in the way"), home.damaged("in the way")), (Drift::None, groups(size, [0])));
         assert_eq!(home.own_files("outboards").len(), outboards, "that of the file in the way is gone");
         check_read(&home.store, &bytes, range(0, size as u64), &groups(size, [0]));
 
-        fs::hard_link(home.path("in the way"), home.path("b")).unwrap();
-        let mut mending = home.store.mend(&home.file("in the way")).unwrap();
+        let mut mending = home.store.mend(&home.file("in the way"), Consent::Damage, NOW).unwrap();
         assert_eq!(relink("in the way", "b", true), [false], "it is being mended");
         feed(&mut mending, &bytes, &groups(size, [0]));
         mending.finish().unwrap();
@@ -106,19 +106,26 @@ fn what_is_said_of_another_version_is_passed_over() {
     let (home, old, new) = (Home::new(), random(1, 50_000), random(2, 50_000));
     home.put("file", &old);
     let (old_row, file) = (home.row("file"), home.file("file"));
-    let say = |blob| {
-        home.store.quarantine(&file, blob, range(1, 2)).unwrap();
-        home.store.refresh(&file, blob, old_row.fingerprint).unwrap();
+    let report = |sources: &[Source]| {
+        let errors = sources[0].prover(&Query::all()).filter_map(Result::err);
+        errors.for_each(|error| home.store.report(&sources[0], &error).unwrap());
     };
+    let of_old = home.store.sources(old_row.blob).unwrap();
+    home.rot("file", &groups(50_000, [0]));
     home.put("file", &new);
     let row = home.row("file");
-    say(old_row.blob);
+    report(&of_old);
+    home.store.refresh(&file, old_row.blob, old_row.fingerprint).unwrap();
     assert_eq!(home.row("file"), row);
-    say(row.blob);
-    let expected = FileRow { fingerprint: old_row.fingerprint, damaged: groups(50_000, [0]), ..row };
-    assert_eq!(home.row("file"), expected);
+    let of_new = home.store.sources(row.blob).unwrap();
+    home.rot("file", &groups(50_000, [0]));
+    report(&of_new);
+    assert_eq!(home.row("file"), FileRow { damaged: groups(50_000, [0]), ..row.clone() });
+    home.store.refresh(&file, row.blob, old_row.fingerprint).unwrap();
+    assert_eq!(home.row("file").fingerprint, old_row.fingerprint);
     home.store.unlink(home.root, &[b"file"]).unwrap();
-    say(expected.blob);
+    report(&of_new);
+    home.store.refresh(&file, row.blob, row.fingerprint).unwrap();
     assert!(home.store.file(&file).unwrap().is_none());
 }
 
@@ -138,7 +145,7 @@ fn names_are_bytes() {
             fs::write(&path, bytes).unwrap();
             let fingerprint = Fingerprint::from(&fs::metadata(path).unwrap());
             let hashed = home.store.hash(&bytes[..], 1000).unwrap();
-            NewFile { path: name.to_vec(), fingerprint, hashed_at: 1, hashed }
+            NewFile { path: name.to_vec(), fingerprint, hashed_at: 1, racy: false, hashed }
         })
         .collect();
     home.store.link(home.root, &new).unwrap();
@@ -252,7 +259,7 @@ fn thousands_of_equal_files_stay_fast() {
         let new = names.iter().map(|name| {
             let fingerprint = home.fingerprint(name);
             let hashed = home.store.hash(&bytes[..], size as u64).unwrap();
-            NewFile { path: name.clone().into(), fingerprint, hashed_at: 1, hashed }
+            NewFile { path: name.clone().into(), fingerprint, hashed_at: 1, racy: false, hashed }
         });
         let new: Vec<NewFile> = new.collect();
         let timed = |what: &str, limit: Duration, act: &dyn Fn()| {

@@ -16,4 +16,6 @@ mod mend;
 mod model;
 mod reading;
 mod refusing;
+mod saved;
+mod suspect;
 mod verify;

@@ -1,18 +1,18 @@
-//! Which files are linked, against a map in memory: links, renames, second names, unlinks, quarantine and verifying, in
-//! any order; and after each of them every page of files, every holder, every directory's number and every outboard's
-//! row.
+//! Which files are linked, and which vanished, against a map in memory: links, renames, second names, unlinks, quarantine
+//! and verifying, in any order; and after each of them every page of files, every holder, every directory's number and
+//! every outboard's row.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
 
-use blobstore::{FileRef, FileRow, Item, Move, NewFile, RealDisk, RootId, Store, Verified};
+use blobstore::{FileRef, FileRow, FileState, Item, Move, NewFile, RealDisk, RootId, Settings, Store, Verified};
 use proptest::prelude::*;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, backends::InMemoryBackend};
 use tree::{BlobId, Fingerprint, RangeSet, UnixTime};
 
-use crate::common::{HOLDERS, dir_numbers, fingerprint, groups, random, range, settings, split};
+use crate::common::{FILES, HOLDERS, dir_numbers, fingerprint, groups, random, settings, split};
 
 /// Neighbours in the order of bytes that are and are not below each other.
 const PATHS: [&[u8]; 12] = [
@@ -29,6 +29,8 @@ const PATHS: [&[u8]; 12] = [
     b"\xff",
     b"\xff/\xff",
 ];
+/// So few that some are forgotten.
+const VANISHED_MAX: usize = 3;
 /// Without an outboard, and with one in a row.
 const SIZES: [usize; 4] = [0, 10, 20_000, 40_000];
 
@@ -40,7 +42,8 @@ enum Step {
     Unlink(Vec<usize>),
     /// From, to, whether it is kept, whether the size is right.
     Relink(Vec<(usize, usize, bool, bool)>),
-    Damage(usize),
+    /// Whether it is suspect, too.
+    Damage(usize, bool),
     Verify(usize, u64),
 }
 
@@ -51,7 +54,7 @@ fn a_step() -> impl Strategy<Value = Step> {
         1 => prop::collection::vec(path(), 1..4).prop_map(Step::Unlink),
         4 => prop::collection::vec((path(), path(), prop::bool::weighted(0.3), prop::bool::weighted(0.9)), 1..6)
             .prop_map(Step::Relink),
-        1 => path().prop_map(Step::Damage),
+        1 => (path(), any::<bool>()).prop_map(|(path, suspect)| Step::Damage(path, suspect)),
         1 => (path(), 1..9u64).prop_map(|(path, at)| Step::Verify(path, at)),
     ]
 }
@@ -62,6 +65,8 @@ struct Lab {
     roots: [RootId; 2],
     blobs: Vec<Vec<u8>>,
     clock: i64,
+    /// What is remembered of files that are gone, in the order in which they went.
+    vanished: Vec<((usize, Vec<u8>), FileRow)>,
     /// The numbers of directories, and those that there were before.
     numbers: BTreeSet<u32>,
     gone: BTreeSet<u32>,
@@ -81,16 +86,23 @@ impl Lab {
                 let new = files.iter().map(|&(path, blob)| {
                     let (bytes, fingerprint) = (self.blobs[blob].clone(), self.fingerprint(SIZES[blob] as u64));
                     let verified = Verified { at: 7, next: 0 };
-                    let row = FileRow { blob: BlobId::of(&bytes), fingerprint, damaged: RangeSet::new(), verified };
-                    model.insert((at, PATHS[path].to_vec()), row);
+                    let (blob, damaged, state) = (BlobId::of(&bytes), RangeSet::new(), FileState::Settled);
+                    let row = FileRow { blob, fingerprint, damaged, verified, state };
+                    let key = (at, PATHS[path].to_vec());
+                    self.vanished.retain(|(gone, _)| *gone != key);
+                    model.insert(key, row);
                     let hashed = self.store.hash(&bytes[..], bytes.len() as u64).unwrap();
-                    NewFile { path: PATHS[path].to_vec(), fingerprint, hashed_at: 7, hashed }
+                    NewFile { path: PATHS[path].to_vec(), fingerprint, hashed_at: 7, racy: false, hashed }
                 });
                 let new: Vec<_> = new.collect();
                 self.store.link(root, &new).unwrap();
             }
             Step::Unlink(paths) => {
-                paths.iter().for_each(|&path| _ = model.remove(&(at, PATHS[path].to_vec())));
+                for &path in paths {
+                    let key = (at, PATHS[path].to_vec());
+                    self.vanished.extend(model.remove(&key).map(|row| (key, row)));
+                }
+                self.vanished.drain(..self.vanished.len().saturating_sub(VANISHED_MAX));
                 self.store.unlink(root, &paths.iter().map(|&path| PATHS[path]).collect::<Vec<_>>()).unwrap();
             }
             Step::Relink(moves) => {
@@ -108,17 +120,28 @@ impl Lab {
                 let done = || moves.iter().filter(|(_, done)| *done).map(|(moved, _)| moved);
                 done().filter(|moved| !moved.keep).for_each(|moved| _ = model.remove(&(at, moved.from.clone())));
                 for Move { from, to, fingerprint, .. } in done() {
-                    let row = FileRow { fingerprint: *fingerprint, ..before[&(at, from.clone())].clone() };
-                    model.insert((at, to.clone()), row);
+                    let row = before[&(at, from.clone())].clone();
+                    let state = match row.state {
+                        FileState::Suspect(_) => FileState::Suspect(*fingerprint),
+                        state => state,
+                    };
+                    let key = (at, to.clone());
+                    self.vanished.retain(|(gone, _)| *gone != key);
+                    model.insert(key, FileRow { fingerprint: *fingerprint, state, ..row });
                 }
                 let (moves, done): (Vec<_>, Vec<_>) = moves.into_iter().unzip();
                 assert_eq!(self.store.relink(root, &moves).unwrap(), done);
             }
-            Step::Damage(path) => {
+            Step::Damage(path, is_suspect) => {
                 let Some(row) = model.get_mut(&(at, PATHS[*path].to_vec())) else { return };
                 row.damaged = row.damaged.union(&groups(row.fingerprint.size as usize, [0]));
-                let (file, size) = (FileRef { root, path: PATHS[*path].to_vec() }, row.fingerprint.size);
-                self.store.quarantine(&file, row.blob, range(0, size.min(1))).unwrap();
+                if *is_suspect {
+                    row.state = FileState::Suspect(row.fingerprint);
+                }
+                let txn = self.db.begin_write().unwrap();
+                let row = postcard::to_stdvec(row).unwrap();
+                txn.open_table(FILES).unwrap().insert((at as u32, PATHS[*path]), &row[..]).unwrap();
+                txn.commit().unwrap();
             }
             Step::Verify(path, at_ms) => {
                 let verified = Verified { at: *at_ms, next: 1 };
@@ -133,6 +156,11 @@ impl Lab {
 
     /// Everything that is said is what the model says.
     fn check(&mut self, model: &Model) {
+        for (at, &root) in self.roots.iter().enumerate() {
+            let vanished = |path: &&[u8]| self.vanished.iter().find(|(gone, _)| *gone == (at, path.to_vec()));
+            let expected: Vec<_> = PATHS.iter().map(|path| vanished(path).map(|(_, row)| row.clone())).collect();
+            assert_eq!(self.store.vanished(root, &PATHS).unwrap(), expected, "vanished from {root:?}");
+        }
         let dirs: Vec<&[u8]> = [&b""[..], b"a/\xff", b"c"].into_iter().chain(PATHS).collect();
         for (at, &root) in self.roots.iter().enumerate() {
             let all =
@@ -208,17 +236,23 @@ proptest! {
     fn files_are_what_was_said_of_them(steps in prop::collection::vec((0..2usize, a_step()), 1..20)) {
         let dir = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir()).unwrap();
         let db = Arc::new(Database::builder().create_with_backend(InMemoryBackend::new()).unwrap());
-        let store = Store::open(Arc::new(RealDisk), db.clone(), settings(dir.path())).unwrap();
+        let settings = Settings { vanished_max: VANISHED_MAX as u64, ..settings(dir.path()) };
+        let store = Store::open(Arc::new(RealDisk), db.clone(), settings).unwrap();
         let roots = [dir.path().join("cache"), dir.path().join("outboards")].map(|dir| store.add_root(&dir).unwrap());
         let blobs = SIZES.iter().map(|&size| random(size as u64, size)).collect();
         let (numbers, gone, mut model) = (BTreeSet::new(), BTreeSet::new(), Model::new());
-        let mut lab = Lab { store, db, roots, blobs, clock: 0, numbers, gone };
+        let mut lab = Lab { store, db, roots, blobs, clock: 0, vanished: Vec::new(), numbers, gone };
         for (at, step) in &steps {
             lab.take(*at, step, &mut model);
             lab.check(&model);
         }
-        lab.store.remove_root(lab.roots[0]).unwrap();
-        model.retain(|(at, _), _| *at == 1);
+        let first = lab.roots[0];
+        lab.store.remove_root(first).unwrap();
+        let gone: Vec<_> = model.extract_if(.., |(at, _), _| *at == 0).collect();
+        lab.vanished.extend(gone);
+        lab.vanished.drain(..lab.vanished.len().saturating_sub(VANISHED_MAX));
+        // What it is called by next.
+        lab.roots[0] = lab.store.add_root(&dir.path().join("cache")).unwrap();
         lab.check(&model);
     }
 }
@@ -235,7 +269,13 @@ fn more_files_than_a_page() {
         let new = names.map(|n| {
             let bytes = n.to_le_bytes();
             let fingerprint = fingerprint(1, n as u64, 8, TIME, TIME);
-            NewFile { path: name(n), fingerprint, hashed_at: 1, hashed: store.hash(&bytes[..], 8).unwrap() }
+            NewFile {
+                path: name(n),
+                fingerprint,
+                hashed_at: 1,
+                racy: false,
+                hashed: store.hash(&bytes[..], 8).unwrap(),
+            }
         });
         store.link(root, &new.collect::<Vec<_>>()).unwrap();
     };

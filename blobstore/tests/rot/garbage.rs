@@ -1,12 +1,12 @@
 //! Rows that do not decode, or claim what cannot be. They count as none: the store opens, everything else in it goes on,
 //! and what they were about comes back as anything does that was never there.
 
-use blobstore::Verdict;
+use blobstore::{Consent, Verdict};
 use tree::{ByteRange, Grain, RangeSet};
 
 use crate::{
-    common::{DIR_NUMBERS, DIRS, HOLDERS, range},
-    lab::{CACHED, FILES, INLINE, Lab, MENDING, OUTBOARDS, ROOT, USED},
+    common::{DIR_NUMBERS, DIRS, FILES, HOLDERS, NOW, range},
+    lab::{CACHED, INLINE, Lab, MENDING, OUTBOARDS, REPAIRS, ROOT, Subject, USED, VANISHED, VANISHED_ORDER},
 };
 
 /// Bytes that are no row: a length that never ends, and then noise.
@@ -31,6 +31,9 @@ fn one_bad_row_takes_no_other_along() {
     txn.open_table(HOLDERS).unwrap().insert((&[7; 6], 99, &b"no such directory"[..]), ()).unwrap();
     txn.open_table(DIRS).unwrap().insert(u32::MAX, &garbage(8)[..]).unwrap();
     txn.open_table(DIR_NUMBERS).unwrap().insert((99, &b"no such root/"[..]), u32::MAX).unwrap();
+    txn.open_table(VANISHED).unwrap().insert(&b"/no such file"[..], &garbage(9)[..]).unwrap();
+    txn.open_table(VANISHED_ORDER).unwrap().insert(u64::MAX, &b"/no such file"[..]).unwrap();
+    txn.open_table(REPAIRS).unwrap().insert(u64::MAX, &garbage(10)[..]).unwrap();
     txn.open_table(USED).unwrap().insert(&[7; 32], u64::MAX).unwrap();
     txn.commit().unwrap();
     lab.set_row(OUTBOARDS, lab.subjects[cached].id(), Some(&garbage(4)));
@@ -60,8 +63,31 @@ fn one_bad_row_takes_no_other_along() {
         lab.fetch(&lab.subjects[number]);
     }
     lab.subjects.iter().for_each(|subject| lab.check_sound(subject));
+    for consent in [Consent::Damage, Consent::Suspect, Consent::Damage] {
+        check_vanish_and_mend(&lab, &name, &lab.subjects[in_place], consent);
+    }
     let usage = lab.store.cache_usage().unwrap();
     assert_eq!(lab.store.trim(0).unwrap(), 0, "{usage:?}: everything can be evicted");
+}
+
+/// Files vanish, and are mended, beside rows that rotted into the last numbers that there are.
+fn check_vanish_and_mend(lab: &Lab, name: &str, subject: &Subject, consent: Consent) {
+    let file = lab.file(name);
+    let row = lab.store.file(&file).unwrap();
+    lab.store.unlink(file.root, &[name.as_bytes()]).unwrap();
+    assert_eq!(lab.store.vanished(file.root, &[name.as_bytes()]).unwrap(), [row]);
+    lab.link(name);
+    let mut rotten = subject.bytes.clone();
+    rotten[70_000] ^= 1;
+    lab.rot(name, &rotten);
+    lab.verify(name);
+    let before = lab.store.repairs().unwrap().len();
+    let mut mending = lab.store.mend(&file, consent, NOW).unwrap();
+    let damaged = mending.damaged();
+    subject.feed(&mut mending, &damaged);
+    mending.finish().unwrap();
+    assert_eq!(lab.store.repairs().unwrap().len(), before + 1);
+    lab.check_sound(subject);
 }
 
 /// A row of the cache may decode and claim more than there are bytes anywhere: the start does not count them all.

@@ -2,12 +2,12 @@
 
 use std::fs::{self, File};
 
-use blobstore::{Sink, StoreError, Verdict};
+use blobstore::{Consent, Sink, StoreError, Verdict};
 use tree::{Drift, Grain, RangeSet, Verified, hash_into};
 
 use crate::{
     assert_found,
-    common::GROUP,
+    common::{GROUP, NOW},
     damage::Kind,
     lab::{Lab, OUTBOARDS, Subject, overwrite_at},
     oracle::{PAIR_BYTES, below_wrong_pairs, differing, grain_of},
@@ -35,7 +35,7 @@ pub(crate) fn injure_data(lab: &Lab, subject: &Subject, name: &str, kind: Kind, 
         // Another size is an edit: nothing is said of the bytes, nothing taken from them, and nothing written.
         assert!(matches!(lab.verify(name), Some(Verdict::Modified)));
         lab.check_read(subject, lab.some_range(subject, rng), &missing(&subject.all()));
-        assert!(matches!(lab.store.mend(&file), Err(StoreError::Modified { .. })));
+        assert!(matches!(lab.store.mend(&file, Consent::Damage, NOW), Err(StoreError::Modified { .. })));
         assert!(damaged().is_empty() && fs::read(&path).unwrap() == bytes);
         edit(&subject.bytes);
         assert!(matches!(lab.verify(name), Some(Verdict::Sound)));
@@ -55,7 +55,7 @@ pub(crate) fn injure_data(lab: &Lab, subject: &Subject, name: &str, kind: Kind, 
     }
     assert!(is_elsewhere || said == subject.all().difference(&rot), "{said:?} was said");
 
-    let mut mending = lab.store.mend(&file).unwrap();
+    let mut mending = lab.store.mend(&file, Consent::Damage, NOW).unwrap();
     for range in rot.iter() {
         let read = lab.store.read(subject.id(), subject.size() as u64, range).unwrap();
         let pieces: Vec<_> = read.pieces.into_iter().map(Verified::Data).collect();

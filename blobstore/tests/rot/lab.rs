@@ -14,17 +14,19 @@ use tempfile::TempDir;
 use tree::{BlobId, ByteRange, Fingerprint, Grain, Hashed, Query, RangeSet, Verified, hash_into};
 
 use crate::common::{
-    DIR_NUMBERS, DIRS, GROUP, HOLDERS, LARGE, all, check_read_of, group_count, groups, hashed, pieces_of, random,
-    range, rotting::Rotting, settings, split,
+    DIR_NUMBERS, DIRS, FILES, GROUP, HOLDERS, LARGE, all, check_read_of, group_count, groups, hashed, pieces_of,
+    random, range, rotting::Rotting, settings, split,
 };
 
-pub(crate) const FILES: TableDefinition<(u32, &[u8]), &[u8]> = TableDefinition::new("store.files");
 pub(crate) const META: TableDefinition<&str, u32> = TableDefinition::new("store.meta");
 pub(crate) const OUTBOARDS: BlobTable = TableDefinition::new("store.outboards");
 pub(crate) const CACHED: BlobTable = TableDefinition::new("store.cached");
 pub(crate) const INLINE: BlobTable = TableDefinition::new("store.inline");
 pub(crate) const MENDING: TableDefinition<(u32, &[u8]), &[u8]> = TableDefinition::new("store.mending");
 pub(crate) const USED: TableDefinition<&[u8; 32], u64> = TableDefinition::new("store.used");
+pub(crate) const VANISHED: TableDefinition<&[u8], &[u8]> = TableDefinition::new("store.vanished");
+pub(crate) const VANISHED_ORDER: TableDefinition<u64, &[u8]> = TableDefinition::new("store.vanished_order");
+pub(crate) const REPAIRS: TableDefinition<u64, &[u8]> = TableDefinition::new("store.repairs");
 pub(crate) type BlobTable = TableDefinition<'static, &'static [u8; 32], &'static [u8]>;
 
 /// The number of the only root.
@@ -152,7 +154,9 @@ impl Lab {
         let bytes = fs::read(self.path(name)).unwrap();
         let fingerprint = self.fingerprint(name);
         let hashed = self.store.hash(&bytes[..], bytes.len() as u64).unwrap();
-        self.store.link(self.root, &[NewFile { path: name.into(), fingerprint, hashed_at: 1, hashed }]).unwrap();
+        self.store
+            .link(self.root, &[NewFile { path: name.into(), fingerprint, hashed_at: 1, racy: false, hashed }])
+            .unwrap();
     }
 
     /// Brings into the cache from a peer what is missing there of what it is to have.

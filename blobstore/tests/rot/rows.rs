@@ -1,13 +1,13 @@
 //! What the database says: rows that are wrong, and look right or do not decode. Whatever they claim, nothing wrong
 //! is served, verify tells the truth about the bytes, and the right row can come back.
 
-use blobstore::{FileRow, Presence, Verdict};
+use blobstore::{Consent, FileRow, Presence, Verdict};
 use tree::{BlobId, Grain, RangeSet};
 
 use crate::{
     assert_found,
     cached::check_refetch,
-    common::{GROUP, all, group_count, groups, range},
+    common::{GROUP, NOW, all, group_count, groups, range},
     damage::Kind,
     lab::{CACHED, Lab, Subject},
     oracle::{below_wrong_pairs, differing},
@@ -30,6 +30,11 @@ pub(crate) fn injure_file_row(lab: &Lab, subject: &Subject, name: &str, kind: Ki
             let is_true = now.is_some_and(|now| now.blob == subject.id() && now.damaged.is_empty());
             assert_eq!(matches!(verdict, Some(Verdict::Sound)), is_true && !matches!(verdict, Some(Verdict::Modified)));
             check_some_read(lab, subject);
+            // Whatever the row says, nothing is written to the user's file for it.
+            for consent in [Consent::Damage, Consent::Suspect] {
+                drop(lab.store.mend(&lab.file(name), consent, NOW));
+            }
+            assert!(std::fs::read(lab.path(name)).unwrap() == subject.bytes);
         }
         1 => injure_blob(lab, subject, name, &row, rng),
         2 => {

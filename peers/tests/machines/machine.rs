@@ -45,6 +45,10 @@ impl Machine {
             grain: Grain::GROUP,
             cache_limit,
             cache_keep_free: 0,
+            saved: dir.path().join("saved"),
+            saved_keep: Duration::MAX,
+            saved_bytes_max: u64::MAX,
+            vanished_max: 1000,
         };
         let store = Store::open(Arc::new(RealDisk), db.clone(), settings).unwrap();
         let origin = Origin { me: identity.peer(), now: 1_700_000_000, random: fastrand::u64(..), history_limit: 1000 };
@@ -113,7 +117,9 @@ impl Machine {
         let hashed = self.store.hash(bytes, bytes.len() as u64).unwrap();
         let blob = hashed.id();
         let root = self.store.add_root(&root_dir).unwrap();
-        self.store.link(root, &[NewFile { path: path.into(), fingerprint, hashed, hashed_at: 1 }]).unwrap();
+        self.store
+            .link(root, &[NewFile { path: path.into(), fingerprint, hashed, hashed_at: 1, racy: false }])
+            .unwrap();
         blob
     }
 
