@@ -1,6 +1,7 @@
 use std::{path::PathBuf, sync::Arc, time::SystemTime};
 
 use namespace::RelPath;
+use peers::Attributes;
 use tree::{BlobId, UnixTime};
 
 use super::{
@@ -40,7 +41,7 @@ impl Node {
             let (mut staged, leftover) = arrived.take(store, &destination, &at)?;
             let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
             let mtime = UnixTime { seconds: since.as_secs().cast_signed(), nanos: since.subsec_nanos() };
-            staged.set_attributes(0o644, mtime)?;
+            staged.set_traits(node.traits(0o644, mtime, Attributes::default()))?;
             staged.publish(&at)?;
             leftover.forget(store)?;
             Ok(destination.sync()?)
@@ -53,6 +54,7 @@ impl Node {
             bytes: size,
             bytes_received: fetched.bytes_received,
             bytes_sent: None,
+            not_kept: Vec::new(),
         };
         Ok(reporter.send(Event::Copied(copied)).await?)
     }
