@@ -28,7 +28,7 @@ pub struct Source {
 pub(crate) enum Data {
     /// Nowhere: the empty blob needs none.
     Nothing,
-    InPlace(FileRef, FileRow, Box<dyn DiskFile>),
+    InPlace(FileRef, Box<FileRow>, Box<dyn DiskFile>),
     /// And when something of it was last evicted.
     Cached(Cached, Option<u64>),
 }
@@ -286,7 +286,7 @@ impl Store {
             size,
             available: RangeSet::from(Geometry::new(size).all()).difference(&row.damaged),
             outboard: self.outboard(row.blob, size)?,
-            data: Data::InPlace(file, row, data),
+            data: Data::InPlace(file, Box::new(row), data),
         })
     }
 }

@@ -121,13 +121,13 @@ impl Lab {
                 done().filter(|moved| !moved.keep).for_each(|moved| _ = model.remove(&(at, moved.from.clone())));
                 for Move { from, to, fingerprint, .. } in done() {
                     let row = before[&(at, from.clone())].clone();
-                    let state = match row.state {
-                        FileState::Suspect(_) => FileState::Suspect(*fingerprint),
-                        state => state,
+                    let (now, state) = match row.state {
+                        FileState::Suspect(_) => (row.fingerprint, FileState::Suspect(*fingerprint)),
+                        state => (*fingerprint, state),
                     };
                     let key = (at, to.clone());
                     self.vanished.retain(|(gone, _)| *gone != key);
-                    model.insert(key, FileRow { fingerprint: *fingerprint, state, ..row });
+                    model.insert(key, FileRow { fingerprint: now, state, ..row });
                 }
                 let (moves, done): (Vec<_>, Vec<_>) = moves.into_iter().unzip();
                 assert_eq!(self.store.relink(root, &moves).unwrap(), done);
