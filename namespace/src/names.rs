@@ -139,13 +139,28 @@ pub fn staging_name(number: u64) -> String {
 
 /// Whether a file may be called so only for a moment.
 pub fn is_staging_name(name: &[u8]) -> bool {
-    let number =
-        name.strip_prefix(STAGING_PREFIX.as_bytes()).and_then(|rest| rest.strip_suffix(STAGING_SUFFIX.as_bytes()));
+    is_numbered(name, STAGING_SUFFIX)
+}
+
+/// The name of the directory, beside files that are moved to another machine, into which each is renamed for the moment
+/// before it is removed. Neither the directory nor anything in it is indexed. `number` tells it from others.
+pub fn leaving_name(number: u64) -> String {
+    format!("{STAGING_PREFIX}{number:016x}{LEAVING_SUFFIX}")
+}
+
+/// Whether a directory of this name is one for files that are about to be removed.
+pub fn is_leaving_name(name: &[u8]) -> bool {
+    is_numbered(name, LEAVING_SUFFIX)
+}
+
+fn is_numbered(name: &[u8], suffix: &str) -> bool {
+    let number = name.strip_prefix(STAGING_PREFIX.as_bytes()).and_then(|rest| rest.strip_suffix(suffix.as_bytes()));
     number.is_some_and(|digits| digits.len() == 16 && digits.iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')))
 }
 
 const STAGING_PREFIX: &str = ".blobd-";
 const STAGING_SUFFIX: &str = ".part";
+const LEAVING_SUFFIX: &str = ".leaving";
 
 impl TryFrom<&str> for RelPath {
     type Error = NameError;

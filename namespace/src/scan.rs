@@ -12,7 +12,7 @@ use rustix::{
 };
 use tree::{Fingerprint, UnixTime};
 
-use crate::{RelPath, is_staging_name};
+use crate::{RelPath, is_leaving_name, is_staging_name};
 
 /// An entry that a walk through an arena root met.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -125,7 +125,8 @@ impl Walk {
     pub fn within(mut self, path: RelPath) -> Self {
         let absolute = self.root.join(path.as_path());
         let is_left_out = self.left_out.iter().any(|left_out| absolute.starts_with(left_out))
-            || is_staging_name(path.as_path().file_name().unwrap_or_default().as_bytes());
+            || is_staging_name(path.as_path().file_name().unwrap_or_default().as_bytes())
+            || path.as_bytes().split(|&b| b == b'/').any(is_leaving_name);
         self.stack = if is_left_out { Vec::new() } else { vec![Pending::Start(path)] };
         self
     }
@@ -137,7 +138,7 @@ impl Walk {
     }
 
     /// Calls `passing` with the path of each file that is left out because it has a
-    /// [name for a moment](crate::staging_name).
+    /// [name for a moment](crate::staging_name), and of each directory of [files about to be removed](crate::leaving_name).
     pub fn passing(mut self, passing: impl FnMut(RelPath) + Send + 'static) -> Self {
         self.passing = Box::new(passing);
         self
@@ -177,7 +178,9 @@ impl Walk {
                 known => known == FileType::Directory,
             };
             match dir.map_or_else(|| name.to_owned().try_into(), |dir| dir.join(name)) {
-                Ok(path) if is_staging_name(name) && !is_dir => passed.push(path),
+                Ok(path) if (is_staging_name(name) && !is_dir) || (is_leaving_name(name) && is_dir) => {
+                    passed.push(path)
+                }
                 Ok(path) => entries.push((path, is_dir)),
                 Err(_) => {
                     let path = absolute.join(OsStr::from_bytes(name));

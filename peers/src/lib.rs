@@ -63,7 +63,10 @@ pub use identity::{Identity, IdentityError};
 pub use iroh_wire::{ALPN as IROH_ALPN, decode_request, encode_request};
 pub use join::JoinError;
 pub use obey::Orders;
-pub use order::{Done, Held, Link, Lost, News, Order, Outcome, Place, REASON_CHARS_MAX, Remove, Task, Why};
+pub use order::{
+    Confirm, Done, Finish, Leave, Link, Lost, MoveId, News, Order, Outcome, Place, Pledge, Prepare, REASON_CHARS_MAX,
+    Task, Why,
+};
 pub use ordering::{OrderError, Ordering};
 pub use pace::{Class, Limits, Pace, RATE_LEAST};
 pub use packing::{Compress, CompressError, Level, Packer, UnpackError, Unpacker};

@@ -147,6 +147,9 @@ fn refusal(inner: &Inner, peer: PeerId, roles: &Result<Roles, String>, order: &O
     if !order.is_valid() {
         return Some(Done::failed(Why::Refused, "an order that nobody may give"));
     }
+    if !order.is_for_writers() {
+        return None;
+    }
     let roles = match roles {
         Ok(roles) => roles,
         Err(why) => {

@@ -3,7 +3,7 @@
 
 use namespace::{ArenaName, Content, PeerId, RelPath};
 use serde::{Deserialize, Serialize};
-use tree::{BlobId, Fingerprint, UnixTime};
+use tree::{BlobId, UnixTime};
 
 use crate::{Attributes, attributes::ATTRIBUTES_WIRE_BYTES_MAX};
 
@@ -23,8 +23,29 @@ pub enum Task {
     Check,
     /// Have something at a path.
     Place(Place),
-    /// Have nothing at a path.
-    Remove(Remove),
+    /// Mark a tree as leaving for a move: until the move ends, nothing is put into it.
+    Leave(Leave),
+    /// Keep a tree for a move: until the move ends, nothing in it is replaced or moved away.
+    Pledge(Pledge),
+    /// Set an entry of a tree that leaves aside.
+    Prepare(Prepare),
+    /// Say that the entry at the destination is still there, although the source has set its own aside.
+    Confirm(Confirm),
+    /// Remove an entry that was set aside, or put it back.
+    Finish(Finish),
+    /// End a move: its trees are neither leaving nor kept any more. The number is the move's.
+    End(u64),
+    /// Say whether a move that left from here is over; asked by the machine that keeps a tree for it.
+    IsOver(MoveId),
+}
+
+/// A move: the machine that directs it, and a random number by which that machine knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct MoveId {
+    /// The machine that gives the orders.
+    pub director: PeerId,
+    /// The number in its orders.
+    pub number: u64,
 }
 
 /// What is to be at a path.
@@ -46,6 +67,8 @@ pub struct Place {
     pub attributes: Attributes,
     /// A file of the same arena that was placed before, of which this is to be another name.
     pub link: Option<Link>,
+    /// The move that it is part of, for which the tree is kept; `None` for a copy.
+    pub part_of: Option<u64>,
 }
 
 /// A file of which another name is to be made.
@@ -57,15 +80,37 @@ pub struct Link {
     pub inode: u64,
 }
 
-/// What is to go from a path, because another machine has it.
+/// A tree that is about to be moved away.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Remove {
+pub struct Leave {
+    /// The move's number.
+    pub number: u64,
+    /// The tree; `None` is the whole arena.
+    pub path: Option<RelPath>,
+}
+
+/// A tree into which something is moved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pledge {
+    /// The move's number.
+    pub number: u64,
+    /// The tree; `None` is the whole arena.
+    pub path: Option<RelPath>,
+    /// The machine that the move takes from; `None` for the one who asks.
+    pub source: Option<PeerId>,
+    /// The arena there.
+    pub source_arena: ArenaName,
+}
+
+/// What is to be set aside.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Prepare {
+    /// The move's number.
+    pub number: u64,
     /// Where.
     pub path: RelPath,
-    /// What must be there, to be removed.
+    /// What must be there. A directory must be empty.
     pub content: Content,
-    /// What the other machine has, which must not be this very file. `None` for a directory, which goes if it is empty.
-    pub held: Option<Held>,
     /// The [digest](Attributes::digest) of the extended attributes that the other machine has kept, which must be those of
     /// the file still. `None` if they are not compared.
     pub attributes: Option<BlobId>,
@@ -80,24 +125,30 @@ pub struct Lost {
     pub mode: bool,
 }
 
-/// A file or link as the file system tells it from others, and from what it was before. Without the device, which has
-/// another number on each machine that mounts it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Held {
-    /// Its number.
-    pub inode: u64,
-    /// Bytes.
-    pub size: u64,
-    /// When its content was changed.
-    pub mtime: UnixTime,
-    /// When anything of it was changed.
-    pub ctime: UnixTime,
+/// What must still be at the destination.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Confirm {
+    /// The move's number.
+    pub number: u64,
+    /// Where.
+    pub path: RelPath,
+    /// What must be there.
+    pub content: Content,
+    /// The number of the directory into which the source has set its own aside.
+    pub aside: u64,
 }
 
-impl From<Fingerprint> for Held {
-    fn from(Fingerprint { inode, size, mtime, ctime, .. }: Fingerprint) -> Self {
-        Self { inode, size, mtime, ctime }
-    }
+/// How an entry that was set aside ends.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finish {
+    /// The move's number.
+    pub number: u64,
+    /// Where it was.
+    pub path: RelPath,
+    /// The number of the directory into which it was set aside.
+    pub aside: u64,
+    /// Whether it is removed; else it is put back.
+    pub remove: bool,
 }
 
 /// What became of an order, or how far it has come: a frame from the one that was asked.
@@ -130,24 +181,29 @@ pub enum Done {
     Placed {
         /// Bytes received for it: data, proofs and sizes.
         received: u64,
-        /// What is there; `None` for a directory.
-        held: Option<Held>,
-        /// The number of the file that is there; 0 for a directory.
+        /// The number of the file that is there; 0 for a directory or symbolic link.
         inode: u64,
         /// What was not kept of it.
         lost: Lost,
     },
     /// It was there before, durably.
     There {
-        /// What is there; `None` for a directory.
-        held: Option<Held>,
-        /// The number of the file that is there; 0 for a directory.
+        /// The number of the file that is there; 0 for a directory or symbolic link.
         inode: u64,
         /// What was not kept of it.
         lost: Lost,
     },
+    /// It is set aside.
+    Prepared {
+        /// The number of the directory that it is in.
+        aside: u64,
+    },
+    /// It is still there, and is another one than what was set aside.
+    Confirmed,
     /// It is not there any more.
     Removed,
+    /// It was set aside, and is where it was again.
+    PutBack,
     /// The directory is not empty, and stays.
     NotEmpty,
     /// Nothing was done.
@@ -176,6 +232,10 @@ pub enum Why {
     Unreachable,
     /// There is no room.
     Full,
+    /// A move that has not ended has the tree.
+    Busy,
+    /// The move is not known, or was given up meanwhile: it may be begun again.
+    Over,
 }
 
 impl Order {
@@ -183,15 +243,18 @@ impl Order {
     pub(crate) fn is_valid(&self) -> bool {
         let is_something = |content: &Content| content.is_present() && content.is_valid();
         match &self.task {
-            Task::Check => true,
             Task::Place(Place { content, mtime, attributes, link, .. }) => {
                 let may_link = matches!(content, Content::File { .. }) || link.is_none();
                 is_something(content) && mtime.nanos < 1_000_000_000 && attributes.is_valid() && may_link
             }
-            Task::Remove(Remove { content, held, .. }) => {
-                is_something(content) && held.is_some() != matches!(content, Content::Directory { .. })
-            }
+            Task::Prepare(Prepare { content, .. }) | Task::Confirm(Confirm { content, .. }) => is_something(content),
+            Task::Check | Task::Leave(_) | Task::Pledge(_) | Task::Finish(_) | Task::End(_) | Task::IsOver(_) => true,
         }
+    }
+
+    /// Whether only who may write to the arena may ask so. Anybody who knows a move may ask whether it is over.
+    pub(crate) fn is_for_writers(&self) -> bool {
+        !matches!(self.task, Task::IsOver(_))
     }
 }
 
@@ -236,14 +299,17 @@ mod tests {
             from: None,
             attributes,
             link: None,
+            part_of: None,
         })
     }
 
-    fn remove(content: Content, held: Option<Held>) -> Task {
-        Task::Remove(Remove { path: "a b".try_into().unwrap(), content, held, attributes: None })
+    fn prepare(content: Content) -> Task {
+        Task::Prepare(Prepare { number: 300, path: "a b".try_into().unwrap(), content, attributes: None })
     }
 
-    const HELD: Held = Held { inode: 300, size: 0, mtime: TIME, ctime: UnixTime { seconds: -1, nanos: 7 } };
+    fn confirm(content: Content) -> Task {
+        Task::Confirm(Confirm { number: 300, path: "a b".try_into().unwrap(), content, aside: 9 })
+    }
 
     const LOST: Lost = Lost { attributes: false, mode: true };
 
@@ -252,12 +318,26 @@ mod tests {
         let file = Content::File { blob: BlobId::EMPTY, size: 0, mode: 0o644 };
         let link = Content::Symlink { target: b"../x".to_vec() };
         let (inbox, path, mtime) = ("05696e626f78", "03612062", "80c49fd50c05");
+        let peer = PeerId::from_bytes([7; 32]);
+        let pledge =
+            |path, source| Task::Pledge(Pledge { number: 300, path, source, source_arena: "docs".parse().unwrap() });
+        let finish = Finish { number: 300, path: "a b".try_into().unwrap(), aside: 9, remove: true };
         for (task, expected) in [
             (Task::Check, format!("{inbox}00")),
-            (place(file), format!("{inbox}01{path}00{}00a403{mtime}010000000000", BlobId::EMPTY)),
-            (place(Content::Directory { mode: 0o755 }), format!("{inbox}01{path}04ed03{mtime}010000000000")),
-            (remove(link, Some(HELD)), format!("{inbox}02{path}01042e2e2f7801ac0200{mtime}010700")),
-            (remove(Content::Directory { mode: 0 }, None), format!("{inbox}02{path}04000000")),
+            (place(file.clone()), format!("{inbox}01{path}00{}00a403{mtime}01000000000000", BlobId::EMPTY)),
+            (place(Content::Directory { mode: 0o755 }), format!("{inbox}01{path}04ed03{mtime}01000000000000")),
+            (Task::Leave(Leave { number: 300, path: None }), format!("{inbox}02ac0200")),
+            (Task::Leave(Leave { number: 1, path: Some("a b".try_into().unwrap()) }), format!("{inbox}020101{path}")),
+            (pledge(None, None), format!("{inbox}03ac02000004646f6373")),
+            (
+                pledge(Some("a b".try_into().unwrap()), Some(peer)),
+                format!("{inbox}03ac0201{path}01{}04646f6373", "07".repeat(32)),
+            ),
+            (prepare(link), format!("{inbox}04ac02{path}01042e2e2f7800")),
+            (confirm(file), format!("{inbox}05ac02{path}00{}00a40309", BlobId::EMPTY)),
+            (Task::Finish(finish), format!("{inbox}06ac02{path}0901")),
+            (Task::End(300), format!("{inbox}07ac02")),
+            (Task::IsOver(MoveId { director: peer, number: 300 }), format!("{inbox}08{}ac02", "07".repeat(32))),
         ] {
             assert_eq!(hex(&order(task)), expected);
         }
@@ -270,14 +350,15 @@ mod tests {
         for (news, expected) in [
             (News::Progress { bytes: 70_000 }, "ac0200f0a204"),
             (News::Done(Done::Ready), "ac020100"),
-            (
-                News::Done(Done::Placed { received: 8, held: Some(HELD), inode: 300, lost: LOST }),
-                "ac0201010801ac020080c49fd50c050107ac020001",
-            ),
-            (News::Done(Done::There { held: None, inode: 0, lost: Lost::default() }), "ac02010200000000"),
-            (News::Done(Done::Removed), "ac020103"),
-            (News::Done(Done::NotEmpty), "ac020104"),
-            (News::Done(Done::failed(Why::Full, "no\nroom")), "ac0201050606 6e6f726f6f6d"),
+            (News::Done(Done::Placed { received: 8, inode: 300, lost: LOST }), "ac02010108ac020001"),
+            (News::Done(Done::There { inode: 0, lost: Lost::default() }), "ac020102000000"),
+            (News::Done(Done::Prepared { aside: 300 }), "ac020103ac02"),
+            (News::Done(Done::Confirmed), "ac020104"),
+            (News::Done(Done::Removed), "ac020105"),
+            (News::Done(Done::PutBack), "ac020106"),
+            (News::Done(Done::NotEmpty), "ac020107"),
+            (News::Done(Done::failed(Why::Full, "no\nroom")), "ac0201080606 6e6f726f6f6d"),
+            (News::Done(Done::failed(Why::Over, "")), "ac0201080800"),
         ] {
             assert_eq!(hex(&Outcome { number: 300, news }), expected.replace(' ', ""));
         }
@@ -292,12 +373,16 @@ mod tests {
         let attributes =
             Attributes::new((1..=128).map(|n| Attribute { name: vec![n; 255], value: vec![0] }).collect(), true);
         assert_eq!(attributes.list.len(), 128);
-        let link = Some(Link { path: path.clone(), inode: u64::MAX });
-        let place = Place { path, content, mtime, overwrite: true, prove: true, from, attributes, link };
-        let longest = Order { arena: "x".repeat(255).parse().unwrap(), task: Task::Place(place) };
-        assert!(postcard::to_stdvec(&longest).unwrap().len() <= ORDER_BYTES_MAX);
-        // One that is valid for its content has no link.
-        assert!(!longest.is_valid());
+        let (link, part_of) = (Some(Link { path: path.clone(), inode: u64::MAX }), Some(u64::MAX));
+        let arena: ArenaName = "x".repeat(255).parse().unwrap();
+        let confirm = Confirm { number: u64::MAX, path: path.clone(), content: content.clone(), aside: u64::MAX };
+        let place = Place { path, content, mtime, overwrite: true, prove: true, from, attributes, link, part_of };
+        for (task, is_valid) in [(Task::Place(place), false), (Task::Confirm(confirm), true)] {
+            let longest = Order { arena: arena.clone(), task };
+            assert!(postcard::to_stdvec(&longest).unwrap().len() <= ORDER_BYTES_MAX);
+            // A link may be a second name of files alone.
+            assert_eq!(longest.is_valid(), is_valid);
+        }
         let failed = News::Done(Done::failed(Why::Failed, &"\u{10ffff}".repeat(9999)));
         let longest = Outcome { number: u64::MAX, news: failed };
         assert!(postcard::to_stdvec(&longest).unwrap().len() <= ORDER_BYTES_MAX);
@@ -323,11 +408,11 @@ mod tests {
             (place(Content::Symlink { target: vec![] }), false),
             (place(Content::Deleted), false),
             (place(Content::Withdrawn), false),
-            (remove(file(0, 0), Some(HELD)), true),
-            (remove(file(0, 0), None), false),
-            (remove(dir.clone(), None), true),
-            (remove(dir, Some(HELD)), false),
-            (remove(Content::Deleted, Some(HELD)), false),
+            (prepare(file(0, 0)), true),
+            (prepare(file(1, 0)), false),
+            (prepare(Content::Deleted), false),
+            (confirm(dir), true),
+            (confirm(Content::Withdrawn), false),
         ] {
             assert_eq!(order(task.clone()).is_valid(), is_valid, "{task:?}");
         }

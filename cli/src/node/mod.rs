@@ -94,6 +94,10 @@ struct Inner {
     /// Changes that are ready but for their last steps, and the turn to take these.
     settling: Mutex<copy::Queue>,
     settling_turn: Arc<tokio::sync::Mutex<()>>,
+    /// Arenas that were looked at a moment ago.
+    held: copy::HeldArenas,
+    /// The moves that this machine takes part in.
+    moving: Arc<copy::Moving>,
     /// Directories that were made for what is in them.
     implied: copy::Implied,
     /// `get`s that did not come to their end.
@@ -167,7 +171,8 @@ impl Node {
         });
         let namespace = namespace.while_doing(opening())?;
         let unfinished = copy::Unfinished::new(db.clone());
-        let roster = Roster::open(db).while_doing(opening())?;
+        let roster = Roster::open(db.clone()).while_doing(opening())?;
+        let moving = Arc::new(copy::Moving::open(db, identity.peer())?);
         let roots = Roots::default();
         for arena in namespace.arenas()? {
             add_root(&store, &roots, &arena)?;
@@ -244,6 +249,8 @@ impl Node {
             gathering: copy::Gathering::new(open_files_max()),
             settling: Mutex::default(),
             settling_turn: Arc::default(),
+            held: copy::HeldArenas::default(),
+            moving,
             implied: copy::Implied::default(),
             unfinished,
             keep_attributes: config.copy.attributes,
@@ -277,6 +284,7 @@ impl Node {
 
     /// Ends all connections. Work that is under way is left where it is safe.
     pub async fn shutdown(&self) {
+        self.stop_moving().await;
         // A scan or a mending stops between two files once nobody listens any more.
         let all = async {
             let both = (self.inner.turn.acquire().await.is_ok(), self.inner.indexing.acquire().await.is_ok());

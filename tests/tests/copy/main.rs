@@ -5,6 +5,7 @@ mod file_systems;
 mod kept;
 mod kills;
 mod meanwhile;
+mod moves;
 mod names;
 mod orders;
 mod roles;

@@ -8,9 +8,10 @@ use std::{
     time::Duration,
 };
 
-use namespace::{Content, RelPath};
+use namespace::{Content, PeerId, RelPath};
 use peers::{
-    Attribute, Attributes, Done, Held, Identity, Link, Lost, News, Order, Outcome, Place, Remove, Task, Why,
+    Attribute, Attributes, Confirm, Done, Finish, Identity, Leave, Link, Lost, MoveId, News, Order, Outcome, Place,
+    Pledge, Prepare, Task, Why,
     wire::{StreamKind, read_frame, write_frame},
 };
 use quinn::Connection;
@@ -24,6 +25,8 @@ use crate::same;
 struct Lab {
     runtime: Runtime,
     connection: Connection,
+    me: PeerId,
+    identity: Identity,
     machine: Machine,
     docs: PathBuf,
 }
@@ -43,7 +46,14 @@ impl Lab {
         let runtime = Runtime::new().unwrap();
         let address = machine.address();
         let connection = runtime.block_on(introduced(&me, &machine, &address));
-        Self { runtime, connection, machine, docs }
+        Self { runtime, connection, me: me.peer(), identity: me, machine, docs }
+    }
+
+    /// The same, connected anew.
+    fn again(self) -> Self {
+        let address = self.machine.address();
+        let connection = self.runtime.block_on(introduced(&self.identity, &self.machine, &address));
+        Self { connection, ..self }
     }
 
     fn ask(&self, task: Task) -> Done {
@@ -67,13 +77,34 @@ impl Lab {
         })
     }
 
+    /// Has something removed as by a move, whatever the destination has.
     fn remove(&self, path: &str, content: Content) -> Done {
-        let held = Some(Held { inode: 7, size: 5, mtime: TIME, ctime: TIME });
-        let held = held.filter(|_| !matches!(content, Content::Directory { .. }));
-        self.ask(Task::Remove(Remove { path: path.try_into().unwrap(), content, held, attributes: None }))
+        self.ask(Task::Leave(Leave { number: NUMBER, path: None }));
+        let done = match self.prepare(path, content) {
+            Done::Prepared { aside } => self.finish(path, aside, true),
+            done => done,
+        };
+        self.ask(Task::End(NUMBER));
+        done
+    }
+
+    fn prepare(&self, path: &str, content: Content) -> Done {
+        self.ask(Task::Prepare(Prepare { number: NUMBER, path: path.try_into().unwrap(), content, attributes: None }))
+    }
+
+    fn finish(&self, path: &str, aside: u64, remove: bool) -> Done {
+        self.ask(Task::Finish(Finish { number: NUMBER, path: path.try_into().unwrap(), aside, remove }))
+    }
+
+    fn place(&self, path: &str, content: Content, part_of: Option<u64>) -> Done {
+        let (path, attributes) = (path.try_into().unwrap(), Attributes::default());
+        let (overwrite, prove, from, link) = (true, true, None, None);
+        self.ask(Task::Place(Place { path, content, mtime: TIME, overwrite, prove, from, attributes, link, part_of }))
     }
 }
 
+/// The number of the one move that is made.
+const NUMBER: u64 = 300;
 const TIME: UnixTime = UnixTime { seconds: 1, nanos: 2 };
 
 fn file(bytes: &[u8]) -> Content {
@@ -152,19 +183,15 @@ fn what_is_not_known_or_meant_is_not_removed() {
     failed(lab.remove("file", Content::Directory { mode: 0o755 }), Why::Changed);
     failed(lab.remove("file", Content::Deleted), Why::Refused);
     failed(lab.remove("file", Content::File { blob: BlobId::EMPTY, size: 5, mode: 0 }), Why::Refused);
-    // The very file that the other one says it has.
-    let meta = fs::metadata(lab.docs.join("file")).unwrap();
-    let time = |seconds, nanos: i64| UnixTime { seconds, nanos: nanos as u32 };
-    let held = Held {
-        inode: meta.ino(),
-        size: 5,
-        mtime: time(meta.mtime(), meta.mtime_nsec()),
-        ctime: time(meta.ctime(), meta.ctime_nsec()),
-    };
-    let remove = |held| Remove { path: "file".try_into().unwrap(), content: file(b"bytes"), held, attributes: None };
-    failed(lab.ask(Task::Remove(remove(Some(held)))), Why::Changed);
-    failed(lab.ask(Task::Remove(remove(None))), Why::Refused);
-    failed(lab.ask_at("other", Task::Remove(remove(Some(held)))), Why::Refused);
+    failed(lab.ask_at("other", Task::Leave(Leave { number: NUMBER, path: None })), Why::Refused);
+    failed(lab.finish("file", 7, true), Why::Over);
+    failed(lab.finish("file", 7, false), Why::Over);
+    // Of a tree that does not leave, nothing is set aside.
+    lab.ask(Task::End(NUMBER));
+    failed(lab.prepare("file", file(b"bytes")), Why::Over);
+    lab.ask(Task::Leave(Leave { number: NUMBER, path: Some("dir".try_into().unwrap()) }));
+    failed(lab.prepare("file", file(b"bytes")), Why::Over);
+    lab.ask(Task::End(NUMBER));
     same(&before, &lab.docs);
     fs::write(lab.docs.join("dir/file"), b"x").unwrap();
     assert_eq!(lab.remove("dir", Content::Directory { mode: 0o755 }), Done::NotEmpty);
@@ -189,7 +216,17 @@ fn a_link_is_made_of_what_was_placed_and_of_nothing_else() {
         let (path, attributes) = (path.try_into().unwrap(), Attributes::new(list.collect(), false));
         let link = Some(Link { path: from.try_into().unwrap(), inode });
         let content = file(b"bytes");
-        let place = Place { path, content, mtime: TIME, overwrite: false, prove: false, from: None, attributes, link };
+        let place = Place {
+            path,
+            content,
+            mtime: TIME,
+            overwrite: false,
+            prove: false,
+            from: None,
+            attributes,
+            link,
+            part_of: None,
+        };
         match lab.ask(Task::Place(place)) {
             Done::Placed { inode, lost, .. } => (inode, lost),
             done => panic!("{done:?}"),
@@ -234,7 +271,7 @@ fn a_writer_gets_nowhere_but_into_its_arena() {
     let runtime = Runtime::new().unwrap();
     let address = machine.address();
     let connection = runtime.block_on(introduced(&me, &machine, &address));
-    let lab = Lab { runtime, connection, machine, docs };
+    let lab = Lab { runtime, connection, me: me.peer(), identity: me, machine, docs };
     let place = |path: &str, content: Content| {
         let path = RelPath::try_from(path).unwrap();
         let (attributes, link) = (Attributes::default(), None);
@@ -247,13 +284,14 @@ fn a_writer_gets_nowhere_but_into_its_arena() {
             from: None,
             attributes,
             link,
+            part_of: None,
         }))
     };
     let config = fs::read(home.join("config.toml")).unwrap();
     let link = || Content::Symlink { target: b"x".to_vec() };
-    for path in
-        ["home", "home/config.toml", "home/state", "home/cache/incoming/x", "home/new", ".blobd-0123456789abcdef.part"]
-    {
+    let of_a_move = [".blobd-0123456789abcdef.leaving", "d/.blobd-0123456789abcdef.leaving/x"];
+    let own = ["home", "home/config.toml", "home/state", "home/cache/incoming/x", "home/new"];
+    for path in own.into_iter().chain(of_a_move).chain([".blobd-0123456789abcdef.part"]) {
         failed(place(path, link()), Why::Refused);
         failed(place(path, file(b"")), Why::Refused);
     }
@@ -288,8 +326,9 @@ fn garbage_and_readers() {
     failed(lab.remove("file", file(b"bytes")), Why::Refused);
     let path = RelPath::try_from("new").unwrap();
     let content = Content::Directory { mode: 0o777 };
-    let (attributes, link) = (Attributes::default(), None);
-    let place = Place { path, content, mtime: TIME, overwrite: true, prove: true, from: None, attributes, link };
+    let (attributes, link, part_of) = (Attributes::default(), None, None);
+    let place =
+        Place { path, content, mtime: TIME, overwrite: true, prove: true, from: None, attributes, link, part_of };
     failed(lab.ask(Task::Place(place)), Why::Refused);
     same(&before, &lab.docs);
     lab.runtime.block_on(async {
@@ -315,4 +354,121 @@ fn garbage_and_readers() {
     });
     assert!(lab.machine.is_running());
     assert!(!lab.machine.log().contains("panicked"), "{}", lab.machine.log());
+}
+
+/// A tree that leaves takes nothing in, and one that is kept is neither moved away nor replaced, until the move has ended.
+#[test]
+fn what_leaves_is_no_destination_and_what_is_kept_stays() {
+    let scratch = Scratch::new();
+    let lab = Lab::new(&scratch, "\"docs\"");
+    let before = indexed(&lab.docs);
+    let leave = |path: Option<&str>| {
+        lab.ask(Task::Leave(Leave { number: NUMBER, path: path.map(|path| path.try_into().unwrap()) }))
+    };
+    let pledge = |number, path: Option<&str>| {
+        let path = path.map(|path| path.try_into().unwrap());
+        lab.ask(Task::Pledge(Pledge { number, path, source: None, source_arena: "theirs".parse().unwrap() }))
+    };
+    assert_eq!(leave(Some("dir")), Done::Ready);
+    assert_eq!(leave(Some("dir")), Done::Ready, "the same again comes to the same");
+    failed(lab.place("dir/new", file(b""), None), Why::Busy);
+    failed(lab.place("dir", Content::Directory { mode: 0o755 }, Some(NUMBER)), Why::Busy);
+    failed(pledge(1, Some("dir/new")), Why::Busy);
+    failed(pledge(1, None), Why::Busy);
+    same(&before, &lab.docs);
+    lab.ask(Task::End(NUMBER));
+
+    assert_eq!(pledge(NUMBER, Some("file")), Done::Ready);
+    let confirm = |path: &str, content, number, aside| {
+        lab.ask(Task::Confirm(Confirm { number, path: path.try_into().unwrap(), content, aside }))
+    };
+    assert_eq!(confirm("file", file(b"bytes"), NUMBER, 7), Done::Confirmed);
+    failed(confirm("file", file(b"other"), NUMBER, 7), Why::Changed);
+    failed(confirm("file", file(b"bytes"), 1, 7), Why::Over);
+    failed(confirm("link", Content::Symlink { target: b"file".to_vec() }, NUMBER, 7), Why::Over);
+    // Its source is somebody who takes no orders: nobody can say that the move is over.
+    failed(leave(None), Why::Busy);
+    failed(lab.place("file", file(b""), None), Why::Busy);
+    same(&before, &lab.docs);
+    // Durably.
+    lab.machine.kill9();
+    lab.machine.restart_in_place();
+    let lab = lab.again();
+    let leave = |path: Option<&str>| {
+        lab.ask(Task::Leave(Leave { number: NUMBER, path: path.map(|path| path.try_into().unwrap()) }))
+    };
+    failed(leave(None), Why::Busy);
+    assert_eq!(leave(Some("dir")), Done::Ready);
+    // The move ends where who directs it says so.
+    assert_eq!(lab.ask(Task::End(NUMBER)), Done::Ready);
+    assert_eq!(leave(None), Done::Ready);
+    same(&before, &lab.docs);
+}
+
+/// What is set aside is no more lost than what was never touched: it comes back when the move ends, when the daemon is killed, and
+/// when another program has taken its name.
+#[test]
+fn what_is_set_aside_comes_back() {
+    let scratch = Scratch::new();
+    let lab = Lab::new(&scratch, "\"docs\"");
+    fs::write(lab.docs.join("dir/deep"), b"deep").unwrap();
+    lab.machine.ok(["arena", "scan", "docs"]);
+    let before = indexed(&lab.docs);
+    let entries = [
+        ("file", file(b"bytes")),
+        ("dir/deep", file(b"deep")),
+        ("link", Content::Symlink { target: b"file".to_vec() }),
+    ];
+    let is_aside = |lab: &Lab, path: &str| !lab.docs.join(path).is_symlink() && !lab.docs.join(path).exists();
+    let all_aside = |lab: &Lab| {
+        assert_eq!(lab.ask(Task::Leave(Leave { number: NUMBER, path: None })), Done::Ready);
+        let asides = entries.clone().map(|(path, content)| {
+            let done = lab.prepare(path, content.clone());
+            assert_eq!(lab.prepare(path, content), done, "the same again comes to the same");
+            assert!(is_aside(lab, path), "{path}");
+            let Done::Prepared { aside } = done else { panic!("{done:?}") };
+            aside
+        });
+        // Nothing of it counts as deleted.
+        lab.machine.ok(["arena", "scan", "docs"]);
+        entries.iter().for_each(|(path, _)| drop(lab.machine.ok(["stat", &format!("docs/{path}")])));
+        asides
+    };
+    let me = |lab: &Lab| MoveId { director: lab.me, number: NUMBER };
+    all_aside(&lab);
+    failed(lab.ask(Task::IsOver(me(&lab))), Why::Busy);
+    assert_eq!(lab.ask(Task::End(NUMBER)), Done::Ready);
+    assert_eq!(lab.ask(Task::IsOver(me(&lab))), Done::Ready);
+    same(&before, &lab.docs);
+    let asides = all_aside(&lab);
+    failed(lab.finish("file", asides[0] ^ 1, true), Why::Over);
+    assert!(is_aside(&lab, "file"));
+    assert_eq!(lab.finish("file", asides[0], false), Done::PutBack);
+    assert_eq!(lab.finish("link", asides[2], true), Done::Removed);
+    assert_eq!(lab.finish("link", asides[2], true), Done::Removed, "the same again comes to the same");
+    assert!(is_aside(&lab, "link"));
+    std::os::unix::fs::symlink("file", lab.docs.join("link")).unwrap();
+    lab.ask(Task::End(NUMBER));
+    lab.machine.ok(["arena", "scan", "docs"]);
+    let now = indexed(&lab.docs);
+    assert_eq!((now.len(), tests::differences(&before, &now).len()), (before.len(), 1), "all but the new link");
+    let before = now;
+
+    all_aside(&lab);
+    lab.machine.kill9();
+    assert!(is_aside(&lab, "file"));
+    lab.machine.restart_in_place();
+    wait_for("it is back", Duration::from_secs(30), || lab.docs.join("dir/deep").exists().then_some(()));
+    let lab = lab.again();
+    same(&before, &lab.docs);
+    failed(lab.prepare("file", file(b"bytes")), Why::Over);
+
+    let asides = all_aside(&lab);
+    fs::write(lab.docs.join("file"), b"newer").unwrap();
+    failed(lab.finish("file", asides[0], false), Why::Changed);
+    assert_eq!(fs::read(lab.docs.join("file")).unwrap(), b"newer");
+    assert_eq!(fs::read(lab.docs.join("file.put-back-1")).unwrap(), b"bytes");
+    lab.ask(Task::End(NUMBER));
+    let names = fs::read_dir(&lab.docs).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    assert!(!names.into_iter().any(|name| name.starts_with(".blobd-")));
 }

@@ -12,15 +12,16 @@ use std::{
 use blobstore::Fetched;
 use bytes::Bytes;
 use namespace::{ArenaName, Content, PeerId};
-use peers::{Class, Done, Place, SMALL_BYTES_MAX};
+use peers::{Class, Done, MoveId, Place, SMALL_BYTES_MAX};
 use tokio::sync::{AcquireError, Semaphore, SemaphorePermit, oneshot};
-use tree::{BlobId, Geometry};
+use tree::{BlobId, Fingerprint, Geometry};
 
 use super::{
     super::{Node, blocking},
     arrive::{Arrived, stage},
+    held::HeldArena,
     obey::Found,
-    settle::{HeldArena, Last, Step, lost},
+    settle::{Last, Room, Step, lost},
 };
 use crate::failure::Failure;
 
@@ -54,6 +55,8 @@ struct Small {
     mode: u16,
     /// Who has it, whatever catalogs say.
     holder: Option<PeerId>,
+    /// The move that it is part of.
+    part_of: Option<MoveId>,
     /// Counts the bytes that came.
     bytes: Arc<AtomicU64>,
 }
@@ -72,6 +75,8 @@ enum Became {
 struct Wanted {
     waiting: Waiting,
     arena: HeldArena,
+    /// What it takes the place of.
+    replaces: Option<Fingerprint>,
     /// Its bytes, and how they came.
     pieces: Option<(Vec<Bytes>, Fetched)>,
 }
@@ -133,9 +138,10 @@ impl Node {
         let _turn = self.inner.gathering.turn().await.ok()?;
         let (telling, told) = oneshot::channel();
         let holder = order.from.or(asker).filter(|&holder| holder != self.inner.peers.me());
+        let part_of = order.part_of.map(|number| self.inner.moving.id(asker, number));
         let (arena, order, bytes) = (arena.clone(), order.clone(), bytes.clone());
         let path = order.path.clone();
-        self.gather(Waiting { small: Small { arena, order, blob, size, mode, holder, bytes }, telling });
+        self.gather(Waiting { small: Small { arena, order, blob, size, mode, holder, part_of, bytes }, telling });
         match told.await.unwrap_or_else(|_| Became::Ended(Err(lost()))) {
             Became::Ended(ended) => Some(ended),
             Became::Ready(arena, settled) => {
@@ -222,13 +228,17 @@ impl Node {
                 Ok(Ok(arena)) => self.seek(arena, order),
             };
             match (found, arena) {
-                (Ok(Found::Room), Ok(Ok(arena))) => {
+                // A move may be in the way, which may have to be asked about.
+                (Ok(Found::Room(Some(_))), _) if !self.may_replace_now(&waiting.small) => {
+                    let _ = waiting.telling.send(Became::Left);
+                }
+                (Ok(Found::Room(replaces)), Ok(Ok(arena))) => {
                     match self.inner.store.read(*blob, *size, Geometry::new(*size).all()) {
                         Ok(outcome) => {
                             let is_here = outcome.missing.is_empty();
                             let bytes = || outcome.pieces.iter().map(|piece| piece.bytes().clone()).collect();
                             let pieces = is_here.then(|| (bytes(), Fetched::default()));
-                            wanted.push(Wanted { waiting, arena: arena.clone(), pieces });
+                            wanted.push(Wanted { waiting, arena: arena.clone(), replaces, pieces });
                         }
                         Err(error) => waiting.ends(Err(error.into())),
                     }
@@ -246,7 +256,7 @@ impl Node {
     /// Writes files without names, and has them take their last steps together. Who has no bytes, hears of it.
     fn stage_all(&self, wanted: Vec<Wanted>) {
         let mut ready = Vec::new();
-        for Wanted { waiting, arena, pieces } in wanted {
+        for Wanted { waiting, arena, replaces, pieces } in wanted {
             let Some((pieces, fetched)) = pieces else {
                 let _ = waiting.telling.send(Became::Left);
                 continue;
@@ -254,7 +264,7 @@ impl Node {
             if waiting.is_given_up() {
                 continue;
             }
-            match self.stage_one(&waiting.small, &arena, &pieces, fetched) {
+            match self.stage_one(&waiting.small, &arena, replaces, &pieces, fetched) {
                 Ok(step) => ready.extend(waiting.ready(arena, step)),
                 Err(failure) => waiting.ends(Err(failure)),
             }
@@ -262,14 +272,28 @@ impl Node {
         self.settle_soon(ready);
     }
 
-    fn stage_one(&self, small: &Small, arena: &HeldArena, pieces: &[Bytes], fetched: Fetched) -> Result<Step, Failure> {
-        let Small { order: Place { path, mtime, overwrite, attributes, .. }, blob, size, mode, bytes, .. } = small;
+    /// Whether no move is in the way of a file that takes the place of another.
+    fn may_replace_now(&self, small: &Small) -> bool {
+        let spot = (small.arena.clone(), small.order.path.clone());
+        self.inner.moving.moves().may_place(&spot, true, small.part_of).is_ok()
+    }
+
+    fn stage_one(
+        &self,
+        small: &Small,
+        arena: &HeldArena,
+        replaces: Option<Fingerprint>,
+        pieces: &[Bytes],
+        fetched: Fetched,
+    ) -> Result<Step, Failure> {
+        let Small { order: Place { path, mtime, attributes, .. }, blob, size, mode, bytes, part_of, .. } = small;
         let arrived = Arrived::Staged(stage(&arena.destination, path, pieces, *size)?);
         bytes.fetch_add(*size, Ordering::Relaxed);
         let hashed = arrived.hash(&self.inner.store, *blob, *size)?;
         let received = fetched.bytes_received;
         let traits = self.traits(*mode, *mtime, attributes.clone());
-        Ok(Step::File { arrived, hashed, traits, overwrite: *overwrite, received })
+        let room = Room { replaces, part_of: *part_of };
+        Ok(Step::File { arrived, hashed, traits, room, received })
     }
 }
 

@@ -41,6 +41,14 @@ impl Hands {
         }
     }
 
+    /// The machine; `None` is this one.
+    pub(super) fn peer(&self) -> Option<PeerId> {
+        match self {
+            Self::Here(_) => None,
+            Self::There(there) => Some(there.peer),
+        }
+    }
+
     /// Has an order carried out. `on_bytes` hears how many bytes have come so far.
     pub(super) async fn ask(&self, order: Order, on_bytes: impl Fn(u64)) -> Result<Done, Failure> {
         match self {

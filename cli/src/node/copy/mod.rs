@@ -2,14 +2,22 @@
 //! at other machines (`cp`, `mv`).
 
 mod arrive;
+mod aside;
 mod attributes;
 mod bundle;
+mod cross;
 mod describe;
 mod gather;
 mod get;
 mod get_blob;
 mod hands;
+mod held;
+mod keep;
 mod kept;
+mod leave;
+mod moves;
+mod moving;
+mod names;
 mod naming;
 mod obey;
 mod place;
@@ -21,7 +29,9 @@ mod unfinished;
 
 pub(crate) use attributes::KeepAttributes;
 pub(super) use gather::Gathering;
-pub(super) use place::{Implied, sweep};
+pub(super) use held::HeldArenas;
+pub(super) use moving::Moving;
+pub(super) use place::Implied;
 pub(crate) use plan::{CopyScope, Place};
 pub(super) use settle::Queue;
 pub(super) use unfinished::Unfinished;

@@ -415,13 +415,19 @@ pub(super) fn fingerprint_at(parent: &OwnedFd, path: &RelPath) -> io::Result<Fin
     Ok(Fingerprint::from(&entry.metadata()?))
 }
 
+/// Whether an error says that nothing is there.
+pub(super) fn is_gone(error: &io::Error) -> bool {
+    let gone = [Errno::NOENT, Errno::NOTDIR].map(Errno::raw_os_error);
+    error.raw_os_error().is_some_and(|errno| gone.contains(&errno))
+}
+
 /// The last component.
 pub(super) fn file_name(path: &RelPath) -> &[u8] {
     path.as_path().file_name().unwrap_or_default().as_bytes()
 }
 
 /// Deletes a file with a name for a moment that a crash left behind: nobody has written to it for a while.
-pub(in super::super) fn sweep(root: &Path, path: &RelPath) {
+pub(super) fn sweep(root: &Path, path: &RelPath) {
     let swept = parent_beneath(root, path).and_then(|parent| {
         let changed = fingerprint_at(&parent, path)?.ctime.seconds;
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |now| now.as_secs());
@@ -440,7 +446,7 @@ pub(in super::super) fn sweep(root: &Path, path: &RelPath) {
 const MTIME_GRAIN_S: u64 = 2;
 const IMPLIED_MAX: usize = 65_536;
 /// Somebody else who has the same directory may be about to rename it.
-const SWEPT_AFTER_S: u64 = 600;
+pub(super) const SWEPT_AFTER_S: u64 = 600;
 
 fn times(mtime: UnixTime) -> Timestamps {
     Timestamps {

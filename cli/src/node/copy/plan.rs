@@ -115,6 +115,21 @@ pub(super) fn destination(
     }
 }
 
+/// What of `source`, which goes to `top`, goes to the path `to`; `None` if nothing does.
+pub(super) fn origin(source: Option<&RelPath>, top: Option<&RelPath>, to: &RelPath) -> Option<RelPath> {
+    let below = match top {
+        None => to.as_bytes(),
+        Some(top) if to.is_within(top) => &to.as_bytes()[top.as_bytes().len()..],
+        Some(_) => return None,
+    };
+    let below = below.strip_prefix(b"/").unwrap_or(below);
+    match source {
+        source if below.is_empty() => source.cloned(),
+        None => below.to_owned().try_into().ok(),
+        Some(source) => source.join(below).ok(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -163,6 +178,12 @@ mod tests {
             let path = RelPath::try_from(path).unwrap();
             let got = destination(from.target.path.as_ref(), top.as_ref(), &path).unwrap();
             assert_eq!(got, expected.map(|path| path.try_into().unwrap()), "{source} {path}");
+            let back = origin(from.target.path.as_ref(), top.as_ref(), &got.unwrap());
+            assert_eq!(back, Some(path), "{source}");
+            assert_eq!(
+                origin(from.target.path.as_ref(), Some(&"else".try_into().unwrap()), &"b".try_into().unwrap()),
+                None
+            );
         }
         let long = RelPath::try_from(&["x"; 2000].join("/")[..]).unwrap();
         assert!(destination(None, Some(&long), &long).is_err());

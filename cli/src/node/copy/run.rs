@@ -2,6 +2,7 @@
 //! source remove it. Rules: spec/copy.md.
 
 use std::{
+    collections::{BTreeMap, HashSet},
     ops::ControlFlow,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
@@ -12,18 +13,15 @@ use std::{
 
 use futures_util::{StreamExt, stream};
 use namespace::{Content, Known, PeerId, RelPath};
-use peers::{
-    Attributes, DETAILS_MAX, Details, Done, FileId, Link, Lost, Order, Place as PlaceOrder, Remove, Task, Why,
-};
+use peers::{DETAILS_MAX, Done, FileId, Link, Lost, Order, Task, Why};
 use serde_json::json;
 use tokio::{sync::mpsc, time::timeout};
 
 use super::{
     super::{Node, blocking},
-    attributes::KeepAttributes,
     describe::{Described, Linked, not_kept},
     hands::Hands,
-    plan::{CopyScope, Place, destination},
+    plan::{CopyScope, Place, destination, origin},
 };
 use crate::{
     event::{Copied, Event, FileName, NobodyListens, Reporter, summary},
@@ -36,7 +34,7 @@ pub(super) struct Copying {
     pub(super) node: Node,
     reporter: Reporter,
     pub(super) scope: CopyScope,
-    to: Option<PeerId>,
+    pub(super) to: Option<PeerId>,
     pub(super) there: Hands,
     total_bytes: AtomicU64,
     done_bytes: AtomicU64,
@@ -44,7 +42,11 @@ pub(super) struct Copying {
     /// What became of files with several names.
     pub(super) linked: Linked<(Option<PeerId>, FileId), Link>,
     /// Why nothing more can be done.
-    refused: Mutex<Option<Failure>>,
+    pub(super) refused: Mutex<Option<Failure>>,
+    /// The number of the move.
+    pub(super) number: u64,
+    /// How many entries there are of which nobody has said yet whether the source has removed them.
+    pub(super) unknown: AtomicU64,
 }
 
 #[derive(Clone, Default)]
@@ -56,8 +58,8 @@ pub(super) struct Totals {
     failed_files: u64,
     pub(super) hard_links: u64,
     special_files: u64,
-    files_without_attributes: u64,
-    files_without_permissions: u64,
+    pub(super) files_without_attributes: u64,
+    pub(super) files_without_permissions: u64,
     unreachable: bool,
 }
 
@@ -66,14 +68,16 @@ pub(super) struct Source {
     pub(super) place: Place,
     pub(super) peer: Option<PeerId>,
     /// Where it goes; `None` is the arena root.
-    top: Option<RelPath>,
-    hands: Hands,
-    /// The directories that were placed, and are removed if they are empty in the end.
-    dirs: Mutex<Vec<Known>>,
+    pub(super) top: Option<RelPath>,
+    pub(super) hands: Hands,
+    /// The directories that were placed, with where, and are removed if they are empty in the end.
+    pub(super) dirs: Mutex<Vec<(Known, RelPath)>>,
+    /// Where an earlier source has something, too.
+    pub(super) taken: HashSet<RelPath>,
 }
 
 /// How one entry ended.
-enum Ended {
+pub(super) enum Ended {
     Copied(u64),
     Moved(u64),
     Skipped,
@@ -97,7 +101,14 @@ impl Node {
                 check_same_machine(&scope, place, top.as_ref())?;
             }
             let hands = Hands::new(self, peer);
-            sources.push(Source { place: place.clone(), peer, top, hands, dirs: Mutex::default() });
+            sources.push(Source {
+                place: place.clone(),
+                peer,
+                top,
+                hands,
+                dirs: Mutex::default(),
+                taken: HashSet::new(),
+            });
         }
         let copying = Arc::new(Copying {
             node: self.clone(),
@@ -109,13 +120,18 @@ impl Node {
             totals: Mutex::default(),
             linked: Linked::default(),
             refused: Mutex::default(),
+            number: fastrand::u64(..),
+            unknown: AtomicU64::new(0),
             scope,
         });
-        let work = copying.run(sources);
-        tokio::select! {
-            ran = work => ran?,
-            () = reporter.closed() => return Err(NobodyListens.into()),
-        }
+        copying.prepare_all(&mut sources).await?;
+        let sources: Vec<_> = sources.into_iter().map(Arc::new).collect();
+        let ran = tokio::select! {
+            ran = copying.run(&sources) => ran,
+            () = reporter.closed() => Err(NobodyListens.into()),
+        };
+        copying.end_move(&sources).await;
+        ran?;
         copying.end(started).await
     }
 
@@ -167,19 +183,70 @@ impl Copying {
         if self.scope.moves { "moving" } else { "copying" }
     }
 
-    async fn run(self: &Arc<Self>, sources: Vec<Source>) -> Result<(), Failure> {
-        for source in &sources {
-            self.prepare(source).await?;
+    /// Brings what is known of the sources up to date, and finds where several have something.
+    async fn prepare_all(&self, sources: &mut [Source]) -> Result<(), Failure> {
+        for number in 0..sources.len() {
+            let (earlier, this) = sources.split_at_mut(number);
+            let this = &mut this[0];
+            tokio::select! {
+                prepared = self.prepare(this) => prepared?,
+                () = self.reporter.closed() => return Err(NobodyListens.into()),
+            }
+            this.taken = self.taken_by(earlier, this)?;
         }
+        Ok(())
+    }
+
+    /// Where `this` source would have something, other than a directory, where an `earlier` one has something.
+    fn taken_by(&self, earlier: &[Source], this: &Source) -> Result<HashSet<RelPath>, Failure> {
+        let is_within = |inner: &Option<RelPath>, outer: &Option<RelPath>| match (inner, outer) {
+            (_, None) => true,
+            (None, Some(_)) => false,
+            (Some(inner), Some(outer)) => inner.is_within(outer),
+        };
+        let meet = |other: &&Source| is_within(&other.top, &this.top) || is_within(&this.top, &other.top);
+        let earlier: Vec<_> = earlier.iter().filter(meet).collect();
+        let (mut taken, mut failed) = (HashSet::new(), None);
+        if earlier.is_empty() {
+            return Ok(taken);
+        }
+        self.each(this, &mut |known| {
+            let from = this.place.target.path.as_ref();
+            let Ok(Some(to)) = destination(from, this.top.as_ref(), &known.path) else {
+                return ControlFlow::Continue(());
+            };
+            let is_directory = |content: &Content| matches!(content, Content::Directory { .. });
+            for other in &earlier {
+                let Some(path) = origin(other.place.target.path.as_ref(), other.top.as_ref(), &to) else { continue };
+                match self.node.inner.namespace.known_of(other.peer, &other.place.target.arena, Some(&path), None, 1) {
+                    Ok(there) => {
+                        let there =
+                            there.into_iter().find(|there| there.path == path).map(|there| there.version.content);
+                        if there.is_some_and(|there| !is_directory(&there) || !is_directory(&known.version.content)) {
+                            taken.insert(to.clone());
+                        }
+                    }
+                    Err(error) => failed = Some(Failure::from(error)),
+                }
+            }
+            if failed.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })?;
+        failed.map_or(Ok(taken), Err)
+    }
+
+    async fn run(self: &Arc<Self>, sources: &[Arc<Source>]) -> Result<(), Failure> {
         if !self.scope.dry_run {
             self.check(&self.there, &self.scope.to).await?;
             for source in sources.iter().filter(|_| self.scope.moves) {
                 self.check(&source.hands, &source.place).await?;
             }
+            for source in sources.iter().filter(|_| self.scope.moves) {
+                self.mark(source).await.while_doing(format!("move {}", source.place))?;
+            }
         }
-        for source in sources.into_iter().map(Arc::new) {
+        for source in sources {
             let doing = format!("{} {}", if self.scope.moves { "move" } else { "copy" }, source.place);
-            self.transfer(&source).await.while_doing(doing)?;
+            self.transfer(source).await.while_doing(doing)?;
         }
         Ok(())
     }
@@ -288,20 +355,21 @@ impl Copying {
         });
         let (listing, ()) = tokio::join!(listing, working);
         listing?;
-        let mut dirs = std::mem::take(&mut *source.dirs.lock().unwrap_or_else(PoisonError::into_inner));
-        // Deepest first.
-        dirs.sort_by(|a, b| a.path.cmp(&b.path));
-        for Known { path, version } in dirs.into_iter().rev() {
-            let remove = Remove { path: path.clone(), content: version.content, held: None, attributes: None };
-            let order = Order { arena: source.place.target.arena.clone(), task: Task::Remove(remove) };
-            let reason = match source.hands.ask(order, |_| {}).await {
-                Ok(Done::Failed { reason, .. }) => reason,
-                Err(failure) => failure.reason(),
-                Ok(_) => continue,
-            };
-            let target = Target { arena: source.place.target.arena.clone(), path: Some(path) };
-            let reason = format!("it is at the destination, and stays here too: {reason}");
-            self.failed(source, &target, None, None, reason).await?;
+        let dirs = std::mem::take(&mut *source.dirs.lock().unwrap_or_else(PoisonError::into_inner));
+        // Deepest first; those of one depth are in nobody's way.
+        let mut by_depth: BTreeMap<usize, Vec<(Known, RelPath)>> = BTreeMap::new();
+        for (known, to) in dirs {
+            let depth = known.path.as_bytes().iter().filter(|&&b| b == b'/').count();
+            by_depth.entry(depth).or_default().push((known, to));
+        }
+        for dirs in by_depth.into_values().rev() {
+            let removing = dirs.into_iter().map(|(known, to)| self.remove_directory(source, known, to));
+            stream::iter(removing)
+                .buffer_unordered(FILES_AT_ONCE)
+                .collect::<Vec<_>>()
+                .await
+                .into_iter()
+                .collect::<Result<(), _>>()?;
         }
         self.is_refused().map_or(Ok(()), Err)
     }
@@ -359,91 +427,6 @@ impl Copying {
         Ok(self.reporter.send(event).await?)
     }
 
-    async fn place_and_remove(
-        &self,
-        source: &Source,
-        known: &Known,
-        described: Described,
-        to: &RelPath,
-        lost: &mut Lost,
-        on_bytes: impl Fn(u64),
-    ) -> Result<Ended, Failure> {
-        let Known { path, version } = known;
-        let keeps = self.node.inner.keep_attributes != KeepAttributes::No;
-        let (wanted, file) = match &described {
-            Ok(Some(Details { attributes, file })) => (attributes.clone(), *file),
-            _ => Default::default(),
-        };
-        let place = PlaceOrder {
-            path: to.clone(),
-            content: version.content.clone(),
-            mtime: version.mtime,
-            overwrite: self.scope.overwrite,
-            prove: self.scope.moves,
-            // Whoever is asked by us takes us for the one who has it, unless told otherwise.
-            from: source.peer,
-            attributes: if keeps { wanted.clone() } else { Attributes::default() },
-            link: None,
-        };
-        let is_directory = matches!(version.content, Content::Directory { .. });
-        let slot = file.and_then(|file| self.linked.slot((source.peer, file)));
-        let (received, held) = match self.place(place, slot, lost, on_bytes).await? {
-            Done::Placed { received, held, .. } => (Some(received), held),
-            Done::There { held, .. } => (None, held),
-            other => return Err(self.undone(other)),
-        };
-        if received.is_none() && !self.scope.moves {
-            // What is there stays as it is, and is nobody's loss.
-            *lost = Lost::default();
-        } else {
-            lost.attributes |= !keeps && !wanted.is_empty();
-        }
-        self.totals().files_without_attributes += u64::from(lost.attributes);
-        self.totals().files_without_permissions += u64::from(lost.mode);
-        let stays = |failure: Failure| failure.while_doing("it is at the destination, and stays at the source");
-        if self.scope.moves && keeps {
-            // What cannot be told is not given up.
-            let why = match described {
-                Err(reason) => Some(format!("its extended attributes are not known: {reason}")),
-                Ok(_) if lost.attributes => Some(NOT_KEPT.to_owned()),
-                Ok(_) => None,
-            };
-            if let Some(why) = why {
-                let hint = "to move it without them, set attributes = false in [copy] of config.toml";
-                return Err(stays(Failure::new(Code::Error, why).hint(hint)));
-            }
-        }
-        if is_directory {
-            if self.scope.moves {
-                source.dirs.lock().unwrap_or_else(PoisonError::into_inner).push(known.clone());
-            }
-            return Ok(Ended::Directory);
-        }
-        if !self.scope.moves {
-            return Ok(received.map_or(Ended::Skipped, Ended::Copied));
-        }
-        let is_file = matches!(version.content, Content::File { .. });
-        let attributes = (keeps && is_file).then(|| wanted.digest());
-        let remove = Remove { path: path.clone(), content: version.content.clone(), held, attributes };
-        let order = Order { arena: source.place.target.arena.clone(), task: Task::Remove(remove) };
-        match source.hands.ask(order, |_| {}).await.map_err(stays)? {
-            Done::Removed => Ok(Ended::Moved(received.unwrap_or(0))),
-            other => Err(stays(self.undone(other))),
-        }
-    }
-
-    /// What an order that was not carried out comes to. After a refusal, nothing more is tried.
-    fn undone(&self, done: Done) -> Failure {
-        let Done::Failed { why, reason } = done else {
-            return Failure::new(Code::Error, "the other machine answers something else than it was asked");
-        };
-        let failure = Failure::new(code_of(why), reason);
-        if why == Why::Refused {
-            self.refused.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(failure.clone());
-        }
-        failure
-    }
-
     /// What would become of an entry, by the catalogs.
     fn would(&self, known: &Known, to: &RelPath) -> Result<Ended, Failure> {
         let arena = &self.scope.to.target.arena;
@@ -485,7 +468,7 @@ impl Copying {
         }
     }
 
-    async fn failed(
+    pub(super) async fn failed(
         &self,
         source: &Source,
         target: &Target,
@@ -532,12 +515,12 @@ fn size_of(known: &Known) -> u64 {
     }
 }
 
-fn code_of(why: Why) -> Code {
+pub(super) fn code_of(why: Why) -> Code {
     match why {
         Why::NotFound => Code::NotFound,
         Why::Unreachable => Code::Unreachable,
         Why::Full => Code::Limit,
-        Why::Failed | Why::Refused | Why::InTheWay | Why::Changed => Code::Error,
+        Why::Failed | Why::Refused | Why::InTheWay | Why::Changed | Why::Busy | Why::Over => Code::Error,
     }
 }
 
@@ -545,7 +528,6 @@ fn code_of(why: Why) -> Code {
 const CATALOG_LIMIT: Duration = Duration::from_secs(10);
 /// How long to wait until it is looked what is there.
 const LOOK_LIMIT: Duration = Duration::from_secs(10);
-const NOT_KEPT: &str = "its extended attributes could not be kept at the destination";
 const PAGE_ROWS: usize = 4096;
 /// So many questions for details are under way.
 const DESCRIBED_AHEAD: usize = 4;

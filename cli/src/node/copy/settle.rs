@@ -7,38 +7,24 @@ use std::{
     io,
     os::{fd::OwnedFd, unix::fs::MetadataExt},
     path::PathBuf,
-    sync::{Arc, PoisonError},
+    sync::PoisonError,
 };
 
-use blobstore::{HashedFile, Move, NewFile, RootId};
+use blobstore::{HashedFile, Move, NewFile};
 use namespace::{ArenaName, Change, Content, RelPath, SeenKind, look};
-use peers::{Done, Held, Lost, Why};
-use rustix::{fs::AtFlags, io::Errno};
+use peers::{Done, Lost, MoveId, Why};
 use tokio::sync::oneshot;
 use tracing::error;
 use tree::{BlobId, Fingerprint, UnixTime};
 
 use super::{
-    super::{Node, blocking, index::Standing, verify::now},
+    super::{Node, blocking, verify::now},
     arrive::{Arrived, Leftover},
-    place::{Destination, Staged, Traits, file_name, fingerprint_at, parent_beneath},
+    held::HeldArena,
+    moving::SetAside,
+    place::{Staged, Traits, fingerprint_at, is_gone, parent_beneath},
 };
 use crate::failure::{Code, Failure};
-
-/// An arena that is held here and whose root is there.
-#[derive(Clone)]
-pub(super) struct HeldArena {
-    pub(super) name: ArenaName,
-    pub(super) root: RootId,
-    pub(super) dir: PathBuf,
-    pub(super) destination: Arc<Destination>,
-    /// `dir` without symbolic links.
-    pub(super) true_dir: PathBuf,
-    /// Where the daemon's own files are.
-    pub(super) own_dirs: Arc<[PathBuf]>,
-    /// What its root was when it was looked at.
-    pub(super) standing: Standing,
-}
 
 /// A change that is ready but for its last steps.
 pub(super) struct Last {
@@ -49,23 +35,28 @@ pub(super) struct Last {
 
 pub(super) enum Step {
     /// A file gets its name.
-    File { arrived: Arrived, hashed: HashedFile, traits: Traits, overwrite: bool, received: u64 },
+    File { arrived: Arrived, hashed: HashedFile, traits: Traits, room: Room, received: u64 },
     /// A file is there, and is hashed anew.
     Known { file: NewFile, mode: u16, lost: Lost },
     /// A file that was placed as `first` gets another name, if it is still this one.
-    Link { first: RelPath, open: File, blob: BlobId, fingerprint: Fingerprint, overwrite: bool },
+    Link { first: RelPath, open: File, blob: BlobId, fingerprint: Fingerprint, room: Room },
     /// A link is made.
-    Symlink { target: Vec<u8>, mtime: UnixTime, overwrite: bool },
+    Symlink { target: Vec<u8>, mtime: UnixTime, room: Room },
     /// A link is there.
     KnownSymlink,
     /// A directory is made.
     Directory { traits: Traits },
-    /// A file goes, if it is this one. It was read in `open`.
-    RemoveFile { parent: OwnedFd, open: File, blob: BlobId, fingerprint: Fingerprint },
-    /// A link goes, if it is this one.
-    RemoveSymlink { parent: OwnedFd, fingerprint: Fingerprint },
-    /// A directory goes, if it is empty.
-    RemoveDirectory { parent: OwnedFd },
+    /// An entry that is set aside goes, or is put back.
+    Finish { set_aside: SetAside, remove: bool },
+}
+
+/// What a file or link may be given the name of.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Room {
+    /// What it may take the place of, which must still be just that; `None` is nothing.
+    pub(super) replaces: Option<Fingerprint>,
+    /// The move that it is part of.
+    pub(super) part_of: Option<MoveId>,
 }
 
 /// Changes that wait for their last steps.
@@ -81,12 +72,12 @@ pub(super) type Waiting = (Last, oneshot::Sender<Result<Done, Failure>>);
 
 /// A change of which all but the name is on the disk.
 enum Begun {
-    File { staged: Staged, leftover: Leftover, hashed: HashedFile, overwrite: bool, received: u64, lost: Lost },
+    File { staged: Staged, leftover: Leftover, hashed: HashedFile, room: Room, received: u64, lost: Lost },
     Other(Step),
 }
 
 /// What was done on the disk, and is to be written down.
-enum Made {
+pub(super) enum Made {
     File {
         file: NewFile,
         mode: u16,
@@ -112,23 +103,6 @@ enum Made {
     },
     /// Nothing was changed.
     Nothing(Done),
-}
-
-impl HeldArena {
-    /// Refuses what is at or below a part of the arena that is out of reach.
-    pub(super) fn offline(&self, path: &RelPath) -> Option<Done> {
-        let away = self.standing.offline.covers(path)?;
-        Some(Done::failed(
-            Why::Failed,
-            &format!("{path} is in a part of the arena {} that is offline: {away}", self.name),
-        ))
-    }
-
-    /// Whether a path is the daemon's own: at, below or above its state, cache or configuration.
-    pub(super) fn is_own(&self, path: &RelPath) -> bool {
-        let path = self.true_dir.join(path.as_path());
-        self.own_dirs.iter().any(|own| path.starts_with(own) || own.starts_with(&path))
-    }
 }
 
 impl Node {
@@ -188,7 +162,10 @@ impl Node {
         let mut made = Vec::new();
         for (arena, path, begun) in begun {
             let name = |begun| {
-                synced.as_ref().map_err(again)?;
+                // What is set aside does not stay so for the sake of others.
+                if !matches!(begun, Begun::Other(Step::Finish { .. })) {
+                    synced.as_ref().map_err(again)?;
+                }
                 self.give_name(&arena, &path, begun, &mut devices)
             };
             let named = begun.and_then(name);
@@ -220,10 +197,10 @@ impl Node {
 
     fn begin(&self, Last { arena, path, step }: Last) -> (HeldArena, RelPath, Result<Begun, Failure>) {
         let begin = |step| match step {
-            Step::File { arrived, hashed, traits, overwrite, received } => {
+            Step::File { arrived, hashed, traits, room, received } => {
                 let (mut staged, leftover) = arrived.take(&self.inner.store, &arena.destination, &path)?;
                 let lost = staged.set_traits(traits)?;
-                Ok(Begun::File { staged, leftover, hashed, overwrite, received, lost })
+                Ok(Begun::File { staged, leftover, hashed, room, received, lost })
             }
             step => Ok(Begun::Other(step)),
         };
@@ -233,10 +210,13 @@ impl Node {
             let what = "its root went offline, or something was mounted or unmounted in it, meanwhile";
             Failure::new(Code::Error, format!("the arena {}: {what}", arena.name))
         };
-        let begun = match is_held {
-            true if arena.standing.stays(self) => begin(step),
-            true => Err(moved()),
-            false => Err(given_up()),
+        let stays = is_held && arena.standing.stays(self);
+        let begun = match step {
+            // Nothing is removed where it is not known what is there, and nothing stays set aside.
+            Step::Finish { set_aside, .. } if !stays => Ok(Begun::Other(Step::Finish { set_aside, remove: false })),
+            step if stays => begin(step),
+            _ if is_held => Err(moved()),
+            _ => Err(given_up()),
         };
         (arena, path, begun)
     }
@@ -252,90 +232,91 @@ impl Node {
     ) -> Result<Made, Failure> {
         let (destination, aside) = (&arena.destination, self.aside());
         let step = match begun {
-            Begun::File { mut staged, leftover, hashed, overwrite, received, lost } => {
-                if overwrite {
-                    staged.replace(path, &aside)?
-                } else {
-                    staged.publish(path)?
+            Begun::File { mut staged, leftover, hashed, room, received, lost } => {
+                if let Err(done) = self.is_still_room(arena, path, room)? {
+                    return Ok(Made::Nothing(done));
+                }
+                match room.replaces {
+                    Some(_) => staged.replace(path, &aside)?,
+                    None => staged.publish(path)?,
                 }
                 let meta = staged.file().metadata()?;
                 let fingerprint = Fingerprint::from(&meta);
                 leftover.forget(&self.inner.store)?;
                 let path = path.as_bytes().to_owned();
                 let file = NewFile { path, fingerprint, hashed, hashed_at: now(), racy: false };
-                let held = Some(fingerprint.into());
-                let done = Done::Placed { received, held, inode: fingerprint.inode, lost };
+                let done = Done::Placed { received, inode: fingerprint.inode, lost };
                 return Ok(Made::File { file, mode: (meta.mode() & 0o777) as u16, done });
             }
             Begun::Other(step) => step,
         };
-        let held = |parent: &OwnedFd| Ok::<_, Failure>(Some(Held::from(fingerprint_at(parent, path)?)));
         Ok(match step {
             Step::File { .. } => return Err(io::Error::other("it was not begun").into()),
             Step::Known { file, mode, lost } => {
-                let held = Some(file.fingerprint.into());
-                let done = Done::There { held, inode: file.fingerprint.inode, lost };
+                let done = Done::There { inode: file.fingerprint.inode, lost };
                 Made::File { file, mode, done }
             }
-            Step::Link { first, open, blob, fingerprint: before, overwrite } => {
+            Step::Link { first, open, blob, fingerprint: before, room } => {
                 if Fingerprint::from(&open.metadata()?) != before {
                     return Ok(Made::Nothing(changed(&first)));
                 }
-                destination.link(path, &open, overwrite)?;
+                if let Err(done) = self.is_still_room(arena, path, room)? {
+                    return Ok(Made::Nothing(done));
+                }
+                destination.link(path, &open, room.replaces.is_some())?;
                 let meta = open.metadata()?;
                 let (mode, after) = ((meta.mode() & 0o777) as u16, Fingerprint::from(&meta));
-                let (held, inode) = (Some(after.into()), after.inode);
-                let done = Done::Placed { received: 0, held, inode, lost: Lost::default() };
+                let done = Done::Placed { received: 0, inode: after.inode, lost: Lost::default() };
                 Made::Linked { first, blob, mode, before, after, done }
             }
-            Step::Symlink { target, mtime, overwrite } => {
-                if overwrite {
-                    destination.replace_by_symlink(path, &target, mtime, &aside)?;
-                } else {
-                    destination.symlink(path, &target, mtime)?;
+            Step::Symlink { target, mtime, room } => {
+                if let Err(done) = self.is_still_room(arena, path, room)? {
+                    return Ok(Made::Nothing(done));
                 }
-                let parent = parent_beneath(&arena.dir, path)?;
-                let held = held(&parent)?;
-                devices.add(&parent)?;
-                Made::Entry(Done::Placed { received: 0, held, inode: 0, lost: Lost::default() })
+                match room.replaces {
+                    Some(_) => destination.replace_by_symlink(path, &target, mtime, &aside)?,
+                    None => destination.symlink(path, &target, mtime)?,
+                }
+                devices.add(&parent_beneath(&arena.dir, path)?)?;
+                Made::Entry(Done::Placed { received: 0, inode: 0, lost: Lost::default() })
             }
             Step::KnownSymlink => {
-                let parent = parent_beneath(&arena.dir, path)?;
-                let held = held(&parent)?;
-                devices.add(&parent)?;
-                Made::Entry(Done::There { held, inode: 0, lost: Lost::default() })
+                devices.add(&parent_beneath(&arena.dir, path)?)?;
+                Made::Entry(Done::There { inode: 0, lost: Lost::default() })
             }
             Step::Directory { traits } => {
+                if let Err(done) = self.is_still_room(arena, path, Room::default())? {
+                    return Ok(Made::Nothing(done));
+                }
                 let (is_new, lost) = destination.make_dir_with(path, &traits)?;
                 devices.add(&parent_beneath(&arena.dir, path)?)?;
                 Made::Entry(match is_new {
-                    true => Done::Placed { received: 0, held: None, inode: 0, lost },
-                    false => Done::There { held: None, inode: 0, lost },
+                    true => Done::Placed { received: 0, inode: 0, lost },
+                    false => Done::There { inode: 0, lost },
                 })
             }
-            Step::RemoveFile { parent, open, blob, fingerprint: before } => {
-                if Fingerprint::from(&open.metadata()?) != before {
-                    return Ok(Made::Nothing(changed(path)));
-                }
-                let made = unlink(&parent, path, before)?;
-                let (meta, is_removed) = (open.metadata()?, matches!(made, Made::Removed));
-                let after = Fingerprint::from(&meta);
-                let is_same = !before.drift(&after).is_other_file();
-                if is_removed && is_same && meta.nlink() > 0 {
-                    return Ok(Made::RemovedName { blob, before, after });
-                }
-                made
+            Step::Finish { set_aside, remove: true } => self.remove_aside(path, set_aside)?,
+            Step::Finish { set_aside, remove: false } => Made::Nothing(self.put_back(path, set_aside)?),
+        })
+    }
+
+    /// Looks once more whether something may get its name: no move is in the way, and what it takes the place of is what was
+    /// looked at. If not, that is what becomes of it.
+    fn is_still_room(&self, arena: &HeldArena, path: &RelPath, room: Room) -> Result<Result<(), Done>, Failure> {
+        let spot = (arena.name.clone(), path.clone());
+        let may = self.inner.moving.moves().may_place(&spot, room.replaces.is_some(), room.part_of);
+        if let Err(refusal) = may {
+            return Ok(Err(self.refused(&refusal, "")));
+        }
+        let Some(expected) = room.replaces else { return Ok(Ok(())) };
+        let now = parent_beneath(&arena.dir, path).and_then(|parent| fingerprint_at(&parent, path));
+        Ok(match now {
+            Ok(now) if now == expected => Ok(()),
+            Ok(_) => Err(Done::failed(Why::InTheWay, "what is there changed since it was looked at")),
+            Err(error) if is_gone(&error) => {
+                Err(Done::failed(Why::InTheWay, "what was there is gone since it was looked at"))
             }
-            Step::RemoveSymlink { parent, fingerprint } => unlink(&parent, path, fingerprint)?,
-            Step::RemoveDirectory { parent } => {
-                match rustix::fs::unlinkat(&parent, file_name(path), AtFlags::REMOVEDIR) {
-                    Ok(()) => Made::Removed,
-                    Err(Errno::NOENT) => Made::Nothing(Done::Removed),
-                    Err(Errno::NOTEMPTY | Errno::EXIST) => Made::Nothing(Done::NotEmpty),
-                    Err(Errno::NOTDIR) => Made::Nothing(changed(path)),
-                    Err(error) => return Err(io::Error::from(error).into()),
-                }
-            }
+            Err(error) => return Err(error.into()),
         })
     }
 
@@ -417,7 +398,7 @@ impl Node {
     }
 
     /// A file has got or lost a name, and so has another ctime under the others: nobody edited it.
-    fn refresh_names(&self, blob: BlobId, before: Fingerprint, after: Fingerprint) -> Result<(), Failure> {
+    pub(super) fn refresh_names(&self, blob: BlobId, before: Fingerprint, after: Fingerprint) -> Result<(), Failure> {
         let store = &self.inner.store;
         for file in store.holders(blob, NAMES_MAX)? {
             if store.file(&file)?.is_some_and(|row| row.fingerprint == before) {
@@ -463,21 +444,14 @@ impl Devices {
     }
 }
 
-/// Removes an entry if it is still what it was.
-fn unlink(parent: &OwnedFd, path: &RelPath, fingerprint: Fingerprint) -> Result<Made, Failure> {
-    match fingerprint_at(parent, path) {
-        Ok(now) if now == fingerprint => {}
-        Ok(_) => return Ok(Made::Nothing(changed(path))),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Made::Nothing(Done::Removed)),
-        Err(error) => return Err(error.into()),
-    }
-    rustix::fs::unlinkat(parent, file_name(path), AtFlags::empty()).map_err(io::Error::from)?;
-    Ok(Made::Removed)
-}
-
 /// An entry changed since it was looked at.
 pub(super) fn changed(path: &RelPath) -> Done {
     Done::failed(Why::Changed, &format!("{path} changed since it was hashed; it stays"))
+}
+
+/// A path is not to be changed by orders.
+pub(super) fn own_place(path: &RelPath) -> Done {
+    Done::failed(Why::Refused, &format!("{path} is a place of the daemon's own"))
 }
 
 /// What a deletion is dated by: the mtime of the nearest directory above that is left.

@@ -13,7 +13,7 @@ use tracing::warn;
 use tree::{BlobId, Fingerprint, UnixTime};
 
 use super::{
-    super::{Node, copy::sweep, verify::now},
+    super::{Node, verify::now},
     Reconciled, ScanTotals, Skipped,
     hash::{Outcome, hash_at_rest},
     pages,
@@ -113,6 +113,7 @@ impl<'a> Reconcile<'a> {
     pub(super) fn run(mut self, paths: &[Option<RelPath>]) -> Result<Reconciled, Failure> {
         self.node.inner.store.finish_mending()?;
         self.standing = self.check_root()?;
+        self.node.put_back_left(&self.arena.name, &self.dir)?;
         let (node, arena) = (self.node, self.arena.name.clone());
         let watched_since = paths.contains(&None).then(|| node.watch_losses());
         self.seen = witness::Seen::take(node, &arena, &self.dir, paths);
@@ -188,8 +189,8 @@ impl<'a> Reconcile<'a> {
         if let Some(within) = within {
             walk = walk.within(within.clone());
         }
-        let dir = self.dir.clone();
-        walk = walk.passing(move |path| sweep(&dir, &path));
+        let (near, passed) = (node.clone(), (name.clone(), self.dir.clone()));
+        walk = walk.passing(move |path| near.pass(&passed.0, &passed.1, &path));
         if let Some(watch) = node.watching() {
             walk = walk.entering(move |dir| watch.watch(dir));
         }
@@ -521,7 +522,9 @@ impl<'a> Reconcile<'a> {
             }
             let (mut unlinked, mut again, mut stays) = (Vec::new(), Vec::new(), true);
             self.node.inner.namespace.commit(&self.arena.name, &changes, now(), &mut |change| {
-                let is_gone = matches!(look(&self.dir, &change.path), Ok(None | Some(SeenKind::Special)));
+                // What a move has set aside may yet be put back.
+                let is_gone = matches!(look(&self.dir, &change.path), Ok(None | Some(SeenKind::Special)))
+                    && !self.node.inner.moving.is_aside(&(self.arena.name.clone(), change.path.clone()));
                 // Asked last: what was not there, was not there in the root that is meant.
                 stays = stays && self.standing.stays(self.node);
                 match is_gone && stays {
