@@ -110,7 +110,8 @@ impl Node {
         };
         let (data, outboard) = match &damaged.verdict {
             Verdict::Damaged { data, outboard, .. } => (data.clone(), outboard.clone()),
-            Verdict::Suspect { data } => (data.clone(), RangeSet::new()),
+            // The outboard of a file that vanished and came back was dropped. It is made anew from what is mended.
+            Verdict::Suspect { data } => (data.clone(), data.clone()),
             _ => {
                 let reason = "the file is gone; if that was no accident, the next scan takes note of it; if it was, bring it back with: blob get";
                 return unrepaired(RangeSet::new(), reason.into());

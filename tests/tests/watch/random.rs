@@ -32,10 +32,10 @@ fn two_hundred_operations() {
     let mut rng = Rng::with_seed(seed.0);
     let w = Watched::new(|root| {
         for number in 0..60 {
-            write(
-                root.join(format!("{}/{}/{number}", "abc".as_bytes()[number % 3] as char, number % 7)),
-                number.to_string(),
-            );
+            let path = root.join(format!("{}/{}/{number}", "abc".as_bytes()[number % 3] as char, number % 7));
+            write(path.clone(), number.to_string());
+            // One that takes another's place, with its mtime, while no daemon watches, would be suspect.
+            set_mtime(&path, Mtime(1_000_000_000 + number as i64, 0));
         }
     });
     let b = w.other();

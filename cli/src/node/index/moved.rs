@@ -104,6 +104,11 @@ impl Reconcile<'_> {
                     fresh.push(file);
                     continue;
                 }
+                Drift::Touched => {
+                    file.came_as = Some(other.row.blob);
+                    fresh.push(file);
+                    continue;
+                }
                 _ => {
                     fresh.push(file);
                     continue;

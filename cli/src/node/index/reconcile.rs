@@ -61,6 +61,8 @@ pub(super) struct Fresh {
     pub(super) last: Option<FileRow>,
     /// The blob that it must still be: with other bytes it is suspect.
     pub(super) recheck: Option<BlobId>,
+    /// The blob of a file with the same identity that is gone from another path: with these bytes, it came from there.
+    pub(super) came_as: Option<BlobId>,
     /// What was published of it.
     pub(super) published: Option<BlobId>,
     /// Whether it came back to its path, where `last` is what was there before.
@@ -271,6 +273,7 @@ impl<'a> Reconcile<'a> {
                     mode,
                     last: linked,
                     recheck: None,
+                    came_as: None,
                     published,
                     was_gone: false,
                 });
@@ -285,6 +288,7 @@ impl<'a> Reconcile<'a> {
                     mode,
                     last: linked,
                     recheck: Some(blob),
+                    came_as: None,
                     published,
                     was_gone: false,
                 });
@@ -450,7 +454,7 @@ impl<'a> Reconcile<'a> {
                     self.totals.hashed_files += 1;
                     self.totals.hashed_bytes += file.fingerprint.size;
                     let blob = file.hashed.id();
-                    if fresh.recheck.is_some_and(|expected| expected != blob) {
+                    if fresh.recheck.is_some_and(|expected| expected != blob) && fresh.came_as != Some(blob) {
                         self.suspect(fresh, file.fingerprint, mode)?;
                         continue;
                     }
