@@ -18,7 +18,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use namespace::{RelPath, Seen, SeenKind, Walk, WalkError, staging_name};
+use namespace::{RelPath, Seen, SeenKind, Walk, WalkError, leaving_name, staging_name};
 use tempfile::TempDir;
 use tree::{Fingerprint, UnixTime};
 
@@ -57,6 +57,28 @@ fn names_for_a_moment() {
     assert_eq!(seen, expected);
     assert_eq!(*passed.lock().unwrap(), [path(&name), path("d/.blobd-ffffffffffffffff.part")]);
     assert_eq!(Walk::new(root.path(), Vec::new()).within(path(&name)).count(), 0);
+}
+
+/// What a move has set aside is neither seen nor gone: the directory is passed over with all that is in it. A file called so is a
+/// file.
+#[test]
+fn directories_of_what_is_set_aside() {
+    let root = TempDir::new().unwrap();
+    let name = leaving_name(0x123);
+    assert_eq!(name, ".blobd-0000000000000123.leaving");
+    fs::create_dir_all(root.path().join("d").join(&name)).unwrap();
+    fs::write(root.path().join("d").join(&name).join("file"), b"x").unwrap();
+    fs::write(root.path().join(&name), b"x").unwrap();
+    let passed = Arc::new(Mutex::new(Vec::new()));
+    let passing = passed.clone();
+    let walk = Walk::new(root.path(), Vec::new()).passing(move |path| passing.lock().unwrap().push(path));
+    let seen: Vec<RelPath> = walk.map(|seen| seen.unwrap().path).collect();
+    assert_eq!(seen, [path(&name), path("d")]);
+    let aside = format!("d/{name}");
+    assert_eq!(*passed.lock().unwrap(), [path(&aside)]);
+    for below in [aside.clone(), format!("{aside}/file")] {
+        assert_eq!(Walk::new(root.path(), Vec::new()).within(path(&below)).count(), 0, "{below}");
+    }
 }
 
 /// What is in a directory stands behind files whose names only begin as its own.

@@ -346,7 +346,10 @@ mod tests {
         let attributes = Attributes::new(vec![tags], false);
         let link = Some(Link { path: "c".try_into().unwrap(), inode: 300 });
         let linked = hex(&order(Task::Place(Place { attributes, link, ..place })));
-        assert!(linked.ends_with("010000 0106757365722e740178 00 01 0163 ac02".replace(' ', "").as_str()), "{linked}");
+        assert!(
+            linked.ends_with("010000 0106757365722e740178 00 01 0163 ac02 00".replace(' ', "").as_str()),
+            "{linked}"
+        );
         for (news, expected) in [
             (News::Progress { bytes: 70_000 }, "ac0200f0a204"),
             (News::Done(Done::Ready), "ac020100"),

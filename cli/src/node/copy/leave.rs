@@ -4,7 +4,10 @@
 use std::{
     fs::File,
     io,
-    os::{fd::OwnedFd, unix::fs::MetadataExt},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::fs::MetadataExt,
+    },
     path::Path,
 };
 
@@ -196,7 +199,7 @@ impl Node {
                     return stays(WRITTEN);
                 }
                 let read = tree::blob_id(&open, before.size);
-                if Fingerprint::from(&open.metadata()?) != before {
+                if !is_unchanged(Some(before), &Fingerprint::from(&open.metadata()?), &open)? {
                     return Ok(Err(changed(path)));
                 }
                 if attributes.is_some_and(|digest| digest != self.inner.keep_attributes.read(&open).digest()) {
@@ -506,7 +509,7 @@ fn see_aside(
         What::File { before, .. } | What::Symlink { before } if before.drift(&after).is_other_file() => Err(EDITED),
         What::Symlink { .. } => Ok(after),
         What::File { .. } => match open {
-            Some(open) if Fingerprint::from(&open.metadata()?) != after => Err(EDITED),
+            Some(open) if !is_unchanged(Some(after), &Fingerprint::from(&open.metadata()?), dir)? => Err(EDITED),
             Some(open) if is_open_for_writing(open) == Some(true) => Err(WRITTEN),
             _ => Ok(after),
         },
@@ -529,10 +532,11 @@ fn unlink(dir: &OwnedFd, path: &RelPath, set_aside: &SetAside) -> io::Result<Opt
     Ok(Some(other_names.map(|now| Fingerprint::from(&now))))
 }
 
-/// Whether an entry that was set aside is still what it was then. File systems of the network invent inodes and ctimes.
-fn is_unchanged(after: Option<Fingerprint>, now: &Fingerprint, dir: &OwnedFd) -> io::Result<bool> {
-    let Some(after) = after else { return Ok(false) };
-    Ok(after == *now || ((after.size, after.mtime) == (now.size, now.mtime) && is_remote(dir)?))
+/// Whether an entry, on the file system of `near`, is still what it was before. File systems of the network and FUSE invent inodes
+/// and ctimes, or show old ones for a while: there, size and mtime count.
+fn is_unchanged(before: Option<Fingerprint>, now: &Fingerprint, near: impl AsFd) -> io::Result<bool> {
+    let Some(before) = before else { return Ok(false) };
+    Ok(before == *now || ((before.size, before.mtime) == (now.size, now.mtime) && is_remote(near)?))
 }
 
 /// Whether a file may leave because another machine has its blob, if its bytes are still read so: `row` is what is known of it,
