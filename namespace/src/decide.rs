@@ -83,9 +83,10 @@ fn decide_file(said: Option<&Version>, last: Option<LastRead>, seen: &Fingerprin
         };
     };
     let unchanged = || match said_file {
-        Some((said, ..)) if said == blob => Decision::Unchanged,
-        Some(_) => Decision::Hash,
-        None => Decision::PublishLinked(blob),
+        Some((said, _, mtime)) if said == blob && mtime == seen.mtime => Decision::Unchanged,
+        Some((said, ..)) if said != blob => Decision::Hash,
+        // A crash came between linking and publishing, of the file or of its new mtime.
+        _ => Decision::PublishLinked(blob),
     };
     let drift = fingerprint.drift(seen);
     match state {

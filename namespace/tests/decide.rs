@@ -153,6 +153,12 @@ fn an_edit_that_was_linked_and_not_yet_said() {
 }
 
 #[test]
+fn a_new_mtime_that_was_linked_and_not_yet_said() {
+    let settled = |fingerprint| Some(LastRead { blob: x(), fingerprint, state: ReadState::Settled });
+    check(&a_file(), settled(EDITED), seen(EDITED), NOTHING, Decision::PublishLinked(x()));
+}
+
+#[test]
 fn a_link() {
     let seen = |target: &str, mtime| SeenKind::Symlink { target: target.into(), mtime };
     let check = |said, last, seen, expected| check(&said, last, seen, NOTHING, expected);

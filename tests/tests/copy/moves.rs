@@ -119,7 +119,8 @@ fn a_directory_is_not_moved_onto_itself() {
         b.ok(["mv", "net/d", "a:elsewhere/"]);
         assert_eq!(fs::read(elsewhere.join("d/three")).unwrap(), b"d/three");
         assert!(!real.join("d").exists());
-        (a.stop(), b.stop());
+        a.stop();
+        b.stop();
         drop(mounted);
     }
 }
@@ -200,6 +201,7 @@ fn names_that_a_file_system_takes_for_one() {
     for (dir, path, bytes) in all {
         assert_eq!(fs::read_to_string(dir.join(path)).unwrap(), bytes, "{path}");
     }
-    (a.stop(), b.stop());
+    a.stop();
+    b.stop();
     drop(mounted);
 }

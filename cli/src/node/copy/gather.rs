@@ -243,7 +243,7 @@ impl Node {
                         Err(error) => waiting.ends(Err(error.into())),
                     }
                 }
-                (Ok(Found::Same(step)), Ok(Ok(arena))) => ready.extend(waiting.ready(arena.clone(), step)),
+                (Ok(Found::Same(step)), Ok(Ok(arena))) => ready.extend(waiting.ready(arena.clone(), *step)),
                 (Ok(Found::Done(done)), _) => waiting.ends(Ok(done)),
                 (Err(failure), _) => waiting.ends(Err(failure)),
                 (Ok(_), _) => waiting.ends(Err(lost())),

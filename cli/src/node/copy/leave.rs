@@ -9,6 +9,7 @@ use std::{
         unix::fs::MetadataExt,
     },
     path::Path,
+    time::{Duration, Instant},
 };
 
 use blobstore::{FileRef, FileRow, is_open_for_writing};
@@ -90,10 +91,26 @@ impl Node {
     ) -> Result<Done, Failure> {
         let moving = &self.inner.moving;
         let spot = (arena.clone(), order.path.clone());
-        match moving.moves().prepare(moving.id(asker, order.number), &spot, moving.now()) {
-            Ok(None) => {}
-            Ok(Some(aside)) => return Ok(Done::Prepared { aside }),
-            Err(refusal) => return Ok(self.refused(&refusal, "")),
+        let (id, began) = (moving.id(asker, order.number), Instant::now());
+        loop {
+            let begun = moving.moves().prepare(id, &spot, moving.now());
+            match begun {
+                Ok(None) => break,
+                Ok(Some(aside)) => return Ok(Done::Prepared { aside }),
+                Err(Refusal::SetAside) if began.elapsed() < PUT_BACK_LIMIT => {
+                    // An older move of the same machine is over: its command was killed, and is given again.
+                    let older = moving.moves().set_aside_by(&spot);
+                    match older {
+                        Some(older) if older.director != id.director => {
+                            return Ok(self.refused(&Refusal::SetAside, ""));
+                        }
+                        Some(older) if older != id => drop(self.end_move(asker, older.number).await?),
+                        _ => {}
+                    }
+                    sleep(PUT_BACK_POLL).await;
+                }
+                Err(refusal) => return Ok(self.refused(&refusal, "")),
+            }
         }
         let (node, near) = (self.clone(), spot.clone());
         let prepared = tokio::spawn(async move { node.prepare_noted(near.0, order).await }).await;
@@ -603,3 +620,7 @@ mod tests {
         }
     }
 }
+
+/// How long an entry is waited for that an older move of the same machine puts back.
+const PUT_BACK_LIMIT: Duration = Duration::from_secs(5);
+const PUT_BACK_POLL: Duration = Duration::from_millis(20);

@@ -211,6 +211,11 @@ impl Moves {
         if is_wanted { Prepared::Standing } else { Prepared::Unwanted }
     }
 
+    /// The move that has set aside the entry of a path, if one has.
+    pub(super) fn set_aside_by(&self, spot: &Spot) -> Option<MoveId> {
+        self.aside.get(spot).map(|aside| aside.id)
+    }
+
     /// Whether the entry of a path is set aside, so that nothing is there and yet nothing is gone.
     pub(super) fn is_aside(&self, spot: &Spot) -> bool {
         self.aside.contains_key(spot)

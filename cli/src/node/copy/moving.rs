@@ -293,11 +293,11 @@ mod tests {
         moving.write_kept(&kept).unwrap();
         moving.write_leaving(&left).unwrap();
         let moving = open();
-        assert_eq!(moving.moves().kept_for(id), [kept.clone()]);
-        assert_eq!(moving.left_in(Path::new("/d")), [left.clone()]);
+        assert_eq!(moving.moves().kept_for(id), std::slice::from_ref(&kept));
+        assert_eq!(moving.left_in(Path::new("/d")), std::slice::from_ref(&left));
         assert_eq!(moving.left_in(Path::new("/e")), []);
         moving.release(&[kept]).unwrap();
-        moving.forget_left(&[left.clone()]).unwrap();
+        moving.forget_left(std::slice::from_ref(&left)).unwrap();
         assert_eq!((moving.moves().kept_for(id), moving.left_in(Path::new("/d"))), (vec![], vec![]));
         moving.write_leaving(&left).unwrap();
         moving.forget_leaving(&[id]).unwrap();

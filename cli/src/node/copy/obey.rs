@@ -54,7 +54,7 @@ pub(super) enum Found {
     /// Nothing, or this, which may be replaced.
     Room(Option<Fingerprint>),
     /// Just that; the step takes note of it.
-    Same(Step),
+    Same(Box<Step>),
     /// That is the end of it.
     Done(Done),
 }
@@ -162,7 +162,7 @@ impl Node {
         let traits = |mode| self.traits(mode, mtime, attributes.clone());
         let room = match found {
             Found::Room(replaces) => Room { replaces, part_of },
-            Found::Same(step) => return self.settle_at(arena, path, step).await,
+            Found::Same(step) => return self.settle_at(arena, path, *step).await,
             Found::Done(done) => return Ok(done),
         };
         if let Err(done) = self.may_place(&(arena.name.clone(), path.clone()), room.replaces.is_some(), part_of).await {
@@ -269,13 +269,12 @@ impl Node {
         }
         match (&seen, content) {
             (Some(SeenKind::Directory { .. }), Content::Directory { mode }) => {
-                return Ok(Found::Same(Step::Directory {
-                    traits: self.traits(*mode, order.mtime, attributes.clone()),
-                }));
+                let traits = self.traits(*mode, order.mtime, attributes.clone());
+                return Ok(Found::Same(Box::new(Step::Directory { traits })));
             }
             (Some(SeenKind::Directory { .. }), _) => return Ok(Found::Done(a_directory())),
             (Some(SeenKind::Symlink { target, .. }), Content::Symlink { target: wanted }) if target == wanted => {
-                return Ok(Found::Same(Step::KnownSymlink));
+                return Ok(Found::Same(Box::new(Step::KnownSymlink)));
             }
             (Some(SeenKind::File { fingerprint, .. }), Content::File { blob, size, .. })
                 if fingerprint.size == *size =>
@@ -321,7 +320,7 @@ impl Node {
                 let lost = Lost { attributes: !has_attributes(&arena.dir, path, attributes), mode: false };
                 // It is replaced by one that has them.
                 let is_replaced = lost.attributes && *overwrite;
-                Ok((!is_replaced).then_some(Found::Same(Step::Known { file, mode, lost })))
+                Ok((!is_replaced).then_some(Found::Same(Box::new(Step::Known { file, mode, lost }))))
             }
             Outcome::Hashed { .. } => {
                 let Some((row, Drift::None | Drift::Touched)) = linked else { return Ok(None) };
