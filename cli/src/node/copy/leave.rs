@@ -580,6 +580,10 @@ fn may_leave(row: Option<&FileRow>, blob: BlobId, now: Option<&Fingerprint>) -> 
 const EDITED: &str = "it changed since it was looked at; it stays";
 const WRITTEN: &str = "a program has it open for writing; it stays";
 
+/// How long an entry is waited for that an older move of the same machine puts back.
+const PUT_BACK_LIMIT: Duration = Duration::from_secs(5);
+const PUT_BACK_POLL: Duration = Duration::from_millis(20);
+
 #[cfg(test)]
 mod tests {
     use blobstore::{FileState, Verified};
@@ -620,7 +624,3 @@ mod tests {
         }
     }
 }
-
-/// How long an entry is waited for that an older move of the same machine puts back.
-const PUT_BACK_LIMIT: Duration = Duration::from_secs(5);
-const PUT_BACK_POLL: Duration = Duration::from_millis(20);

@@ -320,7 +320,7 @@ impl Node {
                 let lost = Lost { attributes: !has_attributes(&arena.dir, path, attributes), mode: false };
                 // It is replaced by one that has them.
                 let is_replaced = lost.attributes && *overwrite;
-                Ok((!is_replaced).then_some(Found::Same(Box::new(Step::Known { file, mode, lost }))))
+                Ok((!is_replaced).then_some(Found::Same(Box::new(Step::Known { file: *file, mode, lost }))))
             }
             Outcome::Hashed { .. } => {
                 let Some((row, Drift::None | Drift::Touched)) = linked else { return Ok(None) };

@@ -17,7 +17,7 @@ use super::super::verify::now;
 /// What hashing a file came to.
 pub(in super::super) enum Outcome {
     Hashed {
-        file: NewFile,
+        file: Box<NewFile>,
         mode: u16,
         /// Whether the file is to be hashed again by itself: a later write within a tick may leave no trace.
         again: bool,
@@ -73,7 +73,7 @@ fn hash_once(store: &Store, dir: &Path, path: &RelPath, synced: Option<SystemTim
         return Ok(None);
     }
     let path = path.as_bytes().to_owned();
-    let file = NewFile { path, fingerprint: before, hashed, hashed_at: now(), racy };
+    let file = Box::new(NewFile { path, fingerprint: before, hashed, hashed_at: now(), racy });
     Ok(Some(Outcome::Hashed { file, mode, again }))
 }
 

@@ -462,7 +462,7 @@ impl<'a> Reconcile<'a> {
                         self.again.push(fresh.path.clone());
                     }
                     self.said(fresh.path, blob, file.fingerprint.size, file.fingerprint, mode);
-                    files.push(file);
+                    files.push(*file);
                 }
                 Outcome::Vanished => self.again.push(fresh.path),
                 Outcome::Changed => {
