@@ -142,6 +142,10 @@ impl Guest {
         waiting.lock().expect("nobody panics").insert(0, (None, ready));
         thread::spawn(move || listen(said, &waiting));
         if let Err(error) = is_ready.recv_timeout(BOOT_LIMIT) {
+            // Linux 6.1 has room for the registers of its time: where a processor has larger ones (AMX), no program starts.
+            if guest.console_says("ptrace set fp regs failed") {
+                return Err(Unavailable("this User Mode Linux is older than this processor".to_owned()));
+            }
             panic!("the guest does not boot: {error}\n{}", guest.console());
         }
         Ok(guest)
@@ -203,6 +207,11 @@ impl Guest {
         let said = String::from_utf8_lossy(&fs::read(&self.console).unwrap_or_default()).into_owned();
         let lines: Vec<&str> = said.lines().collect();
         lines[lines.len().saturating_sub(30)..].join("\n")
+    }
+
+    /// Whether the kernel has said that, ever.
+    fn console_says(&self, text: &str) -> bool {
+        fs::read(&self.console).is_ok_and(|said| String::from_utf8_lossy(&said).contains(text))
     }
 
     /// Has the agent do something with a script. If the guest has ended, whoever waits for the end is told.
