@@ -67,7 +67,7 @@ fn small_files_are_fetched_before_they_are_asked_for() {
     let one = nfs.find("docs/one/7").unwrap();
     nfs.read(&one, 0, 3000).unwrap();
     nfs.read(&one, 0, 3000).unwrap();
-    assert_eq!(cached(), 1);
+    wait_for("what was read", Duration::from_secs(20), || (cached() == 1).then_some(()));
     for name in ["8", "30"] {
         let file = nfs.find(&format!("docs/all/{name}")).unwrap();
         assert!(nfs.read(&file, 0, 3000).unwrap().0 == fs::read(docs.join("all").join(name)).unwrap());
