@@ -99,7 +99,7 @@ impl Store {
                 let row = files.get((root.0, &from[..]))?.and_then(|row| decode_or_none::<FileRow>(row.value()));
                 let is_mended = mending.contains_key(&FileRef { root, path: from.clone() });
                 let size = |row: &FileRow| match row.state {
-                    FileState::Suspect(read) => read.size,
+                    FileState::Suspect { read, .. } => read.size,
                     _ => row.fingerprint.size,
                 };
                 let row = row.filter(|row| size(row) == fingerprint.size && !is_mended);
@@ -110,7 +110,9 @@ impl Store {
                 }
                 // A suspect file still awaits the decision between what it was and what it is.
                 let (fingerprint, state) = match row.state {
-                    FileState::Suspect(_) => (row.fingerprint, FileState::Suspect(*fingerprint)),
+                    FileState::Suspect { .. } => {
+                        (row.fingerprint, FileState::Suspect { read: *fingerprint, was_settled: false })
+                    }
                     state => (*fingerprint, state),
                 };
                 rows.insert(&to[..], FileRow { fingerprint, state, ..row });

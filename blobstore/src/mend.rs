@@ -87,8 +87,8 @@ impl Store {
         let found = fingerprint()?;
         match (row.state, consent) {
             (FileState::Settled, _) if row.fingerprint.drift(&found) == Drift::None => {}
-            (FileState::Suspect(read), Consent::Suspect) if read.drift(&found) == Drift::None => {}
-            (FileState::Suspect(_), Consent::Damage) => return Err(StoreError::Suspect { path }),
+            (FileState::Suspect { read, .. }, Consent::Suspect) if read.drift(&found) == Drift::None => {}
+            (FileState::Suspect { .. }, Consent::Damage) => return Err(StoreError::Suspect { path }),
             _ => return Err(StoreError::Modified { path }),
         }
         let size = row.fingerprint.size;
@@ -255,7 +255,7 @@ impl Store {
                 row.damaged = row.damaged.difference(mended);
                 let is_undecided = (row.is_suspect() || is_doubtful) && !row.damaged.is_empty();
                 if is_undecided || now.size != row.fingerprint.size {
-                    row.state = FileState::Suspect(now);
+                    row.state = FileState::Suspect { read: now, was_settled: false };
                 } else {
                     (row.fingerprint, row.state) = (now, FileState::Settled);
                 }
@@ -279,7 +279,7 @@ pub(crate) fn put_mending(txn: &WriteTransaction, file: &FileRef, before: &Finge
 /// The fingerprint with which the file of a row was read last.
 pub(crate) fn last_read(row: &FileRow) -> Fingerprint {
     match row.state {
-        FileState::Suspect(read) => read,
+        FileState::Suspect { read, .. } => read,
         FileState::Settled | FileState::Racy => row.fingerprint,
     }
 }

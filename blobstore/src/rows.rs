@@ -87,9 +87,14 @@ pub enum FileState {
     /// It was hashed within a tick of its last change, or while a program had it open for writing: a later write may have
     /// left no trace.
     Racy,
-    /// The file with this fingerprint was read and has other bytes than the blob. Rot and an edit are both possible, and the
-    /// user decides.
-    Suspect(Fingerprint),
+    /// The file was read and has other bytes than the blob. Rot and an edit are both possible, and the user decides.
+    Suspect {
+        /// What it was when it was read.
+        read: Fingerprint,
+        /// Whether it was settled until the one change of which only the ctime tells: who saw what that was can decide too
+        /// ([`Store::explain`](crate::Store::explain)).
+        was_settled: bool,
+    },
 }
 
 /// A file that is no longer at its path, for when it comes back.
@@ -124,7 +129,7 @@ struct FileRowOnDisk {
 enum StateOnDisk {
     Settled,
     Racy,
-    Suspect(Fingerprint),
+    Suspect { read: Fingerprint, was_settled: bool },
 }
 
 impl From<FileRow> for FileRowOnDisk {
@@ -137,7 +142,7 @@ impl From<FileRow> for FileRowOnDisk {
         let state = match state {
             FileState::Settled => StateOnDisk::Settled,
             FileState::Racy => StateOnDisk::Racy,
-            FileState::Suspect(seen) => StateOnDisk::Suspect(seen),
+            FileState::Suspect { read, was_settled } => StateOnDisk::Suspect { read, was_settled },
         };
         Self { blob, device, inode, size, mtime, ctime: ctime - mtime, verified, damaged, age, state }
     }
@@ -155,7 +160,7 @@ impl TryFrom<FileRowOnDisk> for FileRow {
         let state = match state {
             StateOnDisk::Settled => FileState::Settled,
             StateOnDisk::Racy => FileState::Racy,
-            StateOnDisk::Suspect(seen) => FileState::Suspect(seen),
+            StateOnDisk::Suspect { read, was_settled } => FileState::Suspect { read, was_settled },
         };
         Ok(Self { blob, fingerprint, damaged, verified, state })
     }
@@ -268,7 +273,7 @@ mod tests {
         let older = FileRow { fingerprint, ..file.clone() };
         assert_eq!(decode::<FileRow>(&bytes[..bytes.len() - 3]).unwrap(), older);
         for (state, expected) in
-            [(FileState::Racy, "01"), (FileState::Suspect(fingerprint), "0201ac0200c0b80201ff93ebdc030200")]
+            [(FileState::Racy, "01"), (FileState::Suspect { read: fingerprint, was_settled: true }, "0201ac0200c0b80201ff93ebdc03020001")]
         {
             let row = FileRow { state, ..older.clone() };
             let bytes = encode(&row).unwrap();
@@ -306,7 +311,7 @@ mod tests {
         ) {
             let [device, inode, size, at, next] = numbers;
             let fingerprint = Fingerprint { device, inode, birth: has_birth.then_some(birth), size, mtime, ctime };
-            let (verified, state) = (Verified { at, next }, FileState::Suspect(fingerprint));
+            let (verified, state) = (Verified { at, next }, FileState::Suspect { read: fingerprint, was_settled: false });
             let row = FileRow { blob: BlobId::EMPTY, fingerprint, damaged: RangeSet::new(), verified, state };
             prop_assert_eq!(decode::<FileRow>(&encode(&row).unwrap()).unwrap(), row);
         }

@@ -105,7 +105,7 @@ impl Store {
         let doubt = |row: &mut FileRow, read| {
             let geometry = Geometry::new(row.fingerprint.size);
             row.damaged.extend(repair.ranges.iter().map(|range| geometry.round_out(range)));
-            row.state = FileState::Suspect(read);
+            row.state = FileState::Suspect { read, was_settled: false };
         };
         self.write("begin to undo a repair", |txn| {
             put_repair(txn, number, undo)?;

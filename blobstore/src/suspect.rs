@@ -19,22 +19,38 @@ impl FileRow {
     /// Whether the file with the metadata `now` may still have the bytes of the row's blob, but for its quarantine.
     pub fn may_have_blob(&self, now: &Fingerprint) -> bool {
         match self.state {
-            FileState::Suspect(read) => read.drift(now) == Drift::None && now.size == self.fingerprint.size,
+            FileState::Suspect { read, .. } => read.drift(now) == Drift::None && now.size == self.fingerprint.size,
             _ => !self.fingerprint.drift(now).is_other_file(),
         }
     }
 
     /// Whether the file awaits the user's decision.
     pub fn is_suspect(&self) -> bool {
-        matches!(self.state, FileState::Suspect(_))
+        matches!(self.state, FileState::Suspect { .. })
+    }
+}
+
+impl FileState {
+    /// The state of a file in this one that was read with the metadata `read` and has other bytes than the blob.
+    pub(crate) fn made_suspect(self, read: Fingerprint) -> Self {
+        match self {
+            Self::Suspect { read: before, .. } if before == read => self,
+            _ => Self::Suspect { read, was_settled: self == Self::Settled },
+        }
     }
 }
 
 impl Store {
     /// Records that the file at `file`, with the fingerprint `seen`, was read and has other bytes than `last`, what was known of
-    /// it; that rot and an edit are both possible; and which chunk groups of the blob it lacks. Returns these; `None` if
-    /// the file has changed since.
-    pub fn suspect(&self, file: &FileRef, last: &FileRow, seen: Fingerprint) -> Result<Option<RangeSet>, StoreError> {
+    /// it; that rot and an edit are both possible; and which chunk groups of the blob it lacks. `stayed` says that it has been
+    /// at its path ever since. Returns the groups; `None` if the file has changed since.
+    pub fn suspect(
+        &self,
+        file: &FileRef,
+        last: &FileRow,
+        seen: Fingerprint,
+        stayed: bool,
+    ) -> Result<Option<RangeSet>, StoreError> {
         let path = self.absolute(file);
         let open = self.inner.disk.open_beneath(&self.root_dir(file.root), file.relative(), Access::Read);
         let data = open.map_err(StoreError::file("open", &path))?;
@@ -52,7 +68,11 @@ impl Store {
         if damaged.is_empty() || data.fingerprint().map_err(StoreError::file("stat", &path))? != seen {
             return Ok(None);
         }
-        let row = FileRow { damaged: damaged.clone(), state: FileState::Suspect(seen), ..last.clone() };
+        let state = match last.state.made_suspect(seen) {
+            FileState::Suspect { read, was_settled } => FileState::Suspect { read, was_settled: was_settled && stayed },
+            state => state,
+        };
+        let row = FileRow { damaged: damaged.clone(), state, ..last.clone() };
         let _linking = self.inner.linking.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let dir = self.root_dir(file.root);
         let key = (file.root.0, &file.path[..]);
@@ -76,11 +96,12 @@ impl Store {
     }
 
     /// Records that a suspect file, last read with the metadata `read`, has only been touched since its bytes were known, and
-    /// that no program wrote to it meanwhile: so what differs is damage. Returns whether that was so.
+    /// that no program wrote to it meanwhile: so what differs is damage. Returns whether that is so: of a file that was
+    /// suspect before, or that a crash left suspect, nobody can know it.
     pub fn explain(&self, file: &FileRef, read: Fingerprint) -> Result<bool, StoreError> {
         let Some(known) = self.file(file)? else { return Ok(false) };
         let is_touched = known.fingerprint.drift(&read) == Drift::Touched;
-        if known.state != FileState::Suspect(read) || !is_touched {
+        if known.state != (FileState::Suspect { read, was_settled: true }) || !is_touched {
             return Ok(false);
         }
         self.update_file(file, known.blob, |row| {
@@ -114,8 +135,8 @@ impl Store {
         let state = match (known.state, known.fingerprint.drift(&now)) {
             // A write that left no trace is as likely as rot. The file is hashed again when it next comes up.
             (FileState::Racy, Drift::None) => return Ok(()),
-            (state @ (FileState::Settled | FileState::Suspect(_)), Drift::None) => state,
-            _ => FileState::Suspect(now),
+            (FileState::Settled, Drift::None) => FileState::Settled,
+            (state, _) => state.made_suspect(now),
         };
         // Mending moves the ctime, and that tells nothing of whoever else may have written.
         let state = if self.is_mended_now(file, &now) { known.state } else { state };

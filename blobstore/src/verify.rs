@@ -80,7 +80,7 @@ impl Store {
         let fingerprint = || data.fingerprint().map_err(StoreError::file("stat", self.absolute(file)));
         let before = fingerprint()?;
         if !row.may_have_blob(&before) {
-            let is_suspect = matches!(row.state, FileState::Suspect(read) if read.drift(&before) == Drift::None);
+            let is_suspect = matches!(row.state, FileState::Suspect { read, .. } if read.drift(&before) == Drift::None);
             let all = Geometry::new(size).all().into();
             return Ok(Some(if is_suspect { Verdict::Suspect { data: all } } else { Verdict::Modified }));
         }
@@ -105,8 +105,8 @@ impl Store {
         let is_mended = self.is_mended_now(file, &now);
         let is_suspect = (is_touched || row.is_suspect()) && !damaged.is_empty() && !is_mended;
         let state = match row.state {
-            _ if is_suspect => FileState::Suspect(now),
-            FileState::Suspect(_) if is_sound => FileState::Settled,
+            state if is_suspect => state.made_suspect(now),
+            FileState::Suspect { .. } if is_sound => FileState::Settled,
             state => state,
         };
         let is_news = damaged != row.damaged || state != row.state || (is_sound && row.fingerprint != now);

@@ -122,7 +122,9 @@ impl Lab {
                 for Move { from, to, fingerprint, .. } in done() {
                     let row = before[&(at, from.clone())].clone();
                     let (now, state) = match row.state {
-                        FileState::Suspect(_) => (row.fingerprint, FileState::Suspect(*fingerprint)),
+                        FileState::Suspect { .. } => {
+                            (row.fingerprint, FileState::Suspect { read: *fingerprint, was_settled: false })
+                        }
                         state => (*fingerprint, state),
                     };
                     let key = (at, to.clone());
@@ -136,7 +138,7 @@ impl Lab {
                 let Some(row) = model.get_mut(&(at, PATHS[*path].to_vec())) else { return };
                 row.damaged = row.damaged.union(&groups(row.fingerprint.size as usize, [0]));
                 if *is_suspect {
-                    row.state = FileState::Suspect(row.fingerprint);
+                    row.state = FileState::Suspect { read: row.fingerprint, was_settled: false };
                 }
                 let txn = self.db.begin_write().unwrap();
                 let row = postcard::to_stdvec(row).unwrap();

@@ -45,7 +45,7 @@ fn bytes(home: &Home, name: &str) -> Vec<u8> {
 
 /// Has what a scan that has hashed it says of it.
 fn suspect(home: &Home, name: &str, last: &FileRow) -> Option<RangeSet> {
-    home.store.suspect(&home.file(name), last, home.fingerprint(name)).unwrap()
+    home.store.suspect(&home.file(name), last, home.fingerprint(name), true).unwrap()
 }
 
 #[test]
@@ -65,7 +65,7 @@ fn only_the_user_decides() {
         find(&home, &right, &other);
         let home = home.reopen();
         let row = home.row("file");
-        assert_eq!((row.state, &row.damaged), (FileState::Suspect(home.fingerprint("file")), &other));
+        assert_eq!((row.state, &row.damaged), (FileState::Suspect { read: home.fingerprint("file"), was_settled: true }, &other));
         assert_suspect(&home.verify("file"), &other);
         check_read(&home.store, &right, range(0, size as u64), &other);
         assert!(matches!(mend(&home, "file", Consent::Damage), Err(StoreError::Suspect { .. })));
@@ -102,6 +102,46 @@ fn a_suspect_file_that_changes_again() {
     assert_suspect(&home.verify("file"), &both);
     change(&home, "file", |file| file.write_all_at(&right, 0).unwrap());
     assert_eq!(suspect(&home, "file", &home.row("file")), None, "it is the blob");
+}
+
+/// Only who saw all that happened to a file since it was settled can tell that it is rot.
+#[test]
+fn what_a_watcher_saw_later_explains_nothing_from_before() {
+    let touch = |home: &Home| change(home, "file", |_| ());
+    let explain = |home: &Home| home.store.explain(&home.file("file"), home.fingerprint("file")).unwrap();
+    let other = groups(SIZE, [4]);
+    type Find = (&'static str, fn(&Home, &[u8], &RangeSet));
+    let finds: [Find; 3] = [
+        ("verify", |home, _, other| assert_suspect(&home.verify("file"), other)),
+        ("read", |home, right, other| check_read(&home.store, right, range(0, right.len() as u64), other)),
+        ("scan", |home, _, other| assert_eq!(suspect(home, "file", &home.row("file")).as_ref(), Some(other))),
+    ];
+    for (by, find) in finds {
+        let (home, right) = (Home::new(), random(6, SIZE));
+        home.put("file", &right);
+        change(&home, "file", |file| overwrite(file, &other));
+        find(&home, &right, &other);
+        assert!(explain(&home), "{by}");
+        assert_eq!((home.row("file").state, &home.row("file").damaged), (FileState::Settled, &other));
+
+        let home = Home::new();
+        home.put("file", &right);
+        change(&home, "file", |file| overwrite(file, &other));
+        find(&home, &right, &other);
+        touch(&home);
+        assert!(!explain(&home), "{by}: nobody has read it since");
+        suspect(&home, "file", &home.row("file"));
+        assert!(!explain(&home), "{by}: it was suspect before");
+        touch(&home);
+        home.verify("file");
+        assert!(!explain(&home) && home.row("file").is_suspect(), "{by}");
+    }
+    let (home, right) = (Home::new(), random(6, SIZE));
+    home.put("file", &right);
+    change(&home, "file", |file| overwrite(file, &other));
+    let (file, seen) = (home.file("file"), home.fingerprint("file"));
+    assert!(home.store.suspect(&file, &home.row("file"), seen, false).unwrap().is_some());
+    assert!(!explain(&home), "it was away");
 }
 
 /// A shorter one grows to the blob's size, a longer one is not cut.

@@ -230,7 +230,7 @@ impl Node {
             return Ok(Verdict::Modified);
         }
         if is_explained
-            && let Some(FileRow { state: FileState::Suspect(read), .. }) = self.inner.store.file(file)?
+            && let Some(FileRow { state: FileState::Suspect { read, .. }, .. }) = self.inner.store.file(file)?
             && self.inner.store.explain(file, read)?
         {
             return Ok(Verdict::Damaged { data, outboard: RangeSet::new(), unreadable: None });

@@ -603,7 +603,7 @@ mod tests {
             verified: Verified { at: 1, next: 0 },
             state: FileState::Settled,
         };
-        let suspect = FileRow { state: FileState::Suspect(now), ..row.clone() };
+        let suspect = FileRow { state: FileState::Suspect { read: now, was_settled: false }, ..row.clone() };
         assert_eq!(may_leave(Some(&row), blob, Some(&now)), Ok(()));
         let stays = |row: Option<&FileRow>, blob, now: Option<&Fingerprint>| {
             assert!(may_leave(row, blob, now).is_err(), "{now:?}");

@@ -154,14 +154,12 @@ impl Reconcile<'_> {
             state: FileState::Settled,
         });
         let file = self.file(&path);
-        let Some(damaged) = self.node.inner.store.suspect(&file, &last, seen)? else {
+        let Some(damaged) = self.node.inner.store.suspect(&file, &last, seen, !was_gone)? else {
             self.again.push(path);
             return Ok(());
         };
         let (bytes, arena) = (damaged.total_bytes(), &self.arena.name);
-        // An earlier move of the ctime that nobody explained is not explained by a later one.
-        let is_known = !was_gone && !last.is_suspect();
-        if is_known && self.seen.explains_ctime(&path) && self.node.inner.store.explain(&file, seen)? {
+        if self.seen.explains_ctime(&path) && self.node.inner.store.explain(&file, seen)? {
             warn!(%arena, %path, %blob, bytes, "damage found; only the file's attributes were changed");
         } else {
             self.totals.suspected += 1;
@@ -179,7 +177,7 @@ impl Reconcile<'_> {
 /// The metadata that the file of `row` had when it was last read.
 fn as_read(row: &FileRow) -> &Fingerprint {
     match &row.state {
-        FileState::Suspect(read) => read,
+        FileState::Suspect { read, .. } => read,
         _ => &row.fingerprint,
     }
 }

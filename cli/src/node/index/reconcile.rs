@@ -251,7 +251,7 @@ impl<'a> Reconcile<'a> {
             (Decision::Unchanged, kind) => {
                 self.count(&kind);
                 // A reader met its bytes before the watcher's reason was known.
-                if let Some(FileRow { state: FileState::Suspect(read), .. }) = linked {
+                if let Some(FileRow { state: FileState::Suspect { read, .. }, .. }) = linked {
                     let is_damage =
                         self.seen.explains_ctime(&path) && self.node.inner.store.explain(&self.file(&path), read)?;
                     self.totals.suspected += u64::from(!is_damage);
@@ -563,7 +563,7 @@ impl<'a> Reconcile<'a> {
 /// What was known of a file, as [`decide`] takes it.
 fn last_read(row: &FileRow) -> LastRead {
     let state = match row.state {
-        FileState::Suspect(read) => ReadState::Suspect(read),
+        FileState::Suspect { read, .. } => ReadState::Suspect(read),
         _ if !row.damaged.is_empty() => ReadState::Damaged,
         FileState::Racy => ReadState::Racy,
         FileState::Settled => ReadState::Settled,
