@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use redb::ReadableTable;
-use tree::{ByteRange, DamageSearch, Drift, Fingerprint, Geometry, RangeSet};
+use tree::{ByteRange, DamageSearch, Drift, Fingerprint, Geometry};
 
 use crate::{
     Access, FileRef, FileRow, FileState, Store, StoreError,
@@ -42,15 +42,16 @@ impl FileState {
 
 impl Store {
     /// Records that the file at `file`, with the fingerprint `seen`, was read and has other bytes than `last`, what was known of
-    /// it; that rot and an edit are both possible; and which chunk groups of the blob it lacks. `stayed` says that it has been
-    /// at its path ever since. Returns the groups; `None` if the file has changed since.
+    /// it; that rot and an edit are both possible; and which chunk groups of the blob it lacks. With `unwritten`, no program can
+    /// have written to it since it was known: then it is damaged, if it was settled. Returns the new row; `None` if the file
+    /// has changed since.
     pub fn suspect(
         &self,
         file: &FileRef,
         last: &FileRow,
         seen: Fingerprint,
-        stayed: bool,
-    ) -> Result<Option<RangeSet>, StoreError> {
+        unwritten: bool,
+    ) -> Result<Option<FileRow>, StoreError> {
         let path = self.absolute(file);
         let open = self.inner.disk.open_beneath(&self.root_dir(file.root), file.relative(), Access::Read);
         let data = open.map_err(StoreError::file("open", &path))?;
@@ -68,11 +69,12 @@ impl Store {
         if damaged.is_empty() || data.fingerprint().map_err(StoreError::file("stat", &path))? != seen {
             return Ok(None);
         }
-        let state = match last.state.made_suspect(seen) {
-            FileState::Suspect { read, was_settled } => FileState::Suspect { read, was_settled: was_settled && stayed },
-            state => state,
+        let is_rot = unwritten && last.state == FileState::Settled && last.fingerprint.drift(&seen) == Drift::Touched;
+        let (fingerprint, state) = match is_rot {
+            true => (seen, FileState::Settled),
+            false => (last.fingerprint, FileState::Suspect { read: seen, was_settled: false }),
         };
-        let row = FileRow { damaged: damaged.clone(), state, ..last.clone() };
+        let row = FileRow { fingerprint, damaged, state, ..last.clone() };
         let _linking = self.inner.linking.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let dir = self.root_dir(file.root);
         let key = (file.root.0, &file.path[..]);
@@ -85,14 +87,14 @@ impl Store {
             }
             let mut unused = BTreeSet::new();
             forget(txn, &dir, [&file.path[..]].into_iter())?;
-            let rows = BTreeMap::from([(&file.path[..], row)]);
+            let rows = BTreeMap::from([(&file.path[..], row.clone())]);
             put_rows(txn, &mut Dirs::open(txn, file.root)?, file.root, rows, &mut unused)?;
             forget_unheld(txn, unused).map(Some)
         })?;
         let Some(unused) = unused else { return Ok(None) };
         self.remove_outboard_files(unused, None)?;
         self.lost();
-        Ok(Some(damaged))
+        Ok(Some(row))
     }
 
     /// Records that a suspect file, last read with the metadata `read`, has only been touched since its bytes were known, and
@@ -110,6 +112,17 @@ impl Store {
             }
         })?;
         Ok(true)
+    }
+
+    /// Records that nobody will know whether a suspect file, last read with the metadata `read`, rotted or was edited.
+    pub fn leave_suspect(&self, file: &FileRef, read: Fingerprint) -> Result<(), StoreError> {
+        let was_settled = FileState::Suspect { read, was_settled: true };
+        let Some(known) = self.file(file)?.filter(|known| known.state == was_settled) else { return Ok(()) };
+        self.update_file(file, known.blob, |row| {
+            if row.state == was_settled {
+                row.state = FileState::Suspect { read, was_settled: false };
+            }
+        })
     }
 
     /// Reads `range` of a suspect or damaged file as it is, up to the file's end, unproven, to be shown beside the right bytes.

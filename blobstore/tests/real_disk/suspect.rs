@@ -45,7 +45,9 @@ fn bytes(home: &Home, name: &str) -> Vec<u8> {
 
 /// Has what a scan that has hashed it says of it.
 fn suspect(home: &Home, name: &str, last: &FileRow) -> Option<RangeSet> {
-    home.store.suspect(&home.file(name), last, home.fingerprint(name), true).unwrap()
+    let row = home.store.suspect(&home.file(name), last, home.fingerprint(name), false).unwrap()?;
+    assert!(row.is_suspect() && home.row(name) == row);
+    Some(row.damaged)
 }
 
 #[test]
@@ -65,7 +67,7 @@ fn only_the_user_decides() {
         find(&home, &right, &other);
         let home = home.reopen();
         let row = home.row("file");
-        assert_eq!((row.state, &row.damaged), (FileState::Suspect { read: home.fingerprint("file"), was_settled: true }, &other));
+        assert_eq!((row.state, &row.damaged), (FileState::Suspect { read: home.fingerprint("file"), was_settled: by != "scan" }, &other));
         assert_suspect(&home.verify("file"), &other);
         check_read(&home.store, &right, range(0, size as u64), &other);
         assert!(matches!(mend(&home, "file", Consent::Damage), Err(StoreError::Suspect { .. })));
@@ -111,10 +113,9 @@ fn what_a_watcher_saw_later_explains_nothing_from_before() {
     let explain = |home: &Home| home.store.explain(&home.file("file"), home.fingerprint("file")).unwrap();
     let other = groups(SIZE, [4]);
     type Find = (&'static str, fn(&Home, &[u8], &RangeSet));
-    let finds: [Find; 3] = [
+    let finds: [Find; 2] = [
         ("verify", |home, _, other| assert_suspect(&home.verify("file"), other)),
         ("read", |home, right, other| check_read(&home.store, right, range(0, right.len() as u64), other)),
-        ("scan", |home, _, other| assert_eq!(suspect(home, "file", &home.row("file")).as_ref(), Some(other))),
     ];
     for (by, find) in finds {
         let (home, right) = (Home::new(), random(6, SIZE));
@@ -123,6 +124,13 @@ fn what_a_watcher_saw_later_explains_nothing_from_before() {
         find(&home, &right, &other);
         assert!(explain(&home), "{by}");
         assert_eq!((home.row("file").state, &home.row("file").damaged), (FileState::Settled, &other));
+
+        let home = Home::new();
+        home.put("file", &right);
+        change(&home, "file", |file| overwrite(file, &other));
+        find(&home, &right, &other);
+        home.store.leave_suspect(&home.file("file"), home.fingerprint("file")).unwrap();
+        assert!(!explain(&home), "{by}: a scan has decided");
 
         let home = Home::new();
         home.put("file", &right);
@@ -139,9 +147,15 @@ fn what_a_watcher_saw_later_explains_nothing_from_before() {
     let (home, right) = (Home::new(), random(6, SIZE));
     home.put("file", &right);
     change(&home, "file", |file| overwrite(file, &other));
-    let (file, seen) = (home.file("file"), home.fingerprint("file"));
-    assert!(home.store.suspect(&file, &home.row("file"), seen, false).unwrap().is_some());
-    assert!(!explain(&home), "it was away");
+    let by_scan = |last: &FileRow| {
+        home.store.suspect(&home.file("file"), last, home.fingerprint("file"), true).unwrap().unwrap()
+    };
+    let rotten = by_scan(&home.row("file"));
+    assert_eq!((rotten.state, &rotten.damaged), (FileState::Settled, &other));
+    change(&home, "file", |_| ());
+    let suspect = suspect(&home, "file", &rotten);
+    assert_eq!(suspect.as_ref(), Some(&other));
+    assert!(!explain(&home) && by_scan(&home.row("file")).is_suspect());
 }
 
 /// A shorter one grows to the blob's size, a longer one is not cut.

@@ -4,6 +4,7 @@ mod blobs;
 mod cache;
 mod copy;
 mod database;
+mod fs_type;
 mod index;
 mod like;
 mod limits;

@@ -61,6 +61,11 @@ impl Watching {
         self.watch.lock().unwrap_or_else(PoisonError::into_inner).signs()
     }
 
+    /// Whether some directory could not be watched.
+    pub(super) fn is_incomplete(&self) -> bool {
+        self.is_incomplete.load(Ordering::Relaxed)
+    }
+
     /// Watches a directory, if that is possible; if not, rescans have to do.
     pub(super) fn watch(&self, dir: &Path) {
         let watched = self.watch.lock().unwrap_or_else(PoisonError::into_inner).watch(dir);
@@ -277,7 +282,7 @@ impl Keeper {
 
     fn end(&mut self, (arena, ended): (ArenaName, Result<Reconciled, Failure>)) {
         let now = self.now();
-        let is_incomplete = self.node.watching().is_none_or(|watching| watching.is_incomplete.load(Ordering::Relaxed));
+        let is_incomplete = self.node.watching().is_none_or(|watching| watching.is_incomplete());
         // It may have been given up meanwhile.
         self.refresh(now + self.settings.rescan);
         let Some(kept) = self.arenas.get_mut(&arena) else { return };

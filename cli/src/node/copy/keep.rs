@@ -20,11 +20,10 @@ use tracing::info;
 use tree::Fingerprint;
 
 use super::{
-    super::{Node, blocking},
+    super::{Node, blocking, fs_type::is_remote},
     aside,
     held::HeldArena,
     moves::{Kept, Refusal, Spot, Tree},
-    names::is_remote,
     place::{file_name, is_gone, parent_beneath},
 };
 use crate::failure::Failure;

@@ -24,12 +24,11 @@ use tracing::{error, warn};
 use tree::{BlobId, Fingerprint};
 
 use super::{
-    super::{Node, blocking},
+    super::{Node, blocking, fs_type::is_remote},
     aside,
     held::HeldArena,
     moves::{Over, Prepared, Refusal, SILENCE_LIMIT, Spot, Tree},
     moving::{Left, SetAside, What},
-    names::is_remote,
     place::{SWEPT_AFTER_S, file_name, fingerprint_at, is_gone, parent_beneath, sweep},
     settle::{Last, Made, Step, changed, own_place},
 };

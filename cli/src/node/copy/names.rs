@@ -3,7 +3,7 @@
 use std::{
     collections::HashSet,
     io,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::OwnedFd,
     path::Path,
     sync::{Arc, Mutex, PoisonError},
 };
@@ -13,6 +13,8 @@ use rustix::{
     fs::{AtFlags, CWD, Dir, Mode, OFlags},
     io::Errno,
 };
+
+use super::super::fs_type::has_names_of_bytes;
 
 /// Directories of which the entries above them are known to be called just so.
 #[derive(Clone, Default)]
@@ -81,7 +83,7 @@ fn is_exact(dir: &OwnedFd, name: &[u8]) -> io::Result<bool> {
 
 /// Whether to the file system of a directory names are bytes, as far as that is known.
 fn knows_bytes(dir: &OwnedFd) -> io::Result<bool> {
-    if ![EXT, BTRFS, XFS, TMPFS].contains(&type_of(dir)?) {
+    if !has_names_of_bytes(dir)? {
         return Ok(false);
     }
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -89,23 +91,6 @@ fn knows_bytes(dir: &OwnedFd) -> io::Result<bool> {
     Ok(rustix::fs::ioctl_getflags(&dir).is_ok_and(|flags| flags.bits() & CASEFOLD == 0))
 }
 
-/// Whether a file is on a file system whose inodes and times may be invented, or remembered from an earlier answer: one of the
-/// network, or one that a program provides.
-pub(super) fn is_remote(file: impl AsFd) -> io::Result<bool> {
-    Ok(REMOTE.contains(&type_of(file)?))
-}
-
-fn type_of(file: impl AsFd) -> io::Result<u64> {
-    Ok(rustix::fs::fstatfs(file)?.f_type as u64 & 0xffff_ffff)
-}
-
-const EXT: u64 = 0xef53;
-const BTRFS: u64 = 0x9123_683e;
-const XFS: u64 = 0x5846_5342;
-const TMPFS: u64 = 0x0102_1994;
-/// FUSE, NFS, SMB (three numbers), 9p, Ceph, AFS and Coda.
-const REMOTE: [u64; 9] =
-    [0x6573_5546, 0x6969, 0xfe53_4d42, 0xff53_4d42, 0x517b, 0x0102_1997, 0x00c3_6400, 0x5346_414f, 0x7375_7245];
 /// `FS_CASEFOLD_FL`
 const CASEFOLD: u32 = 0x4000_0000;
 /// How many directories are remembered.

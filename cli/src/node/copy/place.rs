@@ -15,7 +15,7 @@ use blobstore::RootId;
 use namespace::{RelPath, staging_name};
 use peers::{Attributes, Lost};
 use rustix::{
-    fs::{AtFlags, CWD, FileType, Mode, OFlags, ResolveFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT},
+    fs::{AtFlags, CWD, FileType, FlockOperation, Mode, OFlags, ResolveFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT},
     io::Errno,
 };
 use tracing::{debug, info};
@@ -274,6 +274,7 @@ impl Staged {
             Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::INVAL | Errno::NOSYS) => {
                 let name = staging_name(fastrand::u64(..));
                 let file = rustix::fs::openat(&parent, &*name, flags | OFlags::CREATE | OFlags::EXCL, mode)?;
+                lock(&file);
                 Ok(Self { file: file.into(), parent, at: At::Beside(name), traits: Traits::default() })
             }
             Err(error) => Err(error.into()),
@@ -338,6 +339,7 @@ impl Staged {
             match rustix::fs::linkat(CWD, &*unnamed, CWD, &elsewhere, AtFlags::SYMLINK_FOLLOW) {
                 Ok(()) => self.at = At::Elsewhere(elsewhere),
                 Err(_) => {
+                    lock(&self.file);
                     rustix::fs::linkat(CWD, &*unnamed, &self.parent, &*name, AtFlags::SYMLINK_FOLLOW)?;
                     self.at = At::Beside(name);
                 }
@@ -426,12 +428,33 @@ pub(super) fn file_name(path: &RelPath) -> &[u8] {
     path.as_path().file_name().unwrap_or_default().as_bytes()
 }
 
-/// Deletes a file with a name for a moment that a crash left behind: nobody has written to it for a while.
+/// Locks a file that has a name for a moment, for as long as it is open, so that nobody sweeps it. Where there are no locks, its
+/// ctime alone has to do.
+fn lock(file: impl AsFd) {
+    let _ = rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive);
+}
+
+/// Whether a program of this machine that runs has locked a file so.
+fn is_locked(parent: &OwnedFd, path: &RelPath) -> bool {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = rustix::fs::openat(parent, file_name(path), flags, Mode::empty());
+    file.is_ok_and(|file| {
+        rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK)
+    })
+}
+
+/// Deletes a file with a name for a moment that a crash left behind: nobody has it locked, nor has written to it for a while. The
+/// lock counts where a file system has no ctime but the mtime, which a copy sets back.
 pub(super) fn sweep(root: &Path, path: &RelPath) {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |now| now.as_secs());
+    sweep_at(root, path, now.cast_signed());
+}
+
+/// The same if it is `now`, in seconds since 1970.
+fn sweep_at(root: &Path, path: &RelPath, now: i64) {
     let swept = parent_beneath(root, path).and_then(|parent| {
         let changed = fingerprint_at(&parent, path)?.ctime.seconds;
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |now| now.as_secs());
-        if changed.saturating_add_unsigned(SWEPT_AFTER_S) < now.cast_signed() {
+        if changed.saturating_add_unsigned(SWEPT_AFTER_S) < now && !is_locked(&parent, path) {
             info!(path = ?root.join(path.as_path()), "left behind by a copy that broke off; deleted");
             rustix::fs::unlinkat(&parent, file_name(path), AtFlags::empty())?;
         }
@@ -538,9 +561,17 @@ mod tests {
     fn only_what_was_left_behind_long_ago_is_swept() {
         let dir = tempfile::tempdir().unwrap();
         let name = staging_name(7);
-        fs::write(dir.path().join(&name), b"").unwrap();
+        let at = dir.path().join(&name);
+        let file = File::create(&at).unwrap();
         sweep(dir.path(), &path(&name));
-        assert!(dir.path().join(&name).exists(), "somebody may still need it");
+        assert!(at.exists(), "somebody may still need it");
+        let later = file.metadata().unwrap().ctime() + SWEPT_AFTER_S as i64 + 1;
+        lock(&file);
+        sweep_at(dir.path(), &path(&name), later);
+        assert!(at.exists(), "somebody writes it");
+        drop(file);
+        sweep_at(dir.path(), &path(&name), later);
+        assert!(!at.exists());
     }
 
     #[test]

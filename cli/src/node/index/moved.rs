@@ -154,16 +154,17 @@ impl Reconcile<'_> {
             state: FileState::Settled,
         });
         let file = self.file(&path);
-        let Some(damaged) = self.node.inner.store.suspect(&file, &last, seen, !was_gone)? else {
+        let unwritten = !was_gone && self.seen.explains_ctime(&path);
+        let Some(row) = self.node.inner.store.suspect(&file, &last, seen, unwritten)? else {
             self.again.push(path);
             return Ok(());
         };
-        let (bytes, arena) = (damaged.total_bytes(), &self.arena.name);
-        if self.seen.explains_ctime(&path) && self.node.inner.store.explain(&file, seen)? {
-            warn!(%arena, %path, %blob, bytes, "damage found; only the file's attributes were changed");
-        } else {
+        let (bytes, arena) = (row.damaged.total_bytes(), &self.arena.name);
+        if row.is_suspect() {
             self.totals.suspected += 1;
             warn!(%arena, %path, %blob, bytes, "suspect file, not published: rot and an edit are both possible");
+        } else {
+            warn!(%arena, %path, %blob, bytes, "damage found; only the file's attributes were changed");
         }
         if published == Some(blob) {
             self.count(&SeenKind::File { fingerprint: seen, mode });

@@ -252,9 +252,11 @@ impl<'a> Reconcile<'a> {
                 self.count(&kind);
                 // A reader met its bytes before the watcher's reason was known.
                 if let Some(FileRow { state: FileState::Suspect { read, .. }, .. }) = linked {
-                    let is_damage =
-                        self.seen.explains_ctime(&path) && self.node.inner.store.explain(&self.file(&path), read)?;
-                    self.totals.suspected += u64::from(!is_damage);
+                    let (store, file) = (&self.node.inner.store, self.file(&path));
+                    if !(self.seen.explains_ctime(&path) && store.explain(&file, read)?) {
+                        store.leave_suspect(&file, read)?;
+                        self.totals.suspected += 1;
+                    }
                 }
             }
             (Decision::Publish(content, mtime), kind) => {

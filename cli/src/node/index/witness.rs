@@ -1,12 +1,23 @@
 //! What is known of the time since files were read: what the watcher saw of them, and whether it can have missed something.
 //! Rules: spec/namespace.md, "Rot or edit".
 
-use std::path::{Path, PathBuf};
+use std::{
+    fs::File,
+    io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
-use blobstore::{Access, Disk, RealDisk};
-use namespace::{ArenaName, RelPath, SharedSigns, Signs, SignsSeen, Witness};
+use blobstore::is_open_for_writing;
+use namespace::{ArenaName, RelPath, Signs, SignsSeen, Witness};
+use rustix::fs::{CWD, Mode, OFlags};
 
-use super::super::Node;
+use super::super::{
+    Node,
+    fs_type::{is_remote, is_stacked},
+    watch::Watching,
+};
 
 /// What was seen of the paths of one pass.
 #[derive(Default)]
@@ -14,23 +25,20 @@ pub(super) struct Seen {
     /// The arena root as the watcher names it.
     dir: PathBuf,
     signs: SignsSeen,
-    /// Whether the arena was watched since its files were read.
-    continuous: bool,
-    /// Whether nothing was missed since.
-    complete: bool,
-    /// The watcher's, for what is not looked at in the end.
-    shared: Option<SharedSigns>,
+    /// How much had been missed when the arena was last read whole; `None` if it was not watched since.
+    watched_since: Option<u64>,
+    watching: Option<Arc<Watching>>,
 }
 
 impl Seen {
     /// Takes what was seen at and below `paths` of an arena; `None` is the whole arena.
     pub(super) fn take(node: &Node, arena: &ArenaName, dir: &Path, paths: &[Option<RelPath>]) -> Self {
         let dir = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
-        let Some(shared) = node.watching().map(|watching| watching.signs()) else {
+        let Some(watching) = node.watching() else {
             return Self { dir, ..Self::default() };
         };
+        let (shared, mut signs) = (watching.signs(), SignsSeen::default());
         let mut all = shared.lock();
-        let (losses, mut signs) = (all.losses(), SignsSeen::default());
         for path in paths {
             let path = absolute(&dir, path.as_ref());
             // With what happened to the directories above, which others may have to look at too.
@@ -39,48 +47,50 @@ impl Seen {
             signs.note(&path, here);
         }
         drop(all);
-        let since = node.arena_state(arena, |state| state.watched_since);
-        let (continuous, complete) = (since.is_some(), since == Some(losses));
-        Self { dir, signs, continuous, complete, shared: Some(shared) }
+        let watched_since = node.arena_state(arena, |state| state.watched_since);
+        Self { dir, signs, watched_since, watching: Some(watching) }
     }
 
     /// What is known of the time since the file at `path` was read.
     pub(super) fn witness(&self, path: &RelPath) -> Witness {
-        Witness { signs: self.of(path), continuous: self.continuous }
+        Witness { signs: self.of(path), continuous: self.watched_since.is_some() }
     }
 
     pub(super) fn of(&self, path: &RelPath) -> Signs {
         self.signs.of(&absolute(&self.dir, Some(path)))
     }
 
-    /// Whether the ctime of the file at `path` moved for a reason that was seen, and no program can have written to it.
+    /// Whether no program can have written to the file at `path` since it was last read, so that its ctime moved for another
+    /// reason, and it stayed there.
     pub(super) fn explains_ctime(&self, path: &RelPath) -> bool {
-        let own = self.signs.own(&absolute(&self.dir, Some(path)));
-        own.stayed() && self.complete && explains_ctime(&self.dir, path, &self.signs)
+        self.all_signs(path).is_some_and(|(own, above)| own.stayed() && is_unwritten(own, above))
     }
 
     /// Whether the file that was read at `from`, and nothing else, came to `to`, and no program can have written to it.
     pub(super) fn explains_rename(&self, from: &RelPath, to: &RelPath) -> bool {
-        let [from, there] = [from, to].map(|path| absolute(&self.dir, Some(path)));
+        let from = absolute(&self.dir, Some(from));
         let (own, above) = (self.signs.own(&from), self.signs.above(&from));
-        self.signs.own(&there).moved_here
-            && !own.may_have_written()
+        !own.may_have_written()
             && !(above.left || above.moved_here)
-            && self.complete
-            && explains_ctime(&self.dir, to, &self.signs)
+            && self.all_signs(to).is_some_and(|(own, above)| own.moved_here && is_unwritten(own, above))
+    }
+
+    /// What was seen by now at `path` itself, and above it; `None` if something may have been missed.
+    fn all_signs(&self, path: &RelPath) -> Option<(Signs, Signs)> {
+        all_signs(self.watching.as_deref()?, self.watched_since?, &self.dir, path, &self.signs)
     }
 
     /// Gives back what was seen at `path`, for the next look.
     pub(super) fn give_back(&self, path: &RelPath) {
-        if let Some(shared) = &self.shared {
-            shared.lock().note(&absolute(&self.dir, Some(path)), self.of(path));
+        if let Some(watching) = &self.watching {
+            watching.signs().lock().note(&absolute(&self.dir, Some(path)), self.of(path));
         }
     }
 
     /// Gives back all of it.
     pub(super) fn give_back_all(&self) {
-        if let Some(shared) = &self.shared {
-            shared.lock().extend(&self.signs);
+        if let Some(watching) = &self.watching {
+            watching.signs().lock().extend(&self.signs);
         }
     }
 }
@@ -98,27 +108,47 @@ impl Node {
             return (Signs::default(), false);
         };
         let dir = dir.canonicalize().unwrap_or(dir);
-        let shared = watching.signs();
-        let seen = shared.lock();
-        let complete = self.arena_state(arena, |state| state.watched_since == Some(seen.losses()));
-        let here = absolute(&dir, Some(path));
-        let is_explained = complete && seen.own(&here).stayed() && explains_ctime(&dir, path, &seen);
-        (seen.of(&here), is_explained)
+        let since = self.arena_state(arena, |state| state.watched_since);
+        let all = since.and_then(|since| all_signs(&watching, since, &dir, path, &SignsSeen::default()));
+        let is_explained = all.is_some_and(|(own, above)| own.stayed() && is_unwritten(own, above));
+        (watching.signs().lock().of(&absolute(&dir, Some(path))), is_explained)
     }
 }
 
-/// Whether `signs` tell why a file's ctime moved, of which nothing else moved, and that no program wrote to it: none that
-/// closed it since, none that has it open now, and none while its directory was elsewhere.
-fn explains_ctime(dir: &Path, path: &RelPath, signs: &SignsSeen) -> bool {
+/// What was `taken`, and was seen by now, at `path` itself, and above it; `None` if a program may have written to the file and
+/// was not, or not yet, seen to.
+fn all_signs(
+    watching: &Watching,
+    since: u64,
+    dir: &Path,
+    path: &RelPath,
+    taken: &SignsSeen,
+) -> Option<(Signs, Signs)> {
+    // First who writes unseen. Whoever wrote before that is among the signs of after that.
+    if !can_be_watched(&dir.join(path.as_path())).unwrap_or(false) {
+        return None;
+    }
+    let shared = watching.signs();
+    let seen = shared.lock();
     let here = absolute(dir, Some(path));
-    let (own, above) = (signs.own(&here), signs.above(&here));
-    let is_closed = || {
-        let open = RealDisk.open_beneath(dir, path.as_path(), Access::Read);
-        open.is_ok_and(|file| file.is_open_for_writing() == Some(false))
-    };
+    let complete = seen.losses() == since && !watching.is_incomplete();
+    complete.then(|| (taken.own(&here).or(seen.own(&here)), taken.above(&here).or(seen.above(&here))))
+}
+
+/// Whether the watcher sees all who write to a file: nobody has it open for writing (a mapping is written to without a word until it
+/// is closed), it has no further name in a directory that may not be watched, and no other machine or file system has it.
+fn can_be_watched(path: &Path) -> io::Result<bool> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::openat(CWD, path, flags, Mode::empty())?);
+    let is_alone = file.metadata()?.nlink() == 1 && !is_remote(&file)? && !is_stacked(&file)?;
+    Ok(is_alone && is_open_for_writing(&file) == Some(false))
+}
+
+/// Whether no program wrote to a file of which all that was seen is this, at it and above it.
+fn is_unwritten(own: Signs, above: Signs) -> bool {
     // What came from a watched path into a directory that is new was seen to come.
     let was_watched = !(above.left || above.moved_here) && (own.moved_here || !above.may_have_written());
-    (own.attributes || own.moved_here) && !own.may_have_written() && was_watched && is_closed()
+    !own.may_have_written() && was_watched
 }
 
 fn absolute(dir: &Path, path: Option<&RelPath>) -> Vec<u8> {
