@@ -146,6 +146,9 @@ impl Store {
         let mut sources = Vec::new();
         for file in self.holders(blob, MAX_PLACES)? {
             let Some(row) = self.file(&file)?.filter(|row| row.blob == blob) else { continue };
+            if self.is_passed_over(file.root) {
+                continue;
+            }
             match self.open_in_place(&file, &row) {
                 Ok(data) => sources.push(self.in_place_source(file, row, data)?),
                 Err(error) => {

@@ -44,6 +44,8 @@ pub(crate) struct Inner {
     /// The last number under which bytes that a repair replaces were saved.
     pub(crate) saved: AtomicU64,
     roots: RwLock<BTreeMap<u32, PathBuf>>,
+    /// The roots whose files are not to be touched now.
+    passed_over: RwLock<BTreeSet<RootId>>,
     /// Held while outboard files come and go with their rows.
     pub(crate) linking: Mutex<()>,
     /// What the cache has, and what of it is in use.
@@ -105,6 +107,7 @@ impl Store {
             staged: AtomicU64::new(0),
             saved: AtomicU64::new(0),
             roots: RwLock::default(),
+            passed_over: RwLock::default(),
             linking: Mutex::default(),
             ledger: Mutex::default(),
             cache_files: RwLock::default(),
@@ -243,6 +246,20 @@ impl Store {
             txn.open_table(HOLDERS)?.insert((holder_prefix(&blob), dir, name), ())?;
             Ok(())
         })
+    }
+
+    /// Sets whether the files below `root` are passed over when bytes are looked for: their file system does not respond.
+    pub fn pass_over(&self, root: RootId, is_stalled: bool) {
+        let mut roots = self.inner.passed_over.write().unwrap_or_else(PoisonError::into_inner);
+        match is_stalled {
+            true => _ = roots.insert(root),
+            false => _ = roots.remove(&root),
+        }
+    }
+
+    /// Whether they are.
+    pub(crate) fn is_passed_over(&self, root: RootId) -> bool {
+        self.inner.passed_over.read().unwrap_or_else(PoisonError::into_inner).contains(&root)
     }
 
     /// How much of `blob` is here and, so far as is known, sound.

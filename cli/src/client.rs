@@ -16,6 +16,7 @@ use tower::ServiceExt;
 use crate::{
     event::Event,
     failure::{Code, Failure, WhileDoing},
+    home::SocketPath,
 };
 
 /// How commands reach the control API.
@@ -65,7 +66,8 @@ impl Client {
                 Err(never) => match never {},
             },
             Self::Daemon(socket) => {
-                let stream = UnixStream::connect(socket).await.map_err(|error| {
+                let connect = async { UnixStream::connect(SocketPath::of(socket)?).await };
+                let stream = connect.await.map_err(|error| {
                     Failure::from(error).code(Code::NoDaemon).while_doing(format!("reach the daemon at {socket:?}"))
                 })?;
                 let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;

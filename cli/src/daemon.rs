@@ -12,7 +12,7 @@ use tracing::{error, info};
 use crate::{
     control,
     failure::{Code, Failure, WhileDoing},
-    home::Home,
+    home::{Home, SocketPath},
     node::{Node, NodeOptions},
 };
 
@@ -49,6 +49,7 @@ impl Daemon {
         });
         let (scrubbing, stopped) = (node.clone(), stop.subscribe());
         tokio::spawn(async move { scrubbing.scrub(scrubbing.scrub_settings(), stopped).await });
+        tokio::spawn(node.clone().watch_for_stalls(stop.subscribe()));
         tokio::spawn(node.clone().keep_pins(stop.subscribe()));
         tokio::spawn(node.clone().keep_up(node.watch_settings(), stop.subscribe()));
         Ok(Self { node, mount, stop, serving })
@@ -102,14 +103,15 @@ async fn interrupted() -> Result<(), Failure> {
 }
 
 async fn listen(socket: &Path) -> Result<UnixListener, Failure> {
-    if UnixStream::connect(socket).await.is_ok() {
+    let short = SocketPath::of(socket).while_doing(format!("listen on {socket:?}"))?;
+    if UnixStream::connect(&short).await.is_ok() {
         return Err(Failure::new(Code::Error, format!("a daemon runs already at {socket:?}"))
             .hint("one daemon holds all arenas: add another with blob arena add NAME DIR"));
     }
     // Left over from a daemon that was killed.
     let _ = fs::remove_file(socket);
     let listen = || {
-        let listener = UnixListener::bind(socket)?;
+        let listener = UnixListener::bind(&short)?;
         fs::set_permissions(socket, fs::Permissions::from_mode(0o600))?;
         Ok::<_, std::io::Error>(listener)
     };

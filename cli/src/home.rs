@@ -1,8 +1,13 @@
 use std::{
     env, fs, io,
-    os::unix::fs::{DirBuilderExt, PermissionsExt},
+    os::{
+        fd::{AsRawFd, OwnedFd},
+        unix::fs::{DirBuilderExt, PermissionsExt},
+    },
     path::{Path, PathBuf},
 };
+
+use rustix::fs::{Mode, OFlags};
 
 use crate::failure::{Code, Failure, WhileDoing};
 
@@ -92,6 +97,37 @@ impl Home {
         dirs.into_iter().flatten().map(|dir| dir.canonicalize().unwrap_or_else(|_| dir.to_owned())).collect()
     }
 }
+
+/// The path of a socket, made short enough for the address of one (108 bytes, unix(7)): a longer one leads through its directory,
+/// which is open meanwhile.
+pub(crate) struct SocketPath {
+    path: PathBuf,
+    _dir: Option<OwnedFd>,
+}
+
+impl SocketPath {
+    /// Fails if a directory is to be opened and is not there.
+    pub(crate) fn of(socket: &Path) -> io::Result<Self> {
+        let (Some(dir), Some(name)) = (socket.parent(), socket.file_name()) else {
+            return Ok(Self { path: socket.to_owned(), _dir: None });
+        };
+        if socket.as_os_str().len() < ADDRESS_LEN {
+            return Ok(Self { path: socket.to_owned(), _dir: None });
+        }
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let dir = rustix::fs::open(dir, flags, Mode::empty())?;
+        Ok(Self { path: Path::new(&format!("/proc/self/fd/{}", dir.as_raw_fd())).join(name), _dir: Some(dir) })
+    }
+}
+
+impl AsRef<Path> for SocketPath {
+    fn as_ref(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// With the zero byte at its end.
+const ADDRESS_LEN: usize = 108;
 
 /// What the host is called, or `blobd` if that is no use as a name.
 pub(crate) fn host_name() -> String {

@@ -22,7 +22,7 @@ use crate::{
     control,
     event::FileName,
     failure::{Code, Failure, WhileDoing},
-    home::Home,
+    home::{Home, SocketPath},
     node::{Node, NodeOptions},
     output::{Style, WRITING},
 };
@@ -37,7 +37,7 @@ pub(crate) use versions::{conflicts, history, stat, whereis};
 
 /// The daemon of this home.
 fn daemon(home: &Home) -> Result<Client, Failure> {
-    match UnixStream::connect(&home.socket) {
+    match SocketPath::of(&home.socket).and_then(UnixStream::connect) {
         Ok(_) => Ok(Client::Daemon(home.socket.clone())),
         Err(error) => Err(Failure::from(error)
             .while_doing(format!("no daemon answers at {:?}", home.socket))

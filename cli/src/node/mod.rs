@@ -14,6 +14,7 @@ mod pins;
 mod read;
 mod repair;
 mod scrub;
+mod stall;
 mod suspect;
 mod verify;
 mod versions;
@@ -86,8 +87,8 @@ struct Inner {
     pin_keep: Duration,
     /// One permit: verifying and mending take turns, for they would only fight over the disk.
     turn: Semaphore,
-    /// One permit: what is said of arenas is brought in line by one at a time.
-    indexing: Semaphore,
+    /// For each arena, the turn to bring what is said of it in line.
+    indexing: Mutex<HashMap<ArenaName, Arc<tokio::sync::Mutex<()>>>>,
     /// For changes in arenas that are being made ready one by one.
     placing: Semaphore,
     /// For small changes in arenas, of which many are under way.
@@ -245,7 +246,7 @@ impl Node {
             keeping: pins::Keeping::default(),
             pin_keep,
             turn: Semaphore::new(1),
-            indexing: Semaphore::new(1),
+            indexing: Mutex::default(),
             placing: Semaphore::new(PLACED_AT_ONCE),
             gathering: copy::Gathering::new(open_files_max()),
             settling: Mutex::default(),
@@ -288,8 +289,12 @@ impl Node {
         self.stop_moving().await;
         // A scan or a mending stops between two files once nobody listens any more.
         let all = async {
-            let both = (self.inner.turn.acquire().await.is_ok(), self.inner.indexing.acquire().await.is_ok());
-            (both, drop(self.inner.settling_turn.lock().await))
+            let _turn = self.inner.turn.acquire().await;
+            let arenas = self.inner.indexing.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            for turn in arenas.into_values() {
+                drop(turn.lock_owned().await);
+            }
+            drop(self.inner.settling_turn.lock().await);
         };
         let _ = tokio::time::timeout(Duration::from_secs(5), all).await;
         self.inner.peers.shutdown().await;
@@ -391,7 +396,7 @@ impl Node {
     /// Gives up an arena. No file is touched.
     pub async fn remove_arena(&self, name: ArenaName) -> Result<(), Failure> {
         let _turn = self.turn().await;
-        let _indexing = self.inner.indexing.acquire().await?;
+        let _indexing = self.indexing_turn(&name).await;
         // What is put into the arena now is either said before, or finds no arena.
         let _settling = self.inner.settling_turn.lock().await;
         let node = self.clone();
@@ -411,6 +416,15 @@ impl Node {
     }
 
     /// The store's root for an arena that is held here.
+    /// Waits for the turn to bring what is said of an arena in line.
+    async fn indexing_turn(&self, arena: &ArenaName) -> tokio::sync::OwnedMutexGuard<()> {
+        let turn = {
+            let mut turns = self.inner.indexing.lock().unwrap_or_else(PoisonError::into_inner);
+            turns.entry(arena.clone()).or_default().clone()
+        };
+        turn.lock_owned().await
+    }
+
     fn root(&self, arena: &ArenaName) -> Option<RootId> {
         let roots = self.inner.roots.read().unwrap_or_else(PoisonError::into_inner);
         roots.get(arena).map(|&(root, _)| root)

@@ -1,19 +1,16 @@
 //! Keeps what is said of the arenas in line with their directories while they change: hears of changes, waits until they
-//! rest, and has the paths reconciled, one arena at a time. Rules: spec/namespace.md, "Watching" and "Keeping up".
+//! rest, and has the paths reconciled, each arena on its own. Rules: spec/namespace.md, "Watching" and "Keeping up".
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     io,
     path::{Path, PathBuf},
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
 
 use namespace::{ArenaName, Heard, Inotify, News, Pending, RelPath, SharedSigns, Watch, WatchError};
-use tokio::{sync::watch, task::JoinHandle, time::sleep};
+use tokio::{sync::watch, task::JoinSet, time::sleep};
 use tracing::{debug, error, info, warn};
 
 use super::{
@@ -36,8 +33,16 @@ pub(crate) struct WatchSettings {
 /// What watches directories while they are walked through.
 pub(super) struct Watching {
     watch: Mutex<Box<dyn Watch>>,
-    /// Whether some directory could not be watched.
-    is_incomplete: AtomicBool,
+    unwatched: Mutex<Unwatched>,
+}
+
+/// The directories that could not be watched when that was last tried.
+#[derive(Default)]
+struct Unwatched {
+    /// At most [`UNWATCHED_MAX`].
+    dirs: BTreeSet<PathBuf>,
+    /// Whether there were more.
+    more: bool,
 }
 
 /// An arena that is kept up with.
@@ -52,8 +57,15 @@ struct Kept {
     rescan_at: Duration,
 }
 
-/// A pass that is under way.
-type Job = (ArenaName, JoinHandle<Result<Reconciled, Failure>>);
+/// The passes that are under way, one an arena at most.
+type Jobs = JoinSet<(ArenaName, Result<Reconciled, Failure>)>;
+
+impl Kept {
+    /// When it is to be looked at next, in part at least.
+    fn due(&self) -> Duration {
+        self.pending.next_due().map_or(self.rescan_at, |due| due.min(self.rescan_at))
+    }
+}
 
 impl Watching {
     /// What was seen so far and not yet looked at.
@@ -63,22 +75,35 @@ impl Watching {
 
     /// Whether some directory could not be watched.
     pub(super) fn is_incomplete(&self) -> bool {
-        self.is_incomplete.load(Ordering::Relaxed)
+        let unwatched = self.unwatched.lock().unwrap_or_else(PoisonError::into_inner);
+        unwatched.more || !unwatched.dirs.is_empty()
+    }
+
+    /// How many directories at and below `dir` could not be watched, as far as they were counted.
+    pub(super) fn unwatched_below(&self, dir: &Path) -> usize {
+        let unwatched = self.unwatched.lock().unwrap_or_else(PoisonError::into_inner);
+        unwatched.dirs.iter().filter(|unwatched| unwatched.starts_with(dir)).count()
     }
 
     /// Watches a directory, if that is possible; if not, rescans have to do.
     pub(super) fn watch(&self, dir: &Path) {
         let watched = self.watch.lock().unwrap_or_else(PoisonError::into_inner).watch(dir);
+        let mut unwatched = self.unwatched.lock().unwrap_or_else(PoisonError::into_inner);
         match watched {
-            Ok(()) | Err(WatchError::Gone { .. }) => {}
+            Ok(()) | Err(WatchError::Gone { .. }) => _ = unwatched.dirs.remove(dir),
             // What must not be read, cannot be rescanned either; its directory tells when that changes.
             Err(WatchError::Io { source, .. }) if source.kind() == io::ErrorKind::PermissionDenied => {}
             Err(error) => {
-                if !self.is_incomplete.swap(true, Ordering::Relaxed) {
+                if unwatched.dirs.is_empty() {
                     warn!(
                         reason = tree::reason(&error),
                         "not all directories can be watched; changes there are found by rescans"
                     );
+                }
+                if unwatched.dirs.len() < UNWATCHED_MAX {
+                    unwatched.dirs.insert(dir.to_owned());
+                } else {
+                    unwatched.more = true;
                 }
             }
         }
@@ -114,7 +139,7 @@ impl Node {
         let Some(mut hints) = self.inner.hinted.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
         let mut news = match Inotify::new(NEWS_MAX) {
             Ok((watch, news)) => {
-                let watching = Watching { watch: Mutex::new(Box::new(watch)), is_incomplete: AtomicBool::new(false) };
+                let watching = Watching { watch: Mutex::new(Box::new(watch)), unwatched: Mutex::default() };
                 let _ = self.inner.watching.set(Arc::new(watching));
                 Some(news)
             }
@@ -130,20 +155,19 @@ impl Node {
             },
             Some,
         );
-        let mut keeper = Keeper { node: self, settings, start: Instant::now(), arenas: BTreeMap::new() };
+        let (arenas, running) = (BTreeMap::new(), BTreeSet::new());
+        let mut keeper = Keeper { node: self, settings, start: Instant::now(), arenas, running };
         keeper.refresh(Duration::ZERO);
-        let mut job: Option<Job> = None;
+        let mut jobs = Jobs::new();
         loop {
-            if job.is_none() {
-                job = keeper.begin();
-            }
-            let next = keeper.next_due().filter(|_| job.is_none()).unwrap_or(IDLE);
+            keeper.begin(&mut jobs);
+            let next = keeper.next_due().unwrap_or(IDLE);
             tokio::select! {
                 _ = stopped.wait_for(|&stop| stop) => return,
                 heard = hear(&mut news) => keeper.hear(heard, news.as_mut()),
                 heard = hints.recv() => keeper.hear(heard, Some(&mut hints)),
                 () = next_move(&mut moves) => keeper.mounts_moved(),
-                ended = end_of(&mut job) => keeper.end(ended),
+                Some(Ok((arena, ended))) = jobs.join_next() => keeper.end(arena, ended),
                 () = sleep(next.saturating_sub(keeper.now())) => {}
             }
         }
@@ -170,21 +194,13 @@ async fn next_move(moves: &mut Option<MountEvents>) {
     }
 }
 
-/// Waits for the pass that is under way, and takes it away.
-async fn end_of(job: &mut Option<Job>) -> (ArenaName, Result<Reconciled, Failure>) {
-    let Some((_, running)) = job else { return std::future::pending().await };
-    let ended = running.await.unwrap_or_else(|panic| Err(Failure::from(panic)));
-    match job.take() {
-        Some((arena, _)) => (arena, ended),
-        None => std::future::pending().await,
-    }
-}
-
 struct Keeper {
     node: Node,
     settings: WatchSettings,
     start: Instant,
     arenas: BTreeMap<ArenaName, Kept>,
+    /// Those over which a pass is under way.
+    running: BTreeSet<ArenaName>,
 }
 
 impl Keeper {
@@ -255,33 +271,43 @@ impl Keeper {
         }
     }
 
-    /// Begins a pass over what is due, of the arena that has waited longest.
-    fn begin(&mut self) -> Option<Job> {
+    /// Begins a pass over what is due of each arena, unless one is under way.
+    fn begin(&mut self, jobs: &mut Jobs) {
         let now = self.now();
-        let due = |kept: &Kept| kept.pending.next_due().unwrap_or(kept.rescan_at).min(kept.rescan_at);
-        let (arena, kept) =
-            self.arenas.iter_mut().min_by_key(|(_, kept)| due(kept)).filter(|(_, kept)| due(kept) <= now)?;
-        // With what is due in a moment: of a rename, both names are heard of at nearly the same time.
-        let mut paths = kept.pending.take_due(now + (self.settings.settle / 10).min(AT_ONCE_MAX));
-        if kept.rescan_at <= now || paths.contains(&None) {
-            paths = vec![None];
-            kept.rescan_at = now + self.settings.rescan;
-        } else if self.node.is_offline(arena) {
-            return None;
+        for (arena, kept) in &mut self.arenas {
+            if kept.due() > now || self.running.contains(arena) {
+                continue;
+            }
+            if self.node.is_stalled(arena) {
+                // It is looked at as a whole then.
+                kept.pending.take_due(Duration::MAX);
+                kept.rescan_at = now + OFFLINE_RETRY;
+                continue;
+            }
+            // With what is due in a moment: of a rename, both names are heard of at nearly the same time.
+            let mut paths = kept.pending.take_due(now + (self.settings.settle / 10).min(AT_ONCE_MAX));
+            if kept.rescan_at <= now || paths.contains(&None) {
+                paths = vec![None];
+                kept.rescan_at = now + self.settings.rescan;
+            } else if self.node.is_offline(arena) {
+                continue;
+            }
+            debug!(%arena, paths = paths.len(), "looking at what changed");
+            self.running.insert(arena.clone());
+            let (node, arena) = (self.node.clone(), arena.clone());
+            jobs.spawn(async move {
+                let (reporter, mut events) = Reporter::new();
+                tokio::spawn(async move { while events.recv().await.is_some() {} });
+                let name = arena.clone();
+                let pass = tokio::spawn(async move { node.reconcile(&name, paths, false, &reporter).await });
+                (arena, pass.await.unwrap_or_else(|panic| Err(Failure::from(panic))))
+            });
         }
-        debug!(%arena, paths = paths.len(), "looking at what changed");
-        let (node, arena) = (self.node.clone(), arena.clone());
-        let name = arena.clone();
-        let running = tokio::spawn(async move {
-            let (reporter, mut events) = Reporter::new();
-            tokio::spawn(async move { while events.recv().await.is_some() {} });
-            node.reconcile(&name, paths, false, &reporter).await
-        });
-        Some((arena, running))
     }
 
-    fn end(&mut self, (arena, ended): (ArenaName, Result<Reconciled, Failure>)) {
+    fn end(&mut self, arena: ArenaName, ended: Result<Reconciled, Failure>) {
         let now = self.now();
+        self.running.remove(&arena);
         let is_incomplete = self.node.watching().is_none_or(|watching| watching.is_incomplete());
         // It may have been given up meanwhile.
         self.refresh(now + self.settings.rescan);
@@ -310,9 +336,10 @@ impl Keeper {
         }
     }
 
-    /// When something is due next.
+    /// When something is due next over which no pass is under way.
     fn next_due(&self) -> Option<Duration> {
-        self.arenas.values().flat_map(|kept| [kept.pending.next_due(), Some(kept.rescan_at)]).flatten().min()
+        let idle = self.arenas.iter().filter(|(arena, _)| !self.running.contains(*arena));
+        idle.map(|(_, kept)| kept.due()).min()
     }
 }
 
@@ -325,4 +352,5 @@ const OFFLINE_RETRY: Duration = Duration::from_secs(5);
 const FAILED_RETRY: Duration = Duration::from_secs(60);
 /// How often everything is looked at where not everything is watched.
 const UNWATCHED_RESCAN: Duration = Duration::from_secs(600);
+const UNWATCHED_MAX: usize = 65_536;
 const IDLE: Duration = Duration::from_secs(3600);

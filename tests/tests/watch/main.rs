@@ -9,6 +9,7 @@ mod random;
 mod renames;
 mod roots;
 mod rot;
+mod stalls;
 mod storms;
 
 use std::{

@@ -27,7 +27,7 @@ pub(super) use self::{
     root::{Standing, root_of},
 };
 use self::{offline::Offline, reconcile::Reconcile};
-use super::{Node, blocking};
+use super::{Node, blocking, watch::Watching};
 use crate::{
     event::Reporter,
     failure::{Code, Failure, WhileDoing},
@@ -79,6 +79,8 @@ pub(super) struct Skipped {
 pub(super) struct ArenaState {
     /// Why the arena root cannot be read, if it cannot: nothing is said of what was in it.
     offline: Option<String>,
+    /// Whether its file system does not respond.
+    pub(super) stalled: bool,
     /// Whether a pass over all of it has come to its end since the start.
     scanned: bool,
     /// How much the watcher had missed when the last such pass began, if the arena was watched without a gap since.
@@ -111,9 +113,9 @@ const SPECIAL: &str = "a socket, FIFO or device";
 /// What `blob status` tells of an arena that is held here.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct ArenaStatus {
-    /// `indexing` until a first scan has come to its end, `offline`, `partly offline`, or `up to date`.
+    /// `indexing` until a first scan has come to its end, `not responding`, `offline`, `partly offline`, `partly watched`, or `up to date`.
     pub(crate) state: &'static str,
-    /// Why, if it is offline.
+    /// Why, if it is offline or partly watched.
     pub(crate) reason: Option<String>,
     /// How many entries are not indexed, so far as they were counted: up to some ten thousand in one pass.
     pub(crate) skipped: usize,
@@ -146,7 +148,7 @@ impl Node {
     /// Takes whatever file systems are there now, at the root of an arena and below it, for the arena's, and then does the
     /// same: what they do not have counts as deleted.
     pub(crate) async fn scan_accepting(&self, arena: &ArenaName, reporter: &Reporter) -> Result<ScanTotals, Failure> {
-        let _turn = self.inner.indexing.acquire().await?;
+        let _turn = self.indexing_turn(arena).await;
         let (node, name) = (self.clone(), arena.clone());
         let anchored = blocking(move || {
             let held = node.inner.namespace.arenas()?.into_iter().find(|held| held.name == name && held.dir.is_some());
@@ -169,7 +171,7 @@ impl Node {
         accept: bool,
         reporter: &Reporter,
     ) -> Result<Reconciled, Failure> {
-        let _turn = self.inner.indexing.acquire().await?;
+        let _turn = self.indexing_turn(arena).await;
         let (node, name, reporter) = (self.clone(), arena.clone(), reporter.clone());
         let is_whole = paths.contains(&None);
         let done = blocking(move || Reconcile::new(&node, &name, accept, &reporter)?.run(&paths)).await;
@@ -251,14 +253,23 @@ impl Node {
 
     /// How an arena is doing.
     pub(crate) fn arena_status(&self, arena: &ArenaName) -> ArenaStatus {
+        let below = |watching: Arc<Watching>| Some(watching.unwatched_below(&self.arena_dir(arena)?));
+        let unwatched = self.watching().and_then(below).unwrap_or(0);
+        let limited = || {
+            format!(
+                "changes in {unwatched} of its directories are found every 10 minutes only: raise fs.inotify.max_user_watches"
+            )
+        };
         self.arena_state(arena, |state| ArenaStatus {
             state: match state {
+                ArenaState { stalled: true, .. } => "not responding",
                 ArenaState { offline: Some(_), .. } => "offline",
                 ArenaState { scanned: false, .. } => "indexing",
                 ArenaState { parts, .. } if parts.parts().next().is_some() => "partly offline",
+                _ if unwatched > 0 => "partly watched",
                 _ => "up to date",
             },
-            reason: state.offline.clone(),
+            reason: state.offline.clone().or_else(|| (unwatched > 0).then(limited)),
             skipped: state.skipped.len(),
             offline_parts: state
                 .parts
@@ -280,7 +291,7 @@ impl Node {
         self.arena_state(arena, |state| state.offline.is_some())
     }
 
-    fn arena_state<T>(&self, arena: &ArenaName, with: impl FnOnce(&mut ArenaState) -> T) -> T {
+    pub(super) fn arena_state<T>(&self, arena: &ArenaName, with: impl FnOnce(&mut ArenaState) -> T) -> T {
         let mut states = self.inner.arenas.lock().unwrap_or_else(PoisonError::into_inner);
         with(states.entry(arena.clone()).or_default())
     }

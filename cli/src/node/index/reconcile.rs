@@ -378,23 +378,27 @@ impl<'a> Reconcile<'a> {
         self.recall_vanished()?;
         self.relink_moved()?;
         let names = self.take_further_names();
-        let fresh = std::mem::take(&mut self.fresh);
+        // Small ones first: what rests for a moment only has changed again once a large one is hashed.
+        let fresh = std::mem::take(&mut self.fresh).into_iter();
+        let (large, small): (Vec<_>, Vec<_>) = fresh.partition(|file| file.fingerprint.size >= LARGE);
         let mut said = std::mem::take(&mut self.said).into_iter().peekable();
-        let (mut batch, mut bytes) = (Vec::new(), 0);
-        for file in fresh {
-            // Directories are said with what is in them: rows that come in order fill their pages.
-            while let Some(said) = said.next_if(|said| said.change.path <= file.path) {
-                self.said.push(said);
+        for files in [small, large] {
+            let (mut batch, mut bytes) = (Vec::new(), 0);
+            for file in files {
+                // Directories are said with what is in them: rows that come in order fill their pages.
+                while let Some(said) = said.next_if(|said| said.change.path <= file.path) {
+                    self.said.push(said);
+                }
+                bytes += file.fingerprint.size;
+                batch.push(file);
+                if batch.len() >= BATCH_FILES || bytes >= BATCH_BYTES {
+                    self.hash(std::mem::take(&mut batch))?;
+                    bytes = 0;
+                }
             }
-            bytes += file.fingerprint.size;
-            batch.push(file);
-            if batch.len() >= BATCH_FILES || bytes >= BATCH_BYTES {
-                self.hash(std::mem::take(&mut batch))?;
-                bytes = 0;
-            }
+            self.said.extend(said.by_ref());
+            self.hash(batch)?;
         }
-        self.said.extend(said);
-        self.hash(batch)?;
         // A further name is that of a file which has been read by now.
         self.fresh = names;
         self.relink_further_names()?;
@@ -448,7 +452,9 @@ impl<'a> Reconcile<'a> {
         store.sync_file_systems(self.root, fresh.iter().map(|file| (file.fingerprint.device, file.path.as_bytes())))?;
         let dir = &self.dir;
         let hash = |file: &Fresh| hash_at_rest(store, dir, &file.path, Some(synced));
-        let outcomes: Vec<Outcome> = fresh.par_iter().map(hash).collect();
+        // On threads of its own: those of a pass over a file system that hangs are missed by no other pass.
+        let threads = rayon::ThreadPoolBuilder::new().build()?;
+        let outcomes: Vec<Outcome> = threads.install(|| fresh.par_iter().map(hash).collect());
         let mut files = Vec::new();
         for (fresh, outcome) in fresh.into_iter().zip(outcomes) {
             match outcome {
@@ -577,5 +583,7 @@ fn last_read(row: &FileRow) -> LastRead {
 const HELD_MAX: usize = 300_000;
 pub(super) const BATCH_FILES: usize = 4096;
 const BATCH_BYTES: u64 = 1 << 30;
+/// From this size on a file takes long to hash.
+const LARGE: u64 = 64 << 20;
 /// How many entries that are not indexed are remembered, of one pass.
 const SKIPPED_MAX: usize = 10_000;
