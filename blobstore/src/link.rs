@@ -170,7 +170,7 @@ impl Store {
     }
 }
 
-/// Removes the rows of files below `root` that are there, and their holders, and returns them. `unused` hears of their blobs.
+/// Removes the rows of files below `root` that are there, and their holders, and returns them. Their blobs are added to `unused`.
 fn remove_rows(
     txn: &WriteTransaction,
     dirs: &mut Dirs<'_>,
@@ -194,8 +194,8 @@ fn remove_rows(
     Ok(gone)
 }
 
-/// Puts the rows of files below `root` in place of those that are there, and their holders. Of the blobs that are
-/// replaced, `unused` hears.
+/// Puts the rows of files below `root` in place of those that are there, and their holders. The blobs that are replaced are
+/// added to `unused`.
 pub(crate) fn put_rows(
     txn: &WriteTransaction,
     dirs: &mut Dirs<'_>,

@@ -272,9 +272,10 @@ mod tests {
         let fingerprint = Fingerprint { birth: None, ..file.fingerprint };
         let older = FileRow { fingerprint, ..file.clone() };
         assert_eq!(decode::<FileRow>(&bytes[..bytes.len() - 3]).unwrap(), older);
-        for (state, expected) in
-            [(FileState::Racy, "01"), (FileState::Suspect { read: fingerprint, was_settled: true }, "0201ac0200c0b80201ff93ebdc03020001")]
-        {
+        for (state, expected) in [
+            (FileState::Racy, "01"),
+            (FileState::Suspect { read: fingerprint, was_settled: true }, "0201ac0200c0b80201ff93ebdc03020001"),
+        ] {
             let row = FileRow { state, ..older.clone() };
             let bytes = encode(&row).unwrap();
             assert_eq!(hex(&bytes), format!("{}{rest}00{expected}", BlobId::EMPTY));

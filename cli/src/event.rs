@@ -295,7 +295,7 @@ pub struct DeletedFile {
     pub size: u64,
     /// How many of them are here.
     pub bytes_here: u64,
-    /// Who has deleted it.
+    /// The machine that deleted it.
     pub peer: String,
     /// When that was noticed here, in RFC 3339.
     pub since: String,

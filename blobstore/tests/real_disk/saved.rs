@@ -68,7 +68,10 @@ fn a_repair_is_undone_and_that_too() {
         assert_eq!((repairs.len(), repairs.iter().filter(|repair| repair.is_undo).count()), (times + 2, times + 1));
         // Whatever it is now, nobody overwrites it by himself.
         let row = home.row("file");
-        assert_eq!((row.state, &row.damaged), (FileState::Suspect { read: home.fingerprint("file"), was_settled: false }, &damage));
+        assert_eq!(
+            (row.state, &row.damaged),
+            (FileState::Suspect { read: home.fingerprint("file"), was_settled: false }, &damage)
+        );
         assert!(matches!(begin(&home, "file", NOW), Err(StoreError::Suspect { .. })));
     }
     assert!(matches!(home.verify("file"), Verdict::Suspect { data } if data == damage));

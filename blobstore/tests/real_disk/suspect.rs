@@ -67,7 +67,10 @@ fn only_the_user_decides() {
         find(&home, &right, &other);
         let home = home.reopen();
         let row = home.row("file");
-        assert_eq!((row.state, &row.damaged), (FileState::Suspect { read: home.fingerprint("file"), was_settled: by != "scan" }, &other));
+        assert_eq!(
+            (row.state, &row.damaged),
+            (FileState::Suspect { read: home.fingerprint("file"), was_settled: by != "scan" }, &other)
+        );
         assert_suspect(&home.verify("file"), &other);
         check_read(&home.store, &right, range(0, size as u64), &other);
         assert!(matches!(mend(&home, "file", Consent::Damage), Err(StoreError::Suspect { .. })));
@@ -147,9 +150,8 @@ fn what_a_watcher_saw_later_explains_nothing_from_before() {
     let (home, right) = (Home::new(), random(6, SIZE));
     home.put("file", &right);
     change(&home, "file", |file| overwrite(file, &other));
-    let by_scan = |last: &FileRow| {
-        home.store.suspect(&home.file("file"), last, home.fingerprint("file"), true).unwrap().unwrap()
-    };
+    let by_scan =
+        |last: &FileRow| home.store.suspect(&home.file("file"), last, home.fingerprint("file"), true).unwrap().unwrap();
     let rotten = by_scan(&home.row("file"));
     assert_eq!((rotten.state, &rotten.damaged), (FileState::Settled, &other));
     change(&home, "file", |_| ());

@@ -61,7 +61,7 @@ Examples:
   blob pin --no-wait Films Notes     the same for two arenas, in the background
   blob pin                           what is pinned, and what of it is not here yet
   blob pin --deleted Notes           what is still here of what others deleted, to be read with: blob cat blob:ID
-  blob pin --accept-deletions Notes  let go of that
+  blob pin --accept-deletions Notes  accept the deletions: those bytes are kept no longer
 
 What is pinned is fetched, stays in the cache beside its limit, and follows: a new version is fetched when it is heard of.
 Ctrl-C ends the waiting, and not the pin. What this machine has in place is not fetched again.";

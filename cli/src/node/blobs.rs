@@ -41,5 +41,5 @@ impl Node {
     }
 }
 
-/// So many of the blobs that begin alike are named.
+/// How many of several blobs that begin alike an error names.
 const NAMED_MAX: usize = 4;

@@ -32,7 +32,8 @@ impl Node {
     /// Asks each file system once. A question stays open until it is answered, so that a dead one holds one thread.
     async fn ask_all(&self, asked: &mut BTreeMap<ArenaName, JoinHandle<()>>) {
         let held = self.inner.namespace.arenas().unwrap_or_default();
-        let held: BTreeMap<ArenaName, PathBuf> = held.into_iter().filter_map(|held| Some((held.name, held.dir?))).collect();
+        let held: BTreeMap<ArenaName, PathBuf> =
+            held.into_iter().filter_map(|held| Some((held.name, held.dir?))).collect();
         asked.retain(|arena, _| held.contains_key(arena));
         for (arena, dir) in held {
             // Whatever it answers: that it is not there is for others to find.

@@ -168,7 +168,7 @@ pub(super) fn found_in(root: &Path, dir: Option<&RelPath>) -> io::Result<Vec<Rel
 const NUMBER: std::ops::Range<usize> = 7..23;
 /// How many other names are tried for what cannot get its own back.
 const OTHER_NAMES_MAX: u32 = 1000;
-/// So much of a name is left in another one that is made of it.
+/// How many bytes of a name are kept in a new one that is made of it.
 const OTHER_NAME_BYTES_MAX: usize = 230;
 
 #[cfg(test)]

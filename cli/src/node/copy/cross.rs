@@ -35,7 +35,7 @@ impl Copying {
         let pledge = Task::Pledge(Pledge {
             number: self.number,
             path: source.top.clone(),
-            // Whoever is asked by us takes us for the source, unless told otherwise.
+            // Without a source in the order, a machine takes the one that asks for it.
             source: source.peer,
             source_arena: arena.clone(),
         });
@@ -55,24 +55,24 @@ impl Copying {
         }
         let mut is_over = self.unknown.load(Ordering::Acquire) == 0;
         for source in sources {
-            is_over &= self.told_of_end(&source.hands, &source.place).await;
+            is_over &= self.end_at(&source.hands, &source.place).await;
         }
         // Otherwise the destination asks them when somebody wants to know.
         if is_over {
-            self.told_of_end(&self.there, &self.scope.to).await;
+            self.end_at(&self.there, &self.scope.to).await;
         }
     }
 
-    async fn told_of_end(&self, hands: &Hands, place: &Place) -> bool {
+    async fn end_at(&self, hands: &Hands, place: &Place) -> bool {
         let order = Order { arena: place.target.arena.clone(), task: Task::End(self.number) };
-        let is_told = matches!(timeout(END_LIMIT, hands.ask(order, |_| {})).await, Ok(Ok(Done::Ready)));
-        if !is_told {
-            info!(peer = self.node.peer_name(hands.peer()), arena = %place.target.arena, "not told that a move has ended");
+        let has_ended = matches!(timeout(END_LIMIT, hands.ask(order, |_| {})).await, Ok(Ok(Done::Ready)));
+        if !has_ended {
+            info!(peer = self.node.peer_name(hands.peer()), arena = %place.target.arena, "a move could not be ended there; it ends by itself");
         }
-        is_told
+        has_ended
     }
 
-    /// Has the destination place an entry, and for a move the source remove it. `lost` hears what was not kept.
+    /// Has the destination place an entry, and for a move the source remove it. What was not kept is added to `lost`.
     pub(super) async fn place_and_remove(
         &self,
         source: &Source,
@@ -97,7 +97,7 @@ impl Copying {
             mtime: version.mtime,
             overwrite: self.scope.overwrite,
             prove: self.scope.moves,
-            // Whoever is asked by us takes us for the one who has it, unless told otherwise.
+            // Without a source in the order, a machine takes the one that asks for it.
             from: source.peer,
             attributes: if keeps { wanted.clone() } else { Attributes::default() },
             link: None,
@@ -121,7 +121,7 @@ impl Copying {
         self.totals().files_without_attributes += u64::from(lost.attributes);
         self.totals().files_without_permissions += u64::from(lost.mode);
         if self.scope.moves && keeps {
-            // What cannot be told is not given up.
+            // A file of which that is not known stays.
             let why = match described {
                 Err(reason) => Some(format!("its extended attributes are not known: {reason}")),
                 Ok(_) if lost.attributes => Some(NOT_KEPT.to_owned()),
@@ -171,7 +171,7 @@ impl Copying {
             }
             match answer {
                 Ok(Done::NotEmpty) => return Ok(false),
-                // Of a file that took long, the source has heard nothing meanwhile.
+                // While a large file was on its way, the source got no order, and may have given the move up.
                 Ok(Done::Failed { why: Why::Over, .. }) if step == Crossing::Prepare && !is_again => {
                     is_again = true;
                     self.mark(source).await.map_err(stays)?;
@@ -237,7 +237,7 @@ impl Copying {
     }
 }
 
-/// How long a machine is waited for that is told that a move has ended.
+/// How long a machine may take to end a move.
 const END_LIMIT: Duration = Duration::from_secs(10);
 
 fn stays(failure: Failure) -> Failure {

@@ -26,6 +26,7 @@ mod run;
 mod settle;
 mod sparse;
 mod unfinished;
+mod untouched;
 
 pub(crate) use attributes::KeepAttributes;
 pub(super) use gather::Gathering;

@@ -15,7 +15,9 @@ use blobstore::RootId;
 use namespace::{RelPath, staging_name};
 use peers::{Attributes, Lost};
 use rustix::{
-    fs::{AtFlags, CWD, FileType, FlockOperation, Mode, OFlags, ResolveFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT},
+    fs::{
+        AtFlags, CWD, FileType, FlockOperation, Mode, OFlags, ResolveFlags, Timespec, Timestamps, UTIME_NOW, UTIME_OMIT,
+    },
     io::Errno,
 };
 use tracing::{debug, info};
@@ -438,9 +440,7 @@ fn lock(file: impl AsFd) {
 fn is_locked(parent: &OwnedFd, path: &RelPath) -> bool {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let file = rustix::fs::openat(parent, file_name(path), flags, Mode::empty());
-    file.is_ok_and(|file| {
-        rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK)
-    })
+    file.is_ok_and(|file| rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) == Err(Errno::WOULDBLOCK))
 }
 
 /// Deletes a file with a name for a moment that a crash left behind: nobody has it locked, nor has written to it for a while. The

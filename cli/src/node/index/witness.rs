@@ -70,9 +70,8 @@ impl Seen {
     pub(super) fn explains_rename(&self, from: &RelPath, to: &RelPath) -> bool {
         let from = absolute(&self.dir, Some(from));
         let (own, above) = (self.signs.own(&from), self.signs.above(&from));
-        !own.may_have_written()
-            && !(above.left || above.moved_here)
-            && self.all_signs(to).is_some_and(|(own, above)| own.moved_here && is_unwritten(own, above))
+        let stayed = !(own.may_have_written() || above.left || above.moved_here);
+        stayed && self.all_signs(to).is_some_and(|(own, above)| own.moved_here && is_unwritten(own, above))
     }
 
     /// What was seen by now at `path` itself, and above it; `None` if something may have been missed.
@@ -117,13 +116,7 @@ impl Node {
 
 /// What was `taken`, and was seen by now, at `path` itself, and above it; `None` if a program may have written to the file and
 /// was not, or not yet, seen to.
-fn all_signs(
-    watching: &Watching,
-    since: u64,
-    dir: &Path,
-    path: &RelPath,
-    taken: &SignsSeen,
-) -> Option<(Signs, Signs)> {
+fn all_signs(watching: &Watching, since: u64, dir: &Path, path: &RelPath, taken: &SignsSeen) -> Option<(Signs, Signs)> {
     // First who writes unseen. Whoever wrote before that is among the signs of after that.
     if !can_be_watched(&dir.join(path.as_path())).unwrap_or(false) {
         return None;
