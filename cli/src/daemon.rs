@@ -50,6 +50,7 @@ impl Daemon {
         let (scrubbing, stopped) = (node.clone(), stop.subscribe());
         tokio::spawn(async move { scrubbing.scrub(scrubbing.scrub_settings(), stopped).await });
         tokio::spawn(node.clone().watch_for_stalls(stop.subscribe()));
+        tokio::spawn(node.clone().watch_cache(stop.subscribe()));
         tokio::spawn(node.clone().keep_pins(stop.subscribe()));
         tokio::spawn(node.clone().keep_up(node.watch_settings(), stop.subscribe()));
         Ok(Self { node, mount, stop, serving })

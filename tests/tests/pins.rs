@@ -120,6 +120,34 @@ fn a_pinned_directory_outlives_its_machine_and_follows_it_before() {
     b.ok(["verify"]);
 }
 
+/// A cleaner of caches, or a user in need of room, empties the directory while the daemon runs.
+#[test]
+fn what_is_pinned_comes_again_when_the_cache_was_emptied() {
+    let (scratch, files) = (Scratch::new(), files());
+    let a = holder(&scratch, "a", &files);
+    let b = Machine::quick::<&Path>(&scratch, "b", &[]);
+    b.join(&a);
+    b.ok(["pin", "docs/keep"]);
+    let cache = b.home().join("cache");
+    let dirs = || fs::read_dir(&cache).unwrap().map(|dir| dir.unwrap().path()).filter(|dir| dir.is_dir());
+    let count = || dirs().filter_map(|dir| Some(fs::read_dir(dir).ok()?.count())).sum::<usize>();
+    let all = count();
+    assert!(all >= 6, "three large ones and their outboards");
+    // Once by itself, once met by a reader first.
+    for is_read in [false, true] {
+        dirs().for_each(|dir| fs::remove_dir_all(dir).unwrap());
+        if is_read {
+            reads(&b, "keep/large", &files["keep/large"]);
+        }
+        wait_for("all of it came again", LIMIT, || (count() == all).then_some(()));
+        completes(&b, "docs/keep");
+    }
+    drop(a);
+    for (path, bytes) in files.iter().filter(|(path, _)| path.starts_with("keep/")) {
+        reads(&b, path, bytes);
+    }
+}
+
 #[test]
 fn one_file_below_two_pins_and_what_trimming_leaves() {
     let (scratch, files) = (Scratch::new(), files());

@@ -2,6 +2,7 @@
 
 mod keep;
 mod ledger;
+mod lost;
 mod partial;
 mod small;
 
@@ -24,6 +25,7 @@ use crate::{
 };
 
 pub(crate) use ledger::Ledger;
+pub use lost::CacheDirs;
 pub use partial::Partial;
 pub use small::SmallBlob;
 

@@ -1,8 +1,8 @@
 //! Blobs coming into the cache: pieces in any order, over several starts, and from peers who lie.
 
-use std::fs;
+use std::{collections::BTreeSet, fs};
 
-use blobstore::{Partial, Presence, Sink, StoreError, Verdict};
+use blobstore::{CacheDirs, Partial, Presence, Sink, StoreError, Verdict};
 use tree::{BlobId, RangeSet, Verified};
 
 use crate::{
@@ -238,6 +238,45 @@ fn a_blob_whose_files_are_gone_is_begun_anew() {
         home.cache(&bytes, &groups(size, [2]));
         assert_eq!(home.store.missing_from_cache(blob, size as u64, &all(size)).unwrap(), groups(size, [0, 1, 3, 4]));
         assert!(matches!(home.store.verify_cached(blob, &|_| {}).unwrap(), Some(Verdict::Sound)));
+    }
+}
+
+/// Whoever cleans up deletes some of the cache's files, or all of them, while it is in use: just what was in them is forgotten.
+#[test]
+fn what_others_delete_from_the_cache_is_forgotten() {
+    let (home, size) = (Home::new(), 100_000);
+    let all_bytes: Vec<Vec<u8>> = (0..20).map(|seed| random(seed, if seed == 0 { 500 } else { size })).collect();
+    let cache = |bytes: &Vec<u8>| home.cache_all(bytes);
+    all_bytes.iter().for_each(cache);
+    let mut seen = CacheDirs::default();
+    assert_eq!(home.store.forget_lost(&mut seen).unwrap(), 0);
+    let is_here = |bytes: &Vec<u8>| home.store.presence(BlobId::of(bytes)).unwrap() == Presence::Cached;
+    // One of either kind of file.
+    let files = home.own_files("cache");
+    let data: Vec<_> = files.iter().filter(|path| path.extension().unwrap() == "data").collect();
+    fs::remove_file(data[3]).unwrap();
+    fs::remove_file(data[7].with_extension("obao4")).unwrap();
+    assert_eq!(home.store.forget_lost(&mut seen).unwrap(), 2);
+    assert_eq!(home.store.forget_lost(&mut seen).unwrap(), 0);
+    assert_eq!(all_bytes.iter().filter(|bytes| is_here(bytes)).count(), 18);
+    let lost: Vec<_> = all_bytes.iter().filter(|bytes| !is_here(bytes)).collect();
+    lost.into_iter().for_each(cache);
+    assert!(all_bytes.iter().all(is_here));
+    // A reader may be the first to meet it.
+    fs::remove_file(home.own_files("cache").remove(0)).unwrap();
+    for bytes in &all_bytes {
+        home.store.read(BlobId::of(bytes), bytes.len() as u64, range(0, 10)).unwrap();
+    }
+    assert_eq!(all_bytes.iter().filter(|bytes| is_here(bytes)).count(), 19);
+    let dirs: BTreeSet<_> = home.own_files("cache").iter().map(|path| path.parent().unwrap().to_owned()).collect();
+    dirs.into_iter().for_each(|dir| fs::remove_dir_all(dir).unwrap());
+    assert_eq!(home.store.forget_lost(&mut seen).unwrap(), 18);
+    assert!(is_here(&all_bytes[0]), "it is a row");
+    assert_eq!(all_bytes.iter().filter(|bytes| is_here(bytes)).count(), 1);
+    all_bytes.iter().for_each(cache);
+    let home = home.reopen();
+    for bytes in &all_bytes {
+        check_read(&home.store, bytes, range(0, bytes.len() as u64), &RangeSet::new());
     }
 }
 

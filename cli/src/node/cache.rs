@@ -1,6 +1,11 @@
 //! What the cache takes on the disk, and what it may take.
 
+use std::time::{Duration, Instant};
+
+use blobstore::CacheDirs;
 use serde::{Deserialize, Serialize};
+use tokio::{sync::watch, time::sleep};
+use tracing::warn;
 
 use super::{Node, blocking};
 use crate::failure::{Failure, WhileDoing};
@@ -48,6 +53,26 @@ pub(crate) struct CacheLimit {
 }
 
 impl Node {
+    /// Looks every few seconds whether others have deleted files of the cache, for as long as `stopped` says nothing.
+    pub(crate) async fn watch_cache(self, mut stopped: watch::Receiver<bool>) {
+        let mut seen = CacheDirs::default();
+        loop {
+            let (store, began) = (self.inner.store.clone(), Instant::now());
+            let looked = blocking(move || {
+                store.forget_lost(&mut seen)?;
+                Ok(seen)
+            });
+            seen = looked.await.unwrap_or_else(|failure| {
+                warn!(reason = failure.reason(), "it is not known whether the cache lost something");
+                CacheDirs::default()
+            });
+            tokio::select! {
+                _ = stopped.wait_for(|&stop| stop) => return,
+                () = sleep(CACHE_LOOK.max(began.elapsed() * 20)) => {}
+            }
+        }
+    }
+
     /// How full the cache is.
     pub(crate) async fn cache_stat(&self) -> Result<CacheStat, Failure> {
         let store = self.inner.store.clone();
@@ -90,3 +115,6 @@ impl Node {
         Ok(())
     }
 }
+
+/// How often the cache is looked at, unless that takes long: its 256 directories, and the files of those that changed.
+const CACHE_LOOK: Duration = Duration::from_secs(5);
