@@ -200,6 +200,7 @@ async fn status(State(node): State<Node>) -> Answer {
     Ok(Json(json!({
         "name": node.name(),
         "peer": node.peers().me().to_string(),
+        "twin": node.peers().has_twin(),
         "listens_on": node.peers().listens_on(),
         "listeners": node.peers().listeners(),
         "not_listening": node.peers().not_listening(),
@@ -546,6 +547,7 @@ fn peer_json(node: &Node, roles: Option<&Roles>, status: PeerStatus) -> Value {
         "last_connected": status.last_connected.map(|seconds| rfc3339(UnixTime { seconds, nanos: 0 })),
         "last_error": status.last_error,
         "refused": status.refused,
+        "twins": status.twins,
         "writer": roles.map_or_else(Vec::new, |roles| roles.writable(&status.peer)),
         "next_dial_s": status.next_dial.map(|wait| wait.as_secs()),
         // While a listing is coming, what was heard before is on its way out.

@@ -7,7 +7,7 @@ use std::{
 
 use namespace::PeerId;
 use tokio::{sync::Semaphore, time::sleep};
-use tracing::{Instrument, debug, error_span, info, warn};
+use tracing::{Instrument, debug, error, error_span, info, warn};
 
 use crate::{
     Peer, batch, catalog, chunks, details, dial,
@@ -30,6 +30,8 @@ pub(crate) struct Live {
     since: Instant,
     /// Whether it knows packed answers.
     packs: bool,
+    /// The run of the program at the other end.
+    run: u64,
 }
 
 /// How things stand with one peer.
@@ -45,6 +47,8 @@ pub struct PeerStatus {
     pub last_error: Option<String>,
     /// Whether the peer did not let us in the last time, or another machine was in its place.
     pub refused: bool,
+    /// Whether two machines were seen to run with its key.
+    pub twins: bool,
     /// In what time it is dialled next, if it is not connected and has an address.
     pub next_dial: Option<Duration>,
 }
@@ -56,6 +60,7 @@ pub(crate) fn status(inner: &Inner) -> Vec<PeerStatus> {
     peers
         .map(|peer| {
             let contact = contacts.get(&peer.id);
+            let twins = contact.is_some_and(|contact| contact.runs.has_twins(now));
             let connected = contact.and_then(|contact| contact.live.as_ref());
             let connected = connected.map(|live| plain(live.connection.remote_address()));
             let contact = contact.filter(|_| connected.is_none());
@@ -67,6 +72,7 @@ pub(crate) fn status(inner: &Inner) -> Vec<PeerStatus> {
                 connected,
                 last_connected: contact.and_then(|contact| contact.last_connected),
                 last_error: dialler.and_then(|dialler| dialler.last_error.clone()),
+                twins,
                 refused: dialler.is_some_and(|dialler| dialler.redial.is_refused()),
                 next_dial: due.map(|due| due.saturating_duration_since(now)),
             }
@@ -99,12 +105,13 @@ pub(crate) fn disconnect(inner: &Inner, peer: PeerId) {
 /// Says hello on a connection that we dialled, and hears the answer.
 pub(crate) async fn say_hello(
     inner: Arc<Inner>,
+    peer: PeerId,
     connection: quinn::Connection,
 ) -> Result<(quinn::Connection, Hello), Flaw> {
     let exchange = async {
         let (mut send, mut recv) = connection.open_bi().await.map_err(|error| FrameError::Stream(error.into()))?;
         send.write_all(&[StreamKind::Hello as u8]).await.map_err(|error| FrameError::Stream(error.into()))?;
-        write_frame(&mut send, &inner.hello()).await?;
+        write_frame(&mut send, &inner.hello(peer)).await?;
         let _ = send.finish();
         read_frame::<Hello>(&mut recv, GREETING_BYTES_MAX).await
     };
@@ -128,7 +135,8 @@ pub(crate) async fn answer_hello(
             return Err(FrameError::Invalid(postcard::Error::DeserializeBadEnum));
         }
         let hello = read_frame::<Hello>(&mut recv, GREETING_BYTES_MAX).await?;
-        write_frame(&mut send, &inner.hello()).await?;
+        note_run(inner, peer, hello.run);
+        write_frame(&mut send, &inner.hello(peer)).await?;
         let _ = send.finish();
         Ok(hello)
     };
@@ -148,10 +156,19 @@ pub(crate) async fn take_into_use(
     dialled_by_us: bool,
     hello: Hello,
 ) {
-    let packs = hello.packs;
-    learn_addresses(inner, peer, hello);
+    let live = |connection: &quinn::Connection| Live {
+        connection: connection.clone(),
+        dialled_by_us,
+        since: Instant::now(),
+        packs: hello.packs,
+        run: hello.run,
+    };
+    note_run(inner, peer, hello.run);
+    if hello.twins {
+        inner.note_twin(peer);
+    }
     let mut dead = None;
-    while let Some(old) = replace(inner, &connection, peer, (dialled_by_us, packs), dead) {
+    while let Some(old) = replace(inner, live(&connection), peer, dead) {
         if answers(&old, DUPLICATE_LIMIT).await {
             return connection.close(Close::Duplicate.code(), b"there is a connection already");
         }
@@ -159,6 +176,7 @@ pub(crate) async fn take_into_use(
         debug!(%peer, "the connection that there was does not answer");
         dead = Some(old.stable_id());
     }
+    learn_addresses(inner, peer, hello);
     inner.moved.send_modify(|count| *count += 1);
     let name = inner.roster.get(peer).map_or_else(|| peer.to_string(), |peer| peer.name);
     info!(peer = name, id = %peer, address = %plain(connection.remote_address()), "connected");
@@ -168,29 +186,45 @@ pub(crate) async fn take_into_use(
 
 /// Puts the connection in the place of the one that there was; or returns that one, if it may be the one that stays. The
 /// one known as `dead` does not.
-fn replace(
-    inner: &Inner,
-    connection: &quinn::Connection,
-    peer: PeerId,
-    (dialled_by_us, packs): (bool, bool),
-    dead: Option<usize>,
-) -> Option<quinn::Connection> {
+fn replace(inner: &Inner, new: Live, peer: PeerId, dead: Option<usize>) -> Option<quinn::Connection> {
     let mut contacts = inner.contacts();
     let contact = contacts.entry(peer).or_default();
     let we_are_less = inner.identity.peer() < peer;
+    let has_twins = contact.runs.has_twins(Instant::now());
     if let Some(old) = &contact.live
         && old.connection.close_reason().is_none()
         && dead != Some(old.connection.stable_id())
-        && !replaces(old.dialled_by_us, dialled_by_us, we_are_less, old.since.elapsed())
+        && (has_twins && old.run != new.run
+            || !replaces(old.dialled_by_us, new.dialled_by_us, we_are_less, old.since.elapsed()))
     {
         return Some(old.connection.clone());
     }
-    let new = Live { connection: connection.clone(), dialled_by_us, since: Instant::now(), packs };
     if let Some(old) = contact.live.replace(new) {
         old.connection.close(Close::Duplicate.code(), b"there is a newer connection");
     }
     contact.dialler.last_error = None;
     None
+}
+
+/// Takes note of which run of the program a Hello came from. When twins become known, the one that is connected is let go, once:
+/// it comes back, and is told by the Hello.
+fn note_run(inner: &Inner, peer: PeerId, run: u64) {
+    let is_news = {
+        let mut contacts = inner.contacts();
+        let contact = contacts.entry(peer).or_default();
+        let is_news = contact.runs.note(run, Instant::now());
+        if let Some(live) = contact.live.as_ref().filter(|_| is_news) {
+            live.connection.close(Close::Duplicate.code(), b"there is a newer connection");
+        }
+        is_news
+    };
+    if is_news {
+        let peer = inner.name_of(peer).unwrap_or_else(|| peer.to_string());
+        error!(
+            peer,
+            "two machines run with one key: a home was cloned; what the one that is not connected has is not seen"
+        );
+    }
 }
 
 /// Whether anything comes from the other side within `limit`, when it has been given something to acknowledge.

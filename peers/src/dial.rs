@@ -220,7 +220,7 @@ async fn keep_connected(inner: Arc<Inner>, peer: PeerId, hurry: Arc<Notify>) {
 /// Races for a connection between all addresses of the peer, and takes it into use.
 async fn dial(inner: &Arc<Inner>, peer: &Peer) -> Result<(), Flaw> {
     let names = peer.addresses.iter().chain(&peer.told).cloned().collect();
-    let greet = |connection| say_hello(inner.clone(), connection);
+    let greet = |connection| say_hello(inner.clone(), peer.id, connection);
     let (connection, hello) = racing::first(inner, peer.id, ALPN, names, DIAL, greet).await?;
     take_into_use(inner, connection, peer.id, true, hello).await;
     Ok(())

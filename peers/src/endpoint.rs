@@ -3,7 +3,7 @@ use std::{
     io,
     net::{Ipv6Addr, SocketAddr, UdpSocket},
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use blobstore::Store;
@@ -39,6 +39,7 @@ use crate::{
     serve,
     through::Turns,
     tls::{self, ALPN, JOIN_ALPN},
+    twins::{REMEMBERED, Runs},
 };
 
 /// All other machines. Cheap to clone; the clones are one.
@@ -110,6 +111,10 @@ pub(crate) struct Inner {
     pub(crate) up: Limits,
     pub(crate) down: Limits,
     advertise: Vec<String>,
+    /// What tells this run of the program from others.
+    run: u64,
+    /// When a peer last said that another machine runs with this one's key.
+    twin_told: Mutex<Option<Instant>>,
     /// Where others can dial this machine, as things are now.
     addresses: RwLock<Vec<String>>,
     listeners: Vec<quinn::Endpoint>,
@@ -144,6 +149,7 @@ pub(crate) struct Inner {
 #[derive(Default)]
 pub(crate) struct Contact {
     pub(crate) live: Option<Live>,
+    pub(crate) runs: Runs,
     /// When the last connection ended, in seconds since 1970.
     pub(crate) last_connected: Option<i64>,
     pub(crate) dialler: Dialler,
@@ -155,6 +161,12 @@ impl Peers {
     /// Whether a peer is connected now.
     pub fn is_connected(&self, peer: PeerId) -> bool {
         self.inner.contacts().get(&peer).is_some_and(|contact| contact.live.is_some())
+    }
+
+    /// Whether another machine runs with this one's key, by what a peer has said within the hour.
+    pub fn has_twin(&self) -> bool {
+        let told = self.inner.twin_told.lock().unwrap_or_else(PoisonError::into_inner);
+        told.is_some_and(|at| at.elapsed() <= REMEMBERED)
     }
 
     /// Starts listening and dialling. Needs a tokio runtime, and blocks while it looks names up.
@@ -214,6 +226,8 @@ impl Peers {
             up: Limits::none(),
             down: Limits::none(),
             advertise: options.advertise,
+            run: fastrand::u64(..),
+            twin_told: Mutex::default(),
             addresses: RwLock::default(),
             listeners,
             problems,
@@ -338,8 +352,19 @@ impl Inner {
         contacts.iter().filter(|(_, contact)| contact.live.is_some()).map(|(peer, _)| *peer).collect()
     }
 
-    pub(crate) fn hello(&self) -> Hello {
-        Hello { name: self.name.clone(), addresses: self.addresses(), packs: true }
+    /// What this machine says of itself to `peer`.
+    pub(crate) fn hello(&self, peer: PeerId) -> Hello {
+        let twins = self.contacts().get(&peer).is_some_and(|contact| contact.runs.has_twins(Instant::now()));
+        Hello { name: self.name.clone(), addresses: self.addresses(), packs: true, run: self.run, twins }
+    }
+
+    /// Takes note that a peer has said that another machine runs with this one's key.
+    pub(crate) fn note_twin(&self, peer: PeerId) {
+        let mut told = self.twin_told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.replace(Instant::now()).is_none_or(|at| at.elapsed() > REMEMBERED) {
+            let peer = self.name_of(peer).unwrap_or_else(|| peer.to_string());
+            error!(peer, "another machine runs with this one's key: a home was cloned; make one of them anew");
+        }
     }
 
     fn addresses(&self) -> Vec<String> {

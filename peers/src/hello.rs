@@ -9,6 +9,10 @@ pub struct Hello {
     pub addresses: Vec<String>,
     /// Whether it knows packed answers.
     pub packs: bool,
+    /// A number that was drawn at random when its program started.
+    pub run: u64,
+    /// Whether it has seen two machines run with the key of whom it says this to.
+    pub twins: bool,
 }
 
 impl Hello {

@@ -68,7 +68,7 @@ impl Peers {
         let now = unix_now();
         let expires = now.saturating_add_unsigned(lifetime.as_secs());
         let secret = self.inner.roster.invite(now, expires, role)?;
-        let Hello { name, addresses, .. } = self.inner.hello();
+        let Hello { name, addresses, .. } = self.inner.hello(self.me());
         Ok(Ticket { peer: self.me(), name, addresses, secret, expires })
     }
 
@@ -84,7 +84,7 @@ impl Peers {
         if ticket.addresses.is_empty() {
             return Err(JoinError::NoAddress);
         }
-        let hand_in = |connection| hand_in(inner.clone(), ticket.secret, connection);
+        let hand_in = |connection| hand_in(inner.clone(), ticket.peer, ticket.secret, connection);
         match racing::first(inner, ticket.peer, JOIN_ALPN, ticket.addresses.clone(), JOIN, hand_in).await {
             Ok(Answer::Accepted(hello)) => {
                 let told = if hello.is_valid() { hello.addresses } else { ticket.addresses.clone() };
@@ -102,10 +102,15 @@ impl Peers {
     }
 }
 
-async fn hand_in(inner: Arc<Inner>, secret: [u8; 16], connection: quinn::Connection) -> Result<Answer, Flaw> {
+async fn hand_in(
+    inner: Arc<Inner>,
+    peer: PeerId,
+    secret: [u8; 16],
+    connection: quinn::Connection,
+) -> Result<Answer, Flaw> {
     let exchange = async {
         let (mut send, mut recv) = connection.open_bi().await.map_err(|error| FrameError::Stream(error.into()))?;
-        write_frame(&mut send, &Request { secret, hello: inner.hello() }).await?;
+        write_frame(&mut send, &Request { secret, hello: inner.hello(peer) }).await?;
         let _ = send.finish();
         read_frame(&mut recv, GREETING_BYTES_MAX).await
     };
@@ -126,7 +131,7 @@ pub(crate) async fn serve(inner: &Arc<Inner>, connection: &quinn::Connection, pe
         let (mut send, mut recv) = connection.accept_bi().await.map_err(|error| FrameError::Stream(error.into()))?;
         let request: Request = read_frame(&mut recv, GREETING_BYTES_MAX).await?;
         let answer = match admit(inner, peer, &request) {
-            Ok(()) => Answer::Accepted(inner.hello()),
+            Ok(()) => Answer::Accepted(inner.hello(peer)),
             Err(reason) => Answer::Refused(reason),
         };
         write_frame(&mut send, &answer).await?;

@@ -51,6 +51,7 @@ mod through;
 mod ticket;
 mod tls;
 mod transfer;
+mod twins;
 
 pub use attributes::{Attribute, Attributes};
 pub use batch::{BLOB_BYTES_MAX as SMALL_BYTES_MAX, Small};

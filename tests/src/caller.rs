@@ -25,7 +25,9 @@ pub async fn introduced(me: &Identity, to: &Machine, address: &str) -> Connectio
     let connection = connect(me, to, address, ALPN).await.expect("it is known");
     let (mut send, mut recv) = connection.open_bi().await.unwrap();
     send.write_all(&[StreamKind::Hello as u8]).await.unwrap();
-    write_frame(&mut send, &Hello { name: "mallory".into(), addresses: vec![], packs: false }).await.unwrap();
+    write_frame(&mut send, &Hello { name: "mallory".into(), addresses: vec![], packs: false, run: 1, twins: false })
+        .await
+        .unwrap();
     send.finish().unwrap();
     let answer = timeout(Duration::from_secs(20), recv.read_to_end(1 << 16)).await.expect("it answers in time");
     assert!(answer.expect("it answers").len() > 4);

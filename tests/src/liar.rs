@@ -229,7 +229,7 @@ impl Shared {
         match StreamKind::from_byte(kind[0]) {
             Some(StreamKind::Hello) => {
                 let _: Result<Hello, _> = read_frame(&mut recv, 16 << 10).await;
-                let hello = Hello { name: "liar".into(), addresses: Vec::new(), packs: false };
+                let hello = Hello { name: "liar".into(), addresses: Vec::new(), packs: false, run: 1, twins: false };
                 let _ = write_frame(&mut send, &hello).await;
                 let _ = send.finish();
             }

@@ -122,6 +122,9 @@ pub(crate) async fn status(home: &Home, common: &Common, skipped: bool) -> Resul
     let status = daemon(home)?.value(Method::GET, "/v1/status", &()).await?;
     print(common, "status", status, |status| {
         let mut lines = vec![format!("this machine  {}  {}", text(status, "name"), text(status, "peer"))];
+        if status["twin"] == true {
+            lines.push(format!("  twin        another machine runs with this one's key: {TWIN_REMEDY}"));
+        }
         let texts = |field: &str| status[field].as_array().into_iter().flatten().filter_map(Value::as_str);
         lines.extend(texts("listeners").map(|address| format!("listens on    {address}")));
         if texts("listeners").next().is_none() {
@@ -134,6 +137,9 @@ pub(crate) async fn status(home: &Home, common: &Common, skipped: bool) -> Resul
         }
         for peer in status["peers"].as_array().into_iter().flatten() {
             lines.push(format!("peer          {}", peer_line(peer)));
+            if peer["twins"] == true {
+                lines.push(format!("  twins       two machines run with its key: {TWIN_REMEDY}"));
+            }
         }
         lines.push(scrub_line(&status["scrub"]));
         let cache = |name| HumanBytes(status["cache"][name].as_u64().unwrap_or_default());
@@ -153,6 +159,8 @@ pub(crate) async fn status(home: &Home, common: &Common, skipped: bool) -> Resul
         lines.join("\n")
     })
 }
+
+const TWIN_REMEDY: &str = "a home was cloned; stop one, delete its key and database, and have it join anew";
 
 pub(super) fn arena_line(arena: &Value) -> String {
     let (name, status) = (text(arena, "name"), &arena["status"]);

@@ -32,7 +32,9 @@ pub(crate) async fn introduced(me: &Identity, machine: &Machine) -> quinn::Conne
     let connection = endpoint.connect_with(config, address, "blobd.invalid").unwrap().await.unwrap();
     let (mut send, mut recv) = connection.open_bi().await.unwrap();
     send.write_all(&[StreamKind::Hello as u8]).await.unwrap();
-    write_frame(&mut send, &Hello { name: "raw".into(), addresses: Vec::new(), packs: false }).await.unwrap();
+    write_frame(&mut send, &Hello { name: "raw".into(), addresses: Vec::new(), packs: false, run: 1, twins: false })
+        .await
+        .unwrap();
     let _: Hello = read_frame(&mut recv, 16 << 10).await.unwrap();
     connection
 }
@@ -159,9 +161,12 @@ async fn serve(
     match kind {
         StreamKind::Hello => {
             let _: Hello = read_frame(&mut recv, 16 << 10).await.unwrap();
-            write_frame(&mut send, &Hello { name: "puppet".into(), addresses: Vec::new(), packs: false })
-                .await
-                .unwrap();
+            write_frame(
+                &mut send,
+                &Hello { name: "puppet".into(), addresses: Vec::new(), packs: false, run: 1, twins: false },
+            )
+            .await
+            .unwrap();
         }
         StreamKind::Catalog => {
             let _: Ask = read_frame(&mut recv, 1 << 20).await.unwrap();
