@@ -9,6 +9,7 @@ mod moves;
 mod names;
 mod orders;
 mod roles;
+mod rounds;
 mod small;
 mod trees;
 
