@@ -168,7 +168,12 @@ impl Store {
                     data: Data::Cached(data, evictions),
                     outboard: Outboard { pairs, grain: Grain::GROUP },
                 }),
-                Err(error) => warn!(%blob, reason = tree::reason(&error), "a cached blob cannot be opened"),
+                Err(error) => {
+                    warn!(%blob, reason = tree::reason(&error), "a cached blob cannot be opened");
+                    if !self.has_cached_bytes(blob, Geometry::new(row.size))? {
+                        self.forget_cached(blob, &row.proven)?;
+                    }
+                }
             }
         }
         Ok(sources)
@@ -255,7 +260,7 @@ impl Store {
                 match error {
                     // The bytes may be sound; verify tells, and makes the outboard anew.
                     ProveError::Outboard { .. } => Ok(()),
-                    _ => self.quarantine(file, row, now, range),
+                    _ => self.quarantine(file, row, now, data.has_own_ctime(), range),
                 }
             }
             Data::Cached(_, evictions) => {

@@ -136,19 +136,20 @@ impl Store {
         Some(bytes)
     }
 
-    /// Notes that `range` of a file in place, of which `known` was known, and which now has the metadata `now`, does not prove. Durable on
-    /// return.
+    /// Notes that `range` of a file in place, of which `known` was known, and which now has the metadata `now`, does not prove.
+    /// `times_tell` says whether a write would have moved something of that. Durable on return.
     pub(crate) fn quarantine(
         &self,
         file: &FileRef,
         known: &FileRow,
         now: Fingerprint,
+        times_tell: bool,
         range: ByteRange,
     ) -> Result<(), StoreError> {
         let state = match (known.state, known.fingerprint.drift(&now)) {
             // A write that left no trace is as likely as rot. The file is hashed again when it next comes up.
             (FileState::Racy, Drift::None) => return Ok(()),
-            (FileState::Settled, Drift::None) => FileState::Settled,
+            (FileState::Settled, Drift::None) if times_tell => FileState::Settled,
             (state, _) => state.made_suspect(now),
         };
         // Mending moves the ctime, and that tells nothing of whoever else may have written.

@@ -103,7 +103,8 @@ impl Store {
         let is_sound = damaged.is_empty() && all == judged.into();
         // Mending moves the ctime, and ends with rows of its own.
         let is_mended = self.is_mended_now(file, &now);
-        let is_suspect = (is_touched || row.is_suspect()) && !damaged.is_empty() && !is_mended;
+        let may_be_edited = is_touched || row.is_suspect() || !data.has_own_ctime();
+        let is_suspect = may_be_edited && !damaged.is_empty() && !is_mended;
         let state = match row.state {
             state if is_suspect => state.made_suspect(now),
             FileState::Suspect { .. } if is_sound => FileState::Settled,

@@ -57,6 +57,8 @@ pub struct Witness {
     /// Whether the daemon has run and watched since then, on the same mounted file system: nobody can have replaced the
     /// file by restoring or copying a disk meanwhile.
     pub continuous: bool,
+    /// Whether a write moves a time that no program can set back: the file system has a ctime of its own.
+    pub times_tell: bool,
 }
 
 /// Returns what is to be done about a path at which `seen` is now, of which `said` was published last, and whose bytes were
@@ -91,6 +93,7 @@ fn decide_file(said: Option<&Version>, last: Option<LastRead>, seen: &Fingerprin
     let drift = fingerprint.drift(seen);
     match state {
         _ if drift == Drift::Edited || witness.signs.wrote && drift != Drift::None => Decision::Hash,
+        _ if witness.signs.may_have_written() && !witness.times_tell => Decision::Hash,
         ReadState::Suspect(read) if read.drift(seen) == Drift::None => unchanged(),
         ReadState::Settled if drift == Drift::None => unchanged(),
         ReadState::Damaged if drift == Drift::None => unchanged(),

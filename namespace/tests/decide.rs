@@ -11,12 +11,12 @@ const TOUCHED: Fingerprint = Fingerprint { ctime: LATER, ..PRINT };
 const NEWBORN: Fingerprint = Fingerprint { birth: Some(LATER), ctime: LATER, ..PRINT };
 const EDITED: Fingerprint = Fingerprint { mtime: LATER, ctime: LATER, ..PRINT };
 
-const NOTHING: Witness = Witness { signs: SIGNS, continuous: false };
-const WATCHED: Witness = Witness { signs: SIGNS, continuous: true };
+const NOTHING: Witness = Witness { signs: SIGNS, continuous: false, times_tell: true };
+const WATCHED: Witness = Witness { signs: SIGNS, continuous: true, times_tell: true };
 const SIGNS: Signs = Signs { wrote: false, closed: false, moved_here: false, left: false, attributes: false };
-const WROTE: Witness = Witness { signs: Signs { wrote: true, ..SIGNS }, continuous: true };
-const CLOSED: Witness = Witness { signs: Signs { closed: true, ..SIGNS }, continuous: true };
-const MOVED: Witness = Witness { signs: Signs { moved_here: true, ..SIGNS }, continuous: true };
+const WROTE: Witness = Witness { signs: Signs { wrote: true, ..SIGNS }, continuous: true, times_tell: true };
+const CLOSED: Witness = Witness { signs: Signs { closed: true, ..SIGNS }, continuous: true, times_tell: true };
+const MOVED: Witness = Witness { signs: Signs { moved_here: true, ..SIGNS }, continuous: true, times_tell: true };
 const WITNESSES: [Witness; 5] = [NOTHING, WATCHED, WROTE, CLOSED, MOVED];
 
 fn known(content: Content) -> Option<Version> {
@@ -185,5 +185,16 @@ fn a_directory() {
 fn neither() {
     for known in [None, a_file(), known(link("y"))] {
         check(&known, None, SeenKind::Special, NOTHING, Decision::Skip);
+    }
+}
+
+/// A file system without a ctime of its own: what nobody saw written is as it was, and what somebody did is read.
+#[test]
+fn where_times_do_not_tell() {
+    for state in [ReadState::Settled, ReadState::Damaged, ReadState::Suspect(PRINT)] {
+        for (witness, expected) in WITNESSES.into_iter().zip([SAME, SAME, HASH, HASH, SAME]) {
+            let witness = Witness { times_tell: false, ..witness };
+            check(&a_file(), read(state), seen(PRINT), witness, expected);
+        }
     }
 }

@@ -28,10 +28,14 @@ pub fn may_mount() -> bool {
 impl Volume {
     /// An ext4 of 16 MiB with nothing in it but `lost+found`.
     pub fn new(image: &Path) -> Self {
-        fs::File::create(image).and_then(|file| file.set_len(16 << 20)).expect("make an image");
-        run("mkfs.ext4", &["-q", "-F", "-m", "0", &text(image)]).expect("make a file system");
-        let device = attach(image);
-        Self { image: image.to_owned(), device }
+        Self::formatted(image, 16 << 20, &["mkfs.ext4", "-q", "-F", "-m", "0"]).expect("make a file system")
+    }
+
+    /// A file system of so many bytes, made by a program that is given the image last. If that cannot be done here, returns why.
+    pub fn formatted(image: &Path, bytes: u64, program: &[&str]) -> Result<Self, String> {
+        fs::File::create(image).and_then(|file| file.set_len(bytes)).expect("make an image");
+        run(program[0], &[&program[1..], &[&text(image)[..]]].concat())?;
+        Ok(Self { image: image.to_owned(), device: try_attach(image)? })
     }
 
     /// The loop device that it is on now.
@@ -63,6 +67,12 @@ impl Mounted {
         mount(&["-t", "tmpfs", "tmpfs"], dir)
     }
 
+    /// What a program mounts that is given the directory last. If that cannot be done here, returns why.
+    pub fn by(command: &[&str], dir: &Path) -> Result<Self, String> {
+        run(command[0], &[&command[1..], &[&text(dir)[..]]].concat())?;
+        Ok(Self(dir.to_owned()))
+    }
+
     /// What is at `source`, once more.
     pub fn bind(source: &Path, dir: &Path) -> Self {
         mount(&["--bind", &text(source)], dir)
@@ -77,12 +87,15 @@ impl Drop for Mounted {
 }
 
 fn mount(args: &[&str], dir: &Path) -> Mounted {
-    run("mount", &[args, &[&text(dir)[..]]].concat()).expect("mount");
-    Mounted(dir.to_owned())
+    Mounted::by(&[&["mount"], args].concat(), dir).expect("mount")
 }
 
 fn attach(image: &Path) -> String {
-    run("losetup", &["-f", "--show", &text(image)]).expect("attach a loop device").trim().to_owned()
+    try_attach(image).expect("attach a loop device")
+}
+
+fn try_attach(image: &Path) -> Result<String, String> {
+    Ok(run("losetup", &["-f", "--show", &text(image)])?.trim().to_owned())
 }
 
 fn run(program: &str, args: &[&str]) -> Result<String, String> {

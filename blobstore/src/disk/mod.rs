@@ -1,6 +1,7 @@
 //! The seam between the store and the file system.
 
 mod direct;
+pub mod fs_type;
 mod lease;
 mod real;
 
@@ -93,6 +94,11 @@ pub trait DiskFile: ReadAt + WriteAt + Send + Sync {
     /// Whether a program has the file open for writing; `None` if nobody can tell. Only of a file opened to be read.
     fn is_open_for_writing(&self) -> Option<bool> {
         None
+    }
+
+    /// Whether a write moves a time of the file that no program can set back: only then is what moved none not written to.
+    fn has_own_ctime(&self) -> bool {
+        true
     }
 
     /// What the file is like now.

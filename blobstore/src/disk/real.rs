@@ -13,7 +13,7 @@ use rustix::{
 };
 use tree::{ByteRange, Fingerprint, ReadAt, UnixTime, WriteAt};
 
-use super::{Access, Disk, DiskFile, direct::Direct, is_open_for_writing};
+use super::{Access, Disk, DiskFile, direct::Direct, fs_type::has_own_ctime, is_open_for_writing};
 
 /// The machine's file systems.
 #[derive(Debug, Clone, Copy, Default)]
@@ -177,6 +177,10 @@ impl DiskFile for RealFile {
 
     fn is_open_for_writing(&self) -> Option<bool> {
         is_open_for_writing(&self.file)
+    }
+
+    fn has_own_ctime(&self) -> bool {
+        has_own_ctime(&self.file).unwrap_or(false)
     }
 
     fn fingerprint(&self) -> io::Result<Fingerprint> {

@@ -4,7 +4,6 @@ mod blobs;
 mod cache;
 mod copy;
 mod database;
-mod fs_type;
 mod index;
 mod like;
 mod limits;

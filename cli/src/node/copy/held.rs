@@ -54,6 +54,11 @@ impl HeldArenas {
         held.get(name).filter(|(since, _)| since.elapsed() < RECENT).map(|(_, held)| held.clone())
     }
 
+    /// Has an arena looked at anew: something was mounted or unmounted there.
+    pub(in super::super) fn forget(&self, arena: &ArenaName) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(arena);
+    }
+
     pub(super) fn note(&self, arena: HeldArena) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(arena.name.clone(), (Instant::now(), arena));
     }

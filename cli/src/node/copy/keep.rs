@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use blobstore::FileRef;
+use blobstore::{FileRef, fs_type::is_remote};
 use namespace::{ArenaName, Content, PeerId};
 use peers::{Confirm, Done, MoveId, Order, Pledge, Task, Why};
 use rustix::{
@@ -20,7 +20,7 @@ use tracing::info;
 use tree::Fingerprint;
 
 use super::{
-    super::{Node, blocking, fs_type::is_remote},
+    super::{Node, blocking},
     aside,
     held::HeldArena,
     moves::{Kept, Refusal, Spot, Tree},

@@ -8,13 +8,12 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
+use blobstore::fs_type::has_names_of_bytes;
 use namespace::RelPath;
 use rustix::{
     fs::{AtFlags, CWD, Dir, Mode, OFlags},
     io::Errno,
 };
-
-use super::super::fs_type::has_names_of_bytes;
 
 /// Directories of which the entries above them are known to be called just so.
 #[derive(Clone, Default)]

@@ -9,13 +9,12 @@ use std::{
     },
 };
 
-use blobstore::{FileRow, is_open_for_writing};
+use blobstore::{FileRow, fs_type::is_remote, is_open_for_writing};
 use namespace::RelPath;
 use rustix::fs::{AtFlags, Mode, OFlags};
 use tree::{BlobId, Fingerprint};
 
 use super::{
-    super::fs_type::is_remote,
     aside,
     moving::{SetAside, What},
     place::{file_name, fingerprint_at},

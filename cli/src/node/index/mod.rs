@@ -248,7 +248,8 @@ impl Node {
 
     /// Notes that something in an arena may have changed unseen.
     pub(super) fn note_gap(&self, arena: &ArenaName) {
-        self.arena_state(arena, |state| (state.watched_since, state.gap) = (None, true));
+        self.arena_state(arena, |state| (state.watched_since, state.gap, state.reach) = (None, true, None));
+        self.inner.held.forget(arena);
     }
 
     /// How an arena is doing.

@@ -37,7 +37,7 @@ impl Reconcile<'_> {
                 let state = ReadState::Vanished { damaged };
                 let last = LastRead { blob: row.blob, fingerprint: row.fingerprint, state };
                 let seen = SeenKind::File { fingerprint: file.fingerprint, mode: file.mode };
-                let witness = self.seen.witness(&file.path);
+                let witness = self.seen.witness(&file.path, file.fingerprint.device);
                 if let Decision::Recheck(blob) = decide(None, Some(last), &seen, witness) {
                     file.recheck = Some(blob);
                     file.last = Some(row);

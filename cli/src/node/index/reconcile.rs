@@ -6,7 +6,7 @@ use std::{fs, path::PathBuf, time::SystemTime};
 use blobstore::{FileRef, FileRow, FileState, RootId};
 use namespace::{
     Arena, ArenaName, Change, Content, Decision, Known, LastRead, ReadState, RelPath, Seen, SeenKind, Walk, WalkError,
-    decide, look,
+    Witness, decide, look,
 };
 use rayon::prelude::*;
 use tracing::warn;
@@ -241,7 +241,10 @@ impl<'a> Reconcile<'a> {
             return Ok(());
         }
         let version = said.as_ref().map(|said| &said.version);
-        let witness = self.seen.witness(&path);
+        let witness = match &kind {
+            SeenKind::File { fingerprint, .. } => self.seen.witness(&path, fingerprint.device),
+            _ => Witness::default(),
+        };
         let decision = match &linked {
             Some(row) if self.accept && (row.is_suspect() || !row.damaged.is_empty()) => Decision::Hash,
             row => decide(version, row.as_ref().map(last_read), &kind, witness),

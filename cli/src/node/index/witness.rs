@@ -2,22 +2,22 @@
 //! Rules: spec/namespace.md, "Rot or edit".
 
 use std::{
+    collections::HashMap,
     fs::File,
     io,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
 };
 
-use blobstore::is_open_for_writing;
+use blobstore::{
+    fs_type::{has_own_ctime, is_remote, is_stacked},
+    is_open_for_writing,
+};
 use namespace::{ArenaName, RelPath, Signs, SignsSeen, Witness};
 use rustix::fs::{CWD, Mode, OFlags};
 
-use super::super::{
-    Node,
-    fs_type::{is_remote, is_stacked},
-    watch::Watching,
-};
+use super::super::{Node, watch::Watching};
 
 /// What was seen of the paths of one pass.
 #[derive(Default)]
@@ -28,6 +28,8 @@ pub(super) struct Seen {
     /// How much had been missed when the arena was last read whole; `None` if it was not watched since.
     watched_since: Option<u64>,
     watching: Option<Arc<Watching>>,
+    /// For each device that was met, whether its file system has a ctime of its own.
+    times_tell: Mutex<HashMap<u64, bool>>,
 }
 
 impl Seen {
@@ -48,12 +50,23 @@ impl Seen {
         }
         drop(all);
         let watched_since = node.arena_state(arena, |state| state.watched_since);
-        Self { dir, signs, watched_since, watching: Some(watching) }
+        Self { dir, signs, watched_since, watching: Some(watching), times_tell: Mutex::default() }
     }
 
-    /// What is known of the time since the file at `path` was read.
-    pub(super) fn witness(&self, path: &RelPath) -> Witness {
-        Witness { signs: self.of(path), continuous: self.watched_since.is_some() }
+    /// What is known of the time since the file at `path`, on this device, was read.
+    pub(super) fn witness(&self, path: &RelPath, device: u64) -> Witness {
+        let times_tell = self.times_tell(path, device);
+        Witness { signs: self.of(path), continuous: self.watched_since.is_some(), times_tell }
+    }
+
+    fn times_tell(&self, path: &RelPath, device: u64) -> bool {
+        let ask = || {
+            let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let file = rustix::fs::openat(CWD, self.dir.join(path.as_path()), flags, Mode::empty());
+            file.is_ok_and(|file| has_own_ctime(file).unwrap_or(false))
+        };
+        let mut known = self.times_tell.lock().unwrap_or_else(PoisonError::into_inner);
+        *known.entry(device).or_insert_with(ask)
     }
 
     pub(super) fn of(&self, path: &RelPath) -> Signs {

@@ -4,17 +4,24 @@ use std::{io, os::fd::AsFd};
 
 /// Whether a file is on a file system whose inodes and times may be invented, or remembered from an earlier answer: one of the
 /// network, or one that a program provides.
-pub(super) fn is_remote(file: impl AsFd) -> io::Result<bool> {
+pub fn is_remote(file: impl AsFd) -> io::Result<bool> {
     Ok(REMOTE.contains(&type_of(file)?))
 }
 
+/// Whether a write moves a time of a file that no program can set back. FAT knows no ctime, and shows the mtime in its place; what
+/// a program provides, or another machine, may do the same.
+pub fn has_own_ctime(file: impl AsFd) -> io::Result<bool> {
+    let kind = type_of(file)?;
+    Ok(!REMOTE.contains(&kind) && ![FAT, EXFAT].contains(&kind))
+}
+
 /// Whether the files of this file system are those of another one, where they can be written to without this one's knowledge.
-pub(super) fn is_stacked(file: impl AsFd) -> io::Result<bool> {
+pub fn is_stacked(file: impl AsFd) -> io::Result<bool> {
     Ok([OVERLAY, ECRYPTFS].contains(&type_of(file)?))
 }
 
 /// Whether its names are bytes, unless a directory says otherwise.
-pub(super) fn has_names_of_bytes(file: impl AsFd) -> io::Result<bool> {
+pub fn has_names_of_bytes(file: impl AsFd) -> io::Result<bool> {
     Ok([EXT, BTRFS, XFS, TMPFS].contains(&type_of(file)?))
 }
 
@@ -26,6 +33,8 @@ const EXT: u64 = 0xef53;
 const BTRFS: u64 = 0x9123_683e;
 const XFS: u64 = 0x5846_5342;
 const TMPFS: u64 = 0x0102_1994;
+const FAT: u64 = 0x4d44;
+const EXFAT: u64 = 0x2011_bab0;
 const OVERLAY: u64 = 0x794c_7630;
 const ECRYPTFS: u64 = 0xf15f;
 /// FUSE, NFS, SMB (three numbers), 9p, Ceph, AFS and Coda.
