@@ -168,12 +168,7 @@ impl Store {
                     data: Data::Cached(data, evictions),
                     outboard: Outboard { pairs, grain: Grain::GROUP },
                 }),
-                Err(error) => {
-                    warn!(%blob, reason = tree::reason(&error), "a cached blob cannot be opened");
-                    if !self.has_cached_bytes(blob, Geometry::new(row.size))? {
-                        self.forget_cached(blob, &row.proven)?;
-                    }
-                }
+                Err(error) => warn!(%blob, reason = tree::reason(&error), "a cached blob cannot be opened"),
             }
         }
         Ok(sources)
