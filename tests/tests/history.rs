@@ -117,15 +117,28 @@ fn history_follows_until_it_is_interrupted() {
         });
         (child, lines)
     };
-    let (mut child, lines) = follow(&["history", "--json", "-f"]);
-    for number in 0..3 {
-        fs::write(root.join("file"), format!("change {number}")).unwrap();
-        let line = lines.recv_timeout(Duration::from_secs(20)).expect("it is told at once");
-        let line: Value = serde_json::from_str(&line).unwrap();
-        assert_eq!(line["blob"], blake3::hash(format!("change {number}").as_bytes()).to_string(), "{line}");
-    }
-    // From now on means from now on.
+    // A command follows once it has told of a change; those made before it listened are not told.
+    let heard = |lines: &mpsc::Receiver<String>| {
+        let mut number = 0;
+        wait_for("it follows", Duration::from_secs(20), || {
+            number += 1;
+            fs::write(root.join("file"), format!("before {number}")).unwrap();
+            lines.recv_timeout(Duration::from_millis(500)).ok()
+        });
+    };
+    // What comes after change 1000 is not yet there.
     let (mut later, no_lines) = follow(&["history", "-f", "--since", "1000", "--peer", "a"]);
+    let (mut child, lines) = follow(&["history", "--json", "-f"]);
+    heard(&lines);
+    for number in 0..3 {
+        let bytes = format!("change {number}");
+        fs::write(root.join("file"), &bytes).unwrap();
+        wait_for("the change is told", Duration::from_secs(20), || {
+            let line = lines.recv_timeout(Duration::from_secs(20)).expect("it is told at once");
+            let line: Value = serde_json::from_str(&line).unwrap();
+            (line["blob"] == blake3::hash(bytes.as_bytes()).to_string().as_str()).then_some(())
+        });
+    }
     fs::write(root.join("file"), "unheard of").unwrap();
     lines.recv_timeout(Duration::from_secs(20)).expect("it is told at once");
     kill_process(Pid::from_child(&child), Signal::INT).unwrap();
@@ -134,8 +147,8 @@ fn history_follows_until_it_is_interrupted() {
     assert_eq!(later.wait().unwrap().code(), Some(130));
     assert!(no_lines.recv().is_err());
     // The daemon ends although somebody follows.
-    let (mut child, _lines) = follow(&["history", "-f"]);
-    wait_for("it follows", Duration::from_secs(20), || (b.run(["status"]).code == 0).then_some(()));
+    let (mut child, lines) = follow(&["history", "-f"]);
+    heard(&lines);
     let (status, took) = b.stop();
     assert!(status.success() && took < Duration::from_secs(9), "{took:?}");
     assert_eq!(child.wait().unwrap().code(), Some(1));

@@ -16,7 +16,8 @@ use crate::{
 #[derive(Debug, Clone, Default)]
 pub struct CacheDirs {
     dirs: BTreeMap<u8, Option<DirStamp>>,
-    /// The file system on which files of the cache were seen: on another one, they are not gone, but out of reach.
+    /// The file system on which files of the cache were seen, or on which there were none yet: on another one, they are not
+    /// gone, but out of reach.
     device: Option<u64>,
 }
 
@@ -28,7 +29,7 @@ impl Store {
     /// is noted anew. What was cached in them is forgotten, durably. Returns how many blobs that were. Blocks.
     pub fn forget_lost(&self, seen: &mut CacheDirs) -> Result<usize, StoreError> {
         let device = self.cache_device();
-        if seen.device.is_none() && self.has_any_cached_file()? {
+        if seen.device.is_none() && !self.are_all_lost()? {
             seen.device = device;
         }
         // Perhaps a disk that is not mounted: what is on it must not count as gone.
@@ -112,14 +113,17 @@ impl Store {
         })
     }
 
-    /// Whether files of any cached blob are there.
-    fn has_any_cached_file(&self) -> Result<bool, StoreError> {
+    /// Whether there are cached blobs that have files, and the files of none of them are there.
+    fn are_all_lost(&self) -> Result<bool, StoreError> {
+        let mut are_any = false;
         for first in 0..=u8::MAX {
-            if self.rows_of_files(first)?.iter().any(|(blob, row)| !self.is_lost(*blob, row.size)) {
-                return Ok(true);
+            let rows = self.rows_of_files(first)?;
+            if rows.iter().any(|(blob, row)| !self.is_lost(*blob, row.size)) {
+                return Ok(false);
             }
+            are_any |= !rows.is_empty();
         }
-        Ok(false)
+        Ok(are_any)
     }
 
     /// The file system that the cache's directory is on, or would be.
