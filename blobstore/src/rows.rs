@@ -1,11 +1,11 @@
 //! The tables, and how rows stand in them. Format: spec/store.md, "Rows".
 
-use redb::TableDefinition;
+use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tracing::warn;
 use tree::{BlobId, Fingerprint, RangeSet, UnixTime};
 
-use crate::Verified;
+use crate::{Verified, saved::RepairRow};
 
 /// `"format"` → the number of this format; [`LAST_DIR`].
 pub(crate) const META: TableDefinition<&str, u32> = TableDefinition::new("store.meta");
@@ -231,7 +231,34 @@ pub(crate) fn decode<T: Row>(bytes: &[u8]) -> Result<T, redb::Error> {
     decoded.map_err(|error| redb::Error::Corrupted(format!("decode a row: {error}")))
 }
 
-/// The same, where a row that does not decode counts as none: one bad row must not take the others along.
+/// How many rows the store has in `db`, and how many of these do not decode.
+pub fn count_rows(db: &Database) -> Result<(u64, u64), redb::Error> {
+    let txn = db.begin_read()?;
+    let mut rows = (0, 0);
+    count(&txn, FILES, &mut rows, |row| decode::<FileRow>(row).is_ok())?;
+    count(&txn, MENDING, &mut rows, |row| decode::<Fingerprint>(row).is_ok())?;
+    count(&txn, CACHED, &mut rows, |row| decode::<CachedRow>(row).is_ok())?;
+    count(&txn, VERIFIED, &mut rows, |row| decode::<Verified>(row).is_ok())?;
+    count(&txn, VANISHED, &mut rows, |row| decode::<VanishedRow>(row).is_ok())?;
+    count(&txn, REPAIRS, &mut rows, |row| decode::<RepairRow>(row).is_ok())?;
+    count(&txn, DIRS, &mut rows, |row| decode::<DirRow>(row).is_ok())?;
+    Ok(rows)
+}
+
+fn count<K: redb::Key + 'static>(
+    txn: &ReadTransaction,
+    table: TableDefinition<K, &[u8]>,
+    (all, bad): &mut (u64, u64),
+    is_good: impl Fn(&[u8]) -> bool,
+) -> Result<(), redb::Error> {
+    for row in txn.open_table(table)?.iter()? {
+        *all += 1;
+        *bad += u64::from(!is_good(row?.1.value()));
+    }
+    Ok(())
+}
+
+/// [`decode`], where a row that does not decode counts as none: one bad row must not take the others along.
 pub(crate) fn decode_or_none<T: Row>(bytes: &[u8]) -> Option<T> {
     decode(bytes).inspect_err(|error| warn!(reason = tree::reason(error), "a row of the database is passed over")).ok()
 }

@@ -242,21 +242,27 @@ impl Store {
 
     /// Deletes saved bytes that no row names: what a crash left behind. Those of a row that does not decode stay.
     pub(crate) fn remove_orphans_of_repairs(&self) -> Result<(), StoreError> {
-        let numbers: Vec<u64> = self.read_rows("list repairs", |txn| {
-            txn.open_table(REPAIRS)?.iter()?.map(|row| Ok(row?.0.value())).collect()
+        let last = self.read_rows("look up the last repair", |txn| {
+            Ok(txn.open_table(REPAIRS)?.last()?.map_or(0, |(number, _)| number.value()))
         })?;
-        self.inner.saved.store(numbers.last().copied().unwrap_or(0), Ordering::Relaxed);
-        let named: HashSet<_> = numbers.into_iter().map(|number| self.saved_file(number)).collect();
-        let dir = &self.inner.settings.saved;
-        for file in self.inner.disk.files_below(dir).map_err(StoreError::file("list", dir))? {
-            if !named.contains(&file) {
-                self.inner.disk.remove(&file).map_err(StoreError::file("remove", file))?;
-            }
+        self.inner.saved.store(last, Ordering::Relaxed);
+        for file in self.unknown_saved()? {
+            self.inner.disk.remove(&file).map_err(StoreError::file("remove", file))?;
         }
         Ok(())
     }
 
-    fn saved_file(&self, number: u64) -> PathBuf {
+    /// The files of saved bytes that no row names.
+    pub(crate) fn unknown_saved(&self) -> Result<Vec<PathBuf>, StoreError> {
+        let named: HashSet<PathBuf> = self.read_rows("list repairs", |txn| {
+            txn.open_table(REPAIRS)?.iter()?.map(|row| Ok(self.saved_file(row?.0.value()))).collect()
+        })?;
+        let dir = &self.inner.settings.saved;
+        let files = self.inner.disk.files_below(dir).map_err(StoreError::file("list", dir))?;
+        Ok(files.into_iter().filter(|file| !named.contains(file)).collect())
+    }
+
+    pub(crate) fn saved_file(&self, number: u64) -> PathBuf {
         self.inner.settings.saved.join(number.to_string())
     }
 }

@@ -91,6 +91,20 @@ impl Store {
     /// Opens the store whose rows are in `db`, and makes it if it is not there. Finishes or undoes what a crash left
     /// half done.
     pub fn open(disk: Arc<dyn Disk>, db: Arc<Database>, settings: Settings) -> Result<Self, StoreError> {
+        let store = Self::new(disk, db, settings)?;
+        let roots = store.make_tables()?;
+        *store.inner.roots.write().unwrap_or_else(PoisonError::into_inner) = roots;
+        store.remove_orphan_outboards()?;
+        store.remove_orphans_of_cache()?;
+        store.remove_orphans_of_repairs()?;
+        store.load_cache_limit()?;
+        store.take_stock()?;
+        store.finish_mending()?;
+        Ok(store)
+    }
+
+    /// A store that knows nothing yet, with its directories.
+    pub(crate) fn new(disk: Arc<dyn Disk>, db: Arc<Database>, settings: Settings) -> Result<Self, StoreError> {
         for dir in [&settings.outboards.join(STAGED_DIR), &settings.cache, &settings.saved] {
             disk.create_dirs(dir).map_err(StoreError::file("create", dir))?;
             // The directories may be new, and so may those that they are in.
@@ -115,8 +129,12 @@ impl Store {
             mending: Mutex::default(),
             saving: Mutex::default(),
         };
-        let store = Self { inner: Arc::new(inner) };
-        let roots = store.write("open the store", |txn| {
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Makes the tables that are not there; returns the roots.
+    pub(crate) fn make_tables(&self) -> Result<BTreeMap<u32, PathBuf>, StoreError> {
+        let roots = self.write("open the store", |txn| {
             let mut meta = txn.open_table(META)?;
             let format = meta.get("format")?.map_or(FORMAT, |format| format.value());
             if format != FORMAT {
@@ -145,15 +163,7 @@ impl Store {
             }
             Ok(Ok(roots))
         })?;
-        let roots = roots.map_err(|found| StoreError::Format { found, known: FORMAT })?;
-        *store.inner.roots.write().unwrap_or_else(PoisonError::into_inner) = roots;
-        store.remove_orphan_outboards()?;
-        store.remove_orphans_of_cache()?;
-        store.remove_orphans_of_repairs()?;
-        store.load_cache_limit()?;
-        store.take_stock()?;
-        store.finish_mending()?;
-        Ok(store)
+        roots.map_err(|found| StoreError::Format { found, known: FORMAT })
     }
 
     /// The root that stands for the directory `dir`, an absolute path; a new one if there is none.

@@ -297,6 +297,16 @@ enum Command {
         #[arg(value_name = "ARENA[/PATH]")]
         targets: Vec<OsString>,
     },
+    /// See whether this machine's own state is whole: the database, and the cache. The daemon must not run.
+    #[command(after_help = examples::DOCTOR)]
+    Doctor {
+        /// Make a damaged or lost database anew, from what can be proven. What is there of it is put aside.
+        #[arg(long)]
+        rebuild: bool,
+        /// Begin anew with an empty database and cache: arenas, pins and peers are forgotten. The key stays.
+        #[arg(long, conflicts_with = "rebuild")]
+        new: bool,
+    },
     /// Publish suspect and damaged files as they are: you edited them.
     #[command(after_help = examples::ACCEPT)]
     Accept {
@@ -425,6 +435,7 @@ pub fn main_blob() -> ExitCode {
             commands::verify(home, common, &targets, sample.as_deref(), budget.as_deref()).await
         }
         Command::Repair { suspect, undo, targets } => commands::repair(home, common, suspect, undo, &targets).await,
+        Command::Doctor { rebuild, new } => commands::doctor(home, common, rebuild, new),
         Command::Accept { targets } => commands::accept(home, common, &targets).await,
     })
 }

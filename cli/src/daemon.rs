@@ -62,7 +62,7 @@ impl Daemon {
             interrupted = interrupted() => interrupted,
             failure = self.node.database_failed() => {
                 error!(reason = failure.reason(), "stopping: the database failed");
-                Err(failure.hint("what was said to be done is done; start the daemon again once the disk is well"))
+                Err(failure)
             }
         }
     }

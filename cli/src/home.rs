@@ -81,6 +81,11 @@ impl Home {
         self.state.join("blobd.redb")
     }
 
+    /// What was decided for this home, beside the database.
+    pub fn record(&self) -> PathBuf {
+        self.state.join("record.toml")
+    }
+
     /// The directory of outboards that are files.
     pub fn outboards(&self) -> PathBuf {
         self.state.join("outboards")

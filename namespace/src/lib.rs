@@ -43,6 +43,7 @@ pub use names::{ArenaName, NameError, RelPath, is_leaving_name, is_staging_name,
 pub use namespace::{Arena, Change, Happened, Known, Namespace, NamespaceError, Origin};
 pub use peer_id::{ParsePeerIdError, PeerId};
 pub use pins::{FileBelow, Pins, Place};
+pub use rows::count_rows;
 pub use scan::{Seen, SeenKind, Walk, WalkError, look};
 pub use tell::Told;
 pub use version::{Content, PREVIOUS_MAX, Shown, Version, shown};

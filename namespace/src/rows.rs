@@ -1,9 +1,9 @@
 //! The tables, and how rows stand in them. Format: spec/namespace.md, "Rows".
 
-use redb::TableDefinition;
+use redb::{Database, ReadTransaction, ReadableDatabase, ReadableTable, TableDefinition};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::{Key, Mark, Version};
+use crate::{Anchor, Key, Mark, Version};
 
 /// `"format"` → a number.
 pub(crate) const META: TableDefinition<&str, u64> = TableDefinition::new("namespace.meta");
@@ -111,6 +111,33 @@ pub(crate) fn encode<T: Serialize>(row: &T) -> Result<Vec<u8>, redb::Error> {
 
 pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, redb::Error> {
     postcard::from_bytes(bytes).map_err(|error| redb::Error::Corrupted(format!("decode a row: {error}")))
+}
+
+/// How many rows the namespace has in `db`, and how many of these do not decode.
+pub fn count_rows(db: &Database) -> Result<(u64, u64), redb::Error> {
+    let txn = db.begin_read()?;
+    let mut rows = (0, 0);
+    count(&txn, ARENAS, &mut rows, |row| decode::<ArenaRow>(row).is_ok())?;
+    count(&txn, ANCHORS, &mut rows, |row| decode::<Anchor>(row).is_ok())?;
+    count(&txn, HEADS, &mut rows, |row| decode::<HeadRow>(row).is_ok())?;
+    count(&txn, VERSIONS, &mut rows, |row| decode::<Version>(row).is_ok())?;
+    count(&txn, LOG, &mut rows, |row| decode::<LogRow>(row).is_ok())?;
+    count(&txn, DEPARTED, &mut rows, |row| decode::<DepartedRow>(row).is_ok())?;
+    count(&txn, MASS_DELETIONS, &mut rows, |row| decode::<MassRow>(row).is_ok())?;
+    Ok(rows)
+}
+
+fn count<K: redb::Key + 'static>(
+    txn: &ReadTransaction,
+    table: TableDefinition<K, &[u8]>,
+    (all, bad): &mut (u64, u64),
+    is_good: impl Fn(&[u8]) -> bool,
+) -> Result<(), redb::Error> {
+    for row in txn.open_table(table)?.iter()? {
+        *all += 1;
+        *bad += u64::from(!is_good(row?.1.value()));
+    }
+    Ok(())
 }
 
 #[cfg(test)]

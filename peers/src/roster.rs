@@ -1,6 +1,6 @@
 use std::{
     collections::BTreeMap,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, OnceLock, PoisonError, RwLock},
 };
 
 use namespace::PeerId;
@@ -19,6 +19,8 @@ use crate::{
 pub struct Roster {
     db: Arc<Database>,
     peers: Arc<RwLock<BTreeMap<PeerId, Peer>>>,
+    /// Who hears of changes.
+    on_change: Arc<OnceLock<Box<dyn Fn() + Send + Sync>>>,
 }
 
 /// A trusted peer.
@@ -83,7 +85,7 @@ struct InviteRow {
 impl Roster {
     /// Opens the roster whose rows are in `db`, and makes it if it is not there.
     pub fn open(db: Arc<Database>) -> Result<Self, RosterError> {
-        let roster = Self { db, peers: Arc::default() };
+        let roster = Self { db, peers: Arc::default(), on_change: Arc::default() };
         let peers = roster.write("open the roster", |txn| {
             txn.open_table(INVITES)?;
             let table = txn.open_table(PEERS)?;
@@ -130,16 +132,33 @@ impl Roster {
         if peers.len() >= PEERS_MAX && !peers.contains_key(&peer.id) {
             return Err(RosterError::Full);
         }
-        self.put(&mut peers, peer)
+        self.put(&mut peers, peer)?;
+        drop(peers);
+        self.changed();
+        Ok(())
+    }
+
+    /// Has `hear` called, from now on, after every change of a peer, and before whoever made it goes on. The first one stays.
+    pub fn on_change(&self, hear: impl Fn() + Send + Sync + 'static) {
+        let _ = self.on_change.set(Box::new(hear));
+    }
+
+    fn changed(&self) {
+        if let Some(hear) = self.on_change.get() {
+            hear();
+        }
     }
 
     /// Remembers where a peer says that it listens, if it is trusted. Durable on return.
     pub(crate) fn learn(&self, id: PeerId, told: Vec<String>) -> Result<(), RosterError> {
         let mut peers = self.peers.write().unwrap_or_else(PoisonError::into_inner);
         match peers.get(&id).cloned() {
-            Some(peer) if peer.told != told && are_addresses(&told) => self.put(&mut peers, Peer { told, ..peer }),
-            _ => Ok(()),
+            Some(peer) if peer.told != told && are_addresses(&told) => self.put(&mut peers, Peer { told, ..peer })?,
+            _ => return Ok(()),
         }
+        drop(peers);
+        self.changed();
+        Ok(())
     }
 
     fn put(&self, peers: &mut BTreeMap<PeerId, Peer>, peer: Peer) -> Result<(), RosterError> {
@@ -169,7 +188,10 @@ impl Roster {
             txn.open_table(PEERS)?.remove(id.as_bytes())?;
             Ok(())
         })?;
-        Ok(peers.remove(&id).is_some())
+        let was_trusted = peers.remove(&id).is_some();
+        drop(peers);
+        self.changed();
+        Ok(was_trusted)
     }
 
     /// A new secret for a ticket, good until `expires` for one peer, which gets `role`. It is kept only as its hash;

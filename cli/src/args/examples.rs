@@ -143,3 +143,10 @@ Exit codes: 0 ok, 1 error, 2 usage, 3 some items failed, 4 damage found, 5 damag
 6 no reachable peer has it, 7 not found, 8 a limit was hit, 10 no daemon, 130 interrupted.
 Places: --home DIR, else $XDG_CONFIG_HOME/blobd, $XDG_STATE_HOME/blobd, $XDG_CACHE_HOME/blobd, $XDG_RUNTIME_DIR.
 Log: BLOBD_LOG=debug, or info,peers=debug; BLOBD_LOG_FORMAT=human, json, systemd or auto.";
+
+pub(super) const DOCTOR: &str = "\
+Examples:
+  blob doctor                            is the database whole, does the cache prove?
+  blob doctor --rebuild                  it is not: keep the identity, arenas, pins, peers, and all of the cache that proves
+
+No user's file is touched. Exit code 4 if there is damage.";

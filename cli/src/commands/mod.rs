@@ -2,6 +2,7 @@
 
 mod arenas;
 mod blobs;
+mod doctor;
 mod keep;
 mod machines;
 mod mounts;
@@ -29,6 +30,7 @@ use crate::{
 
 pub(crate) use arenas::arena;
 pub(crate) use blobs::{accept, cat, copy, get, hash, ls, repair, verify};
+pub(crate) use doctor::doctor;
 pub(crate) use keep::{cache, pin, unpin, warm};
 pub(crate) use machines::{id, init, invite, join, limit, peer, status};
 pub(crate) use mounts::{in_words, mount, mount_command, umount};

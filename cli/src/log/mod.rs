@@ -153,6 +153,9 @@ fn tell_panics() {
         }
         let place = info.location().map(ToString::to_string).unwrap_or_default();
         let reason = info.payload_as_str().unwrap_or("unknown");
+        if crate::node::explains_panic(&place, reason) {
+            return;
+        }
         let stack = Backtrace::capture();
         match stack.status() {
             BacktraceStatus::Captured => error!(reason, place, %stack, "panicked"),

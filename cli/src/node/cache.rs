@@ -109,8 +109,13 @@ impl Node {
 
     /// Changes what the cache may take, durably, and evicts what is beyond it.
     pub(crate) async fn limit_cache(&self, bytes: u64) -> Result<(), Failure> {
-        let store = self.inner.store.clone();
-        blocking(move || Ok(store.set_cache_limit(bytes)?)).await.while_doing("change the cache's limit")?;
+        let node = self.clone();
+        let set = blocking(move || {
+            node.inner.store.set_cache_limit(bytes)?;
+            node.keep_record();
+            Ok(())
+        });
+        set.await.while_doing("change the cache's limit")?;
         self.look_at_pins();
         Ok(())
     }

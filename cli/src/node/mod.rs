@@ -4,6 +4,7 @@ mod blobs;
 mod cache;
 mod copy;
 mod database;
+mod doctor;
 mod index;
 mod like;
 mod limits;
@@ -11,6 +12,7 @@ mod list;
 mod mount;
 mod pins;
 mod read;
+mod record;
 mod repair;
 mod scrub;
 mod stall;
@@ -48,7 +50,9 @@ use verify::now;
 use watch::Watching;
 
 pub(crate) use cache::{CacheLimit, Trim};
+pub(crate) use database::explains_panic;
 pub(crate) use copy::{CopyScope, KeepAttributes, Place};
+pub(crate) use doctor::{Checkup, begin_anew, check, heal};
 pub(crate) use index::ScanTotals;
 pub(crate) use limits::LimitChange;
 pub(crate) use list::rfc3339;
@@ -115,6 +119,8 @@ struct Inner {
     /// What is to be looked at again.
     hints: Teller,
     hinted: Mutex<Option<News>>,
+    /// The home record as it was written last.
+    record: Mutex<Option<String>>,
 }
 
 /// The store's root for each arena held here.
@@ -138,12 +144,7 @@ impl Node {
     pub fn open(home: &Home, options: &NodeOptions) -> Result<Self, Failure> {
         let config = Config::load(&home.config)?;
         home.create()?;
-        let (db, database) = database::open(&home.database()).map_err(|error| match error {
-            redb::DatabaseError::DatabaseAlreadyOpen => Failure::new(Code::Error, "another process has this home open")
-                .while_doing(format!("open {:?}", home.database())),
-            error => Failure::from(error).while_doing(format!("open {:?}", home.database())),
-        })?;
-        let db = Arc::new(db);
+        let (db, database) = doctor::open_database(home, &config, !options.deaf)?;
         let opening = || format!("open {:?}", home.database());
         let identity = Identity::load_or_create(&home.key())?;
         let config_named = || format!("understand {:?}", home.config);
@@ -160,13 +161,7 @@ impl Node {
             error => error.into(),
         });
         let store = store.while_doing(opening())?;
-        let origin = Origin {
-            me: identity.peer(),
-            now: now() / 1000,
-            random: fastrand::u64(..),
-            history_limit: config.history.limit,
-        };
-        let namespace = Namespace::open(db.clone(), origin).map_err(|error| match error {
+        let namespace = Namespace::open(db.clone(), origin(&identity, &config)).map_err(|error| match error {
             NamespaceError::Format { found, known } => strange_format(error, found > known),
             error => error.into(),
         });
@@ -262,10 +257,13 @@ impl Node {
             mount: OnceLock::new(),
             hints,
             hinted: Mutex::new(Some(hinted)),
+            record: Mutex::default(),
         };
         let node = Self { inner: Arc::new(inner) };
         node.make_aside();
         node.hear_of_losses();
+        node.keep_record();
+        node.keep_record_of_peers();
         let orders: Weak<Inner> = Arc::downgrade(&node.inner);
         node.inner.peers.obey(orders);
         let describe: Weak<Inner> = Arc::downgrade(&node.inner);
@@ -307,11 +305,14 @@ impl Node {
     /// Waits until the database cannot be relied on any more, which may be never; returns why.
     pub(crate) async fn database_failed(&self) -> Failure {
         let mut health = self.inner.database.clone();
-        let reason = match health.wait_for(Option::is_some).await {
-            Ok(reason) => reason.clone().unwrap_or_default(),
-            Err(_) => std::future::pending().await,
+        let mut damage = database::damage();
+        let failure = tokio::select! {
+            Ok(reason) = health.wait_for(Option::is_some) => Failure::new(Code::Error, reason.clone().unwrap_or_default())
+                .hint("what was said to be done is done; start the daemon again once the disk is well"),
+            Ok(reason) = damage.wait_for(Option::is_some) => damaged(reason.clone().unwrap_or_default()),
+            else => std::future::pending().await,
         };
-        Failure::new(Code::Error, reason).while_doing(format!("use {:?}", self.inner.home.database()))
+        failure.while_doing(format!("use {:?}", self.inner.home.database()))
     }
 
     /// What this machine calls itself.
@@ -389,7 +390,9 @@ impl Node {
         }
         add_root(&self.inner.store, &self.inner.roots, arena)?;
         let root = known.iter().find(|known| known.name == arena.name).and_then(|known| known.root);
-        Ok(self.inner.namespace.set_arena(&Arena { root, ..arena.clone() })?)
+        self.inner.namespace.set_arena(&Arena { root, ..arena.clone() })?;
+        self.keep_record();
+        Ok(())
     }
 
     /// Gives up an arena. No file is touched.
@@ -405,6 +408,7 @@ impl Node {
             };
             // Withdrawn first: nothing is offered that cannot be served.
             node.inner.namespace.remove_arena(&name, now())?;
+            node.keep_record();
             let root = node.inner.roots.write().unwrap_or_else(PoisonError::into_inner).remove(&name);
             match root.filter(|_| arena.dir.is_some()) {
                 Some((root, _)) => Ok(node.inner.store.remove_root(root)?),
@@ -462,7 +466,26 @@ impl Node {
 
 /// Runs what blocks on a thread for that.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, Failure> + Send + 'static) -> Result<T, Failure> {
-    spawn_blocking(work).await.unwrap_or_else(|panic| Err(Failure::new(Code::Error, format!("a bug: {panic}"))))
+    spawn_blocking(work).await.unwrap_or_else(|panic| {
+        let damage = database::damage().borrow().clone();
+        Err(damage.map_or_else(|| Failure::new(Code::Error, format!("a bug: {panic}")), damaged))
+    })
+}
+
+/// The failure of whatever needs a database that is damaged.
+fn damaged(reason: String) -> Failure {
+    Failure::new(Code::Damage, format!("the database is damaged: {reason}"))
+        .hint("the daemon ends; when it is started again, it makes the database anew from what can be proven")
+}
+
+/// Who speaks, from now on, as this machine.
+fn origin(identity: &Identity, config: &Config) -> Origin {
+    Origin {
+        me: identity.peer(),
+        now: now() / 1000,
+        random: fastrand::u64(..),
+        history_limit: config.history.limit,
+    }
 }
 
 fn add_root(store: &Store, roots: &Roots, arena: &Arena) -> Result<(), Failure> {

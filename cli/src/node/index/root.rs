@@ -108,6 +108,7 @@ pub(in super::super) fn root_of(
     anchors.extend(now.get(&None).map(|is| (None, is.clone())));
     if anchors != known {
         node.inner.namespace.set_anchors(&arena.name, &anchors)?;
+        node.keep_record();
     }
     Ok(Ok(Standing { dir, identity, mounts: Some((true_dir, mounts)), offline: Arc::new(offline) }))
 }

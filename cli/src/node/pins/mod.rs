@@ -194,6 +194,7 @@ impl Node {
             return Err(Failure::new(Code::Limit, format!("{PINS_MAX} pins are the most that there can be"))
                 .hint("pin a directory or an arena, and not what is in it one by one"));
         }
+        self.keep_record();
         Ok(())
     }
 
@@ -251,6 +252,7 @@ impl Node {
                 }
                 let places: Vec<Place> = targets.iter().map(place_of).collect();
                 node.inner.namespace.change_pins(&[], &places, u64::MAX)?;
+                node.keep_record();
                 node.follow_pins_now()
             })
             .await?;
