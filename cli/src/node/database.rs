@@ -85,9 +85,9 @@ fn judged<T>(open: impl FnOnce() -> Result<T, DatabaseError>) -> Result<T, OpenE
         Ok(Ok(database)) => Ok(database),
         Ok(Err(DatabaseError::DatabaseAlreadyOpen)) => Err(OpenError::Busy),
         Ok(Err(DatabaseError::Storage(StorageError::Corrupted(reason)))) => Err(OpenError::Damaged(reason)),
-        // Who reads behind the end of the file was sent there by what is in it.
-        Ok(Err(DatabaseError::Storage(StorageError::Io(error)))) if error.kind() == io::ErrorKind::UnexpectedEof => {
-            Err(OpenError::Damaged("its end is missing".to_owned()))
+        // No system call failed: it is no database, or reaches beyond its end.
+        Ok(Err(DatabaseError::Storage(StorageError::Io(error)))) if error.raw_os_error().is_none() => {
+            Err(OpenError::Damaged(error.to_string()))
         }
         Ok(Err(error)) => Err(OpenError::Failed(error)),
         Err(panic) => {
