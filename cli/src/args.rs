@@ -168,10 +168,14 @@ enum Command {
         dir: PathBuf,
     },
     /// Show this machine, its arenas and its peers.
+    #[command(after_help = examples::STATUS)]
     Status {
         /// List what is in arenas and not indexed, and why.
         #[arg(long)]
         skipped: bool,
+        /// Exit with 4 if there is damage, with 3 if something else needs a look, and with 0 if all is well.
+        #[arg(long, conflicts_with = "skipped")]
+        check: bool,
     },
     /// List arenas, or what is in one, across all peers.
     #[command(after_help = examples::LS)]
@@ -412,7 +416,7 @@ pub fn main_blob() -> ExitCode {
             let change = LimitChange { peer, up: up.map(|rate| rate.0), down: down.map(|rate| rate.0) };
             commands::limit(home, common, change).await
         }
-        Command::Status { skipped } => commands::status(home, common, skipped).await,
+        Command::Status { skipped, check } => commands::status(home, common, skipped, check).await,
         Command::Ls { long, recursive, target } => commands::ls(home, common, long, recursive, target).await,
         Command::Stat { target } => commands::stat(home, common, &target).await,
         Command::Cat { target, range, peer } => commands::cat(home, &target, range.as_deref(), peer.as_deref()).await,

@@ -198,8 +198,10 @@ async fn status(State(node): State<Node>) -> Answer {
     let cache = node.cache_usage()?;
     let arenas = node.namespace().arenas()?.iter().map(|arena| arena_json(&node, arena)).collect::<Vec<_>>();
     Ok(Json(json!({
+        "version": env!("CARGO_PKG_VERSION"),
         "name": node.name(),
         "peer": node.peers().me().to_string(),
+        "put_aside": node.put_aside(),
         "twin": node.peers().has_twin(),
         "listens_on": node.peers().listens_on(),
         "listeners": node.peers().listeners(),

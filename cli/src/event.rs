@@ -78,6 +78,13 @@ pub enum Event {
     },
     /// A file that is kept after its owner has deleted it.
     Deleted(DeletedFile),
+    /// An arena of which nothing can be read: its disk is off, or its directory is another one.
+    Offline {
+        /// Which.
+        arena: String,
+        /// Why.
+        reason: String,
+    },
     /// A file that was changed since it was indexed; nothing is said of its bytes.
     Modified {
         /// Which.

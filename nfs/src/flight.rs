@@ -6,7 +6,7 @@ use std::sync::{
 };
 
 use blobstore::{Partial, Sink, Store, StoreError};
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 use tracing::warn;
 use tree::{BlobId, ByteRange, RangeSet, Verified, VerifiedData};
 
@@ -16,8 +16,23 @@ pub(crate) struct Flight {
     pub(crate) ranges: RangeSet,
     state: Mutex<State>,
     changed: Notify,
-    /// The bytes of pieces that all flights hold.
-    held: Arc<AtomicU64>,
+    all: Arc<AllFlights>,
+}
+
+/// What all flights have in common.
+#[derive(Default)]
+pub(crate) struct AllFlights {
+    /// The bytes of pieces that they hold.
+    held: AtomicU64,
+    /// When bytes came last.
+    came: Mutex<Option<Instant>>,
+}
+
+impl AllFlights {
+    /// When bytes came last, if any have.
+    pub(crate) fn last_came(&self) -> Option<Instant> {
+        *self.came.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 #[derive(Default)]
@@ -38,8 +53,13 @@ pub(crate) enum Lost {
 }
 
 impl Flight {
-    pub(crate) fn new(ranges: RangeSet, held: Arc<AtomicU64>) -> Self {
-        Self { ranges, held, state: Mutex::default(), changed: Notify::new() }
+    pub(crate) fn new(ranges: RangeSet, all: Arc<AllFlights>) -> Self {
+        Self { ranges, all, state: Mutex::default(), changed: Notify::new() }
+    }
+
+    /// The pieces that came so far of `wanted`.
+    pub(crate) fn so_far(&self, wanted: &RangeSet) -> Vec<VerifiedData> {
+        self.state().pieces.iter().filter(|piece| wanted.overlaps(piece.range())).cloned().collect()
     }
 
     /// Waits until those of `wanted` that this flight brings are here, or it has ended. Gives the pieces that came of them;
@@ -65,10 +85,11 @@ impl Flight {
     }
 
     fn take(&self, piece: &VerifiedData) {
-        let bytes = piece.range().len();
+        let (bytes, held) = (piece.range().len(), &self.all.held);
+        *self.all.came.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         // What finds no room here waits until the cache has it.
-        if self.held.fetch_add(bytes, Ordering::Relaxed) + bytes > HELD_BYTES_MAX {
-            self.held.fetch_sub(bytes, Ordering::Relaxed);
+        if held.fetch_add(bytes, Ordering::Relaxed) + bytes > HELD_BYTES_MAX {
+            held.fetch_sub(bytes, Ordering::Relaxed);
             return;
         }
         let mut state = self.state();
@@ -93,7 +114,7 @@ impl Drop for Flight {
     fn drop(&mut self) {
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
         let held = state.pieces.iter().map(|piece| piece.range().len()).sum();
-        self.held.fetch_sub(held, Ordering::Relaxed);
+        self.all.held.fetch_sub(held, Ordering::Relaxed);
     }
 }
 
@@ -140,7 +161,13 @@ impl Sink for Landing {
 }
 
 /// Puts what of `range` the pieces have in order. `None` if they do not have all of it.
-pub(crate) fn assemble(range: ByteRange, mut pieces: Vec<VerifiedData>) -> Option<Vec<bytes::Bytes>> {
+pub(crate) fn assemble(range: ByteRange, pieces: Vec<VerifiedData>) -> Option<Vec<bytes::Bytes>> {
+    let (found, end) = assemble_beginning(range, pieces);
+    (end == range.end()).then_some(found)
+}
+
+/// Puts what the pieces have from the beginning of `range` on in order. Also returns where that ends.
+pub(crate) fn assemble_beginning(range: ByteRange, mut pieces: Vec<VerifiedData>) -> (Vec<bytes::Bytes>, u64) {
     pieces.sort_by_key(VerifiedData::offset);
     let (mut at, mut found) = (range.start(), Vec::new());
     for piece in pieces {
@@ -150,12 +177,12 @@ pub(crate) fn assemble(range: ByteRange, mut pieces: Vec<VerifiedData>) -> Optio
             continue;
         }
         if part.offset() != at {
-            return None;
+            break;
         }
         at = part.range().end();
         found.push(part.bytes().clone());
     }
-    (at == range.end()).then_some(found)
+    (found, at)
 }
 
 /// So many bytes of pieces are held in memory by all flights together.

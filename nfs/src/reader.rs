@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     pin::Pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicU64},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -12,13 +12,13 @@ use bytes::Bytes;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     task::{JoinHandle, spawn_blocking},
-    time::{Instant, sleep, timeout, timeout_at},
+    time::{Instant, sleep, timeout},
 };
 use tracing::{debug, warn};
 use tree::{BlobId, ByteRange, Geometry, RangeSet, VerifiedData};
 
 use crate::{
-    flight::{Flight, Landing, Lost, assemble},
+    flight::{AllFlights, Flight, Landing, Lost, assemble, assemble_beginning},
     window::Windows,
 };
 
@@ -34,7 +34,7 @@ struct Inner {
     read_ahead: u64,
     limit: Duration,
     blobs: Mutex<HashMap<BlobId, Blob>>,
-    held: Arc<AtomicU64>,
+    flights: Arc<AllFlights>,
     /// Permits for what is read before it is asked for.
     begun: Arc<Semaphore>,
     /// Hears of blobs of which something in place was found damaged, and is here anew.
@@ -100,8 +100,8 @@ impl Reader {
         limit: Duration,
         mend: mpsc::Sender<BlobId>,
     ) -> Self {
-        let (blobs, held, begun) = (Mutex::default(), Arc::default(), Arc::new(Semaphore::new(BEGUN_MAX)));
-        Self { inner: Arc::new(Inner { store, fetch, read_ahead, limit, blobs, held, begun, mend }) }
+        let (blobs, flights, begun) = (Mutex::default(), Arc::default(), Arc::new(Semaphore::new(BEGUN_MAX)));
+        Self { inner: Arc::new(Inner { store, fetch, read_ahead, limit, blobs, flights, begun, mend }) }
     }
 
     /// How far ahead of those who read in order is fetched, in bytes.
@@ -109,8 +109,9 @@ impl Reader {
         self.inner.read_ahead
     }
 
-    /// Reads `range`, which is not empty and lies within the `size` bytes of `blob`. Of `room` it takes as much as it
-    /// reads, and none while it waits for others. `missed` hears if not all of it is here.
+    /// Reads `range`, which is not empty and lies within the `size` bytes of `blob`; only the beginning of it, which is not
+    /// empty either, if more takes long. Of `room` it takes as much as it reads, and none while it waits for others. `missed`
+    /// hears if not all of it is here. Fails if nothing at all came for as long as the limit says.
     pub(crate) async fn read(
         &self,
         blob: BlobId,
@@ -123,22 +124,25 @@ impl Reader {
         if let Some(ahead) = ahead {
             self.fetch_ahead(blob, size, ahead);
         }
-        let until = Instant::now() + self.inner.limit;
         let (mut brought, mut missed) = (Vec::new(), Some(missed));
         // What is here may be found damaged, or be evicted, while the rest is on its way.
-        for _ in 0..ATTEMPTS {
+        let (mut attempts, mut is_slow) = (0, false);
+        while attempts < ATTEMPTS {
             let permit = self.room_for(range, room).await;
             if let Some(pieces) = assemble(range, brought.clone()) {
                 return Ok(Read { pieces, room: permit });
             }
             let (here, missing) = self.read_here(blob, size, range).await?;
-            if let Some(pieces) = assemble(range, here.into_iter().chain(brought.iter().cloned()).collect()) {
+            let (pieces, end) = assemble_beginning(range, here.into_iter().chain(brought.iter().cloned()).collect());
+            if end == range.end() || is_slow && end > range.start() {
                 return Ok(Read { pieces, room: permit });
             }
             drop(permit);
             missed.take().into_iter().for_each(|missed| missed());
-            let waiting = timeout_at(until, self.wait_for(blob, size, range, &missing));
-            brought.extend(waiting.await.map_err(|_| ReadError::TimedOut(self.inner.limit))??);
+            let (came, is_all) = self.wait_for(blob, size, range, &missing).await?;
+            brought.extend(came);
+            is_slow = !is_all;
+            attempts += usize::from(is_all);
         }
         Err(ReadError::Unreachable("it came, and was lost again".to_owned()))
     }
@@ -235,24 +239,44 @@ impl Reader {
         });
     }
 
-    /// Waits until what is `missing` of `range` is here, having it fetched unless it is on its way.
+    /// Waits until what is `missing` of `range` is here, having it fetched unless it is on its way; or, if that takes long, until
+    /// the beginning of it is. Returns what came, and whether that is all.
     async fn wait_for(
         &self,
         blob: BlobId,
         size: u64,
         range: ByteRange,
         missing: &RangeSet,
-    ) -> Result<Vec<VerifiedData>, ReadError> {
+    ) -> Result<(Vec<VerifiedData>, bool), ReadError> {
         let ahead = self.inner.with(blob, |state| state.windows.miss(range, self.inner.read_ahead));
         let flights = self.start(blob, size, missing).await?;
         if let Some(ahead) = ahead {
             self.fetch_ahead(blob, size, ahead);
         }
-        let mut pieces = Vec::new();
-        for flight in flights {
-            pieces.extend(flight.wait(missing).await?);
+        let began = Instant::now();
+        let first = missing.iter().next().map_or(range.start(), |first| first.start().max(range.start()));
+        loop {
+            let all = async {
+                let mut pieces = Vec::new();
+                for flight in &flights {
+                    pieces.extend(flight.wait(missing).await?);
+                }
+                Ok::<_, ReadError>(pieces)
+            };
+            if let Ok(pieces) = timeout(LOOK, all).await {
+                return pieces.map(|pieces| (pieces, true));
+            }
+            let pieces: Vec<_> = flights.iter().flat_map(|flight| flight.so_far(missing)).collect();
+            let is_begun = first > range.start() || pieces.iter().map(VerifiedData::range).any(|at| at.start() <= first && first < at.end());
+            if began.elapsed() >= SLOW && is_begun {
+                return Ok((pieces, false));
+            }
+            // Whoever waits behind others has not been forgotten.
+            let silent_since = self.inner.flights.last_came().map_or(began, |came| came.max(began));
+            if silent_since.elapsed() >= self.inner.limit {
+                return Err(ReadError::TimedOut(self.inner.limit));
+            }
         }
-        Ok(pieces)
     }
 
     /// Fetches what of `range` is not here and not on its way, without anybody waiting for it.
@@ -303,7 +327,7 @@ impl Reader {
             let on_way = state.flights.iter().fold(RangeSet::new(), |all, flight| all.union(&flight.ranges));
             let new = if missing.difference(&on_way).is_empty() { RangeSet::new() } else { wanted.difference(&on_way) };
             let new: Vec<_> =
-                split(&new).map(|ranges| Arc::new(Flight::new(ranges, self.inner.held.clone()))).collect();
+                split(&new).map(|ranges| Arc::new(Flight::new(ranges, self.inner.flights.clone()))).collect();
             state.flights.extend(new.iter().cloned());
             let brings = |flight: &&Arc<Flight>| !flight.ranges.intersection(missing).is_empty();
             (state.flights.iter().filter(brings).cloned().collect(), new)
@@ -402,6 +426,10 @@ async fn join<T>(handle: JoinHandle<T>) -> T {
     }
 }
 
+/// So often a read that waits looks whether its beginning is here.
+const LOOK: Duration = Duration::from_millis(250);
+/// After so long, a read is answered with the beginning of what it asked for.
+const SLOW: Duration = Duration::from_secs(2);
 /// A read that finds something lost again and again fails.
 const ATTEMPTS: usize = 4;
 /// A multiple of chunk groups.

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use tracing::{debug, info, warn};
 
 use crate::{
-    Peer, Peers, Role, RosterError, Ticket,
+    Peer, Peers, Redeemed, Role, RosterError, Ticket,
     connection::plain,
     dial,
     endpoint::{Close, Inner, unix_now},
@@ -21,8 +21,17 @@ use crate::{
 #[derive(Debug, thiserror::Error)]
 pub enum JoinError {
     /// The ticket's time is over.
-    #[error("the ticket has expired; ask for a new one")]
-    Expired,
+    #[error(
+        "the ticket has expired, at {}, and this machine's clock says {}; ask for a new one",
+        in_words(*.at),
+        in_words(*.now)
+    )]
+    Expired {
+        /// When it did, in seconds since 1970.
+        at: i64,
+        /// What this machine's clock says, in seconds since 1970.
+        now: i64,
+    },
     /// The ticket is our own.
     #[error("this machine made the ticket; use it on another one")]
     Ourselves,
@@ -78,8 +87,9 @@ impl Peers {
         if ticket.peer == self.me() {
             return Err(JoinError::Ourselves);
         }
-        if ticket.expires <= unix_now() {
-            return Err(JoinError::Expired);
+        let now = unix_now();
+        if ticket.expires <= now {
+            return Err(JoinError::Expired { at: ticket.expires, now });
         }
         if ticket.addresses.is_empty() {
             return Err(JoinError::NoAddress);
@@ -164,9 +174,14 @@ fn admit(inner: &Arc<Inner>, peer: PeerId, request: &Request) -> Result<(), Stri
     if !request.hello.is_valid() {
         return refused("the name or the addresses are out of bounds");
     }
-    let role = match inner.roster.redeem(&request.secret, peer, unix_now()) {
-        Ok(Some(role)) => role,
-        Ok(None) => return refused("it was used before, has expired, or was never made"),
+    let now = unix_now();
+    let role = match inner.roster.redeem(&request.secret, peer, now) {
+        Ok(Redeemed::As(role)) => role,
+        Ok(Redeemed::Expired(at)) => {
+            let (at, now) = (in_words(at), in_words(now));
+            return refused(&format!("it has expired, at {at}, and the clock there says {now}"));
+        }
+        Ok(Redeemed::Unknown) => return refused("it was used before, has expired, or was never made"),
         Err(error) => return refused(&tree::reason(&error)),
     };
     match inner.trust(peer, &request.hello.name, request.hello.addresses.clone(), Some(role)) {
@@ -175,6 +190,11 @@ fn admit(inner: &Arc<Inner>, peer: PeerId, request: &Request) -> Result<(), Stri
     }
     dial::urge(inner, peer);
     Ok(())
+}
+
+/// A time in seconds since 1970, as people read it.
+fn in_words(seconds: i64) -> String {
+    jiff::Timestamp::from_second(seconds).map_or_else(|_| format!("second {seconds}"), |time| time.to_string())
 }
 
 impl Inner {

@@ -72,7 +72,7 @@ pub use ordering::{OrderError, Ordering};
 pub use pace::{Class, Limits, Pace, RATE_LEAST};
 pub use packing::{Compress, CompressError, Level, Packer, UnpackError, Unpacker};
 pub use roles::{Role, Roles};
-pub use roster::{Peer, Roster, RosterError};
+pub use roster::{Peer, Redeemed, Roster, RosterError};
 pub use ticket::{Ticket, TicketError};
 
 /// What strangers and peers can see of the wire, for tests and benchmarks that speak it on their own.

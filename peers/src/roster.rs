@@ -38,6 +38,17 @@ pub struct Peer {
     pub role: Role,
 }
 
+/// What becomes of a ticket's secret.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Redeemed {
+    /// It lets the peer in, in this role.
+    As(Role),
+    /// It expired, at this second since 1970.
+    Expired(i64),
+    /// It was used by another peer, forgotten, or never made.
+    Unknown,
+}
+
 /// Why the roster could not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum RosterError {
@@ -232,20 +243,23 @@ impl Roster {
         look().unwrap_or(false)
     }
 
-    /// The role in which `secret` lets `peer` in at `now`, `None` if it does not; from then on, it lets in nobody else.
-    /// Durable on return. The same peer may use it again: its first answer may have been lost.
-    pub fn redeem(&self, secret: &[u8; 16], peer: PeerId, now: i64) -> Result<Option<Role>, RosterError> {
+    /// Whether `secret` lets `peer` in at `now`; if so, it lets in nobody else from then on. Durable on return. The same peer
+    /// may use it again: its first answer may have been lost.
+    pub fn redeem(&self, secret: &[u8; 16], peer: PeerId, now: i64) -> Result<Redeemed, RosterError> {
         // The look-up is by hash, so its time says nothing about the secret.
         let key = BlobId::of(secret);
         self.write("use an invitation", |txn| {
             let mut invites = txn.open_table(INVITES)?;
             let row = invites.get(key.as_bytes())?.map(|row| decode::<InviteRow>(row.value())).transpose()?;
-            let Some(mut row) = row.filter(|row| row.expires > now && row.used_by.is_none_or(|by| by == peer)) else {
-                return Ok(None);
+            let Some(mut row) = row.filter(|row| row.used_by.is_none_or(|by| by == peer)) else {
+                return Ok(Redeemed::Unknown);
             };
+            if row.expires <= now {
+                return Ok(Redeemed::Expired(row.expires));
+            }
             row.used_by = Some(peer);
             invites.insert(key.as_bytes(), &encode(&row)?[..])?;
-            Ok(Some(row.role))
+            Ok(Redeemed::As(row.role))
         })
     }
 
@@ -307,13 +321,13 @@ mod tests {
         let (a, b) = (peer(1, "a").id, peer(2, "b").id);
         let secret = roster.invite(100, 200, Role::Writer).unwrap();
         assert!(roster.has_invites(199) && !roster.has_invites(200));
-        assert_eq!(roster.redeem(&[0; 16], a, 150).unwrap(), None);
-        assert_eq!(roster.redeem(&secret, a, 200).unwrap(), None);
-        assert_eq!(roster.redeem(&secret, a, 150).unwrap(), Some(Role::Writer));
-        assert_eq!(roster.redeem(&secret, b, 150).unwrap(), None);
-        assert_eq!(roster.redeem(&secret, a, 150).unwrap(), Some(Role::Writer));
+        assert_eq!(roster.redeem(&[0; 16], a, 150).unwrap(), Redeemed::Unknown);
+        assert_eq!(roster.redeem(&secret, a, 200).unwrap(), Redeemed::Expired(200));
+        assert_eq!(roster.redeem(&secret, a, 150).unwrap(), Redeemed::As(Role::Writer));
+        assert_eq!(roster.redeem(&secret, b, 150).unwrap(), Redeemed::Unknown);
+        assert_eq!(roster.redeem(&secret, a, 150).unwrap(), Redeemed::As(Role::Writer));
         roster.invite(300, 400, Role::Reader).unwrap();
-        assert_eq!(roster.redeem(&secret, a, 150).unwrap(), None, "forgotten once it had expired");
+        assert_eq!(roster.redeem(&secret, a, 150).unwrap(), Redeemed::Unknown, "forgotten once it had expired");
     }
 
     #[test]
@@ -351,7 +365,7 @@ mod tests {
         let again = Roster::open(roster.db.clone()).unwrap();
         assert_eq!(again.peers(), expected);
         assert!(again.has_invites(100));
-        assert_eq!(again.redeem(&[7; 16], ids[1], 100).unwrap(), None);
-        assert_eq!(again.redeem(&[7; 16], ids[0], 100).unwrap(), Some(Role::Reader));
+        assert_eq!(again.redeem(&[7; 16], ids[1], 100).unwrap(), Redeemed::Unknown);
+        assert_eq!(again.redeem(&[7; 16], ids[0], 100).unwrap(), Redeemed::As(Role::Reader));
     }
 }

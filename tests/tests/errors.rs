@@ -130,7 +130,7 @@ fn normal(line: &str) -> String {
             Some(_) => "127.0.0.1:PORT".to_owned(),
             None if bare.len() == 64 && bare.bytes().all(|b| b.is_ascii_hexdigit()) => "ID".to_owned(),
             None if bare.len() >= 9 && bare.bytes().all(|b| b.is_ascii_digit()) => "NUMBER".to_owned(),
-            None if bare.len() >= 20 && bare.ends_with('Z') && bare.starts_with("20") => "TIME".to_owned(),
+            None if bare.len() >= 20 && bare.ends_with('Z') && ["19", "20"].contains(&&bare[..2]) => "TIME".to_owned(),
             None => bare.to_owned(),
         };
         normal += end;

@@ -155,6 +155,7 @@ fn one_file_below_two_pins_and_what_trimming_leaves() {
     let b = Machine::quick::<&Path>(&scratch, "b", &[]);
     b.join(&a);
     b.exits(7, ["pin", "docs/nothing"]);
+    b.exits(7, ["verify", "docs/keep"]);
     b.exits(7, ["unpin", "docs/keep"]);
     b.ok(["pin", "docs/keep", "docs/keep/large"]);
     reads(&b, "other/file", &files["other/file"]);
@@ -166,6 +167,7 @@ fn one_file_below_two_pins_and_what_trimming_leaves() {
     };
     let below = ["keep/again", "keep/large", "keep/sub/deep/middle", "keep/sub/small", "keep/tiny"];
     assert_eq!(cached(&b), below);
+    assert_eq!(b.ok(["verify", "docs/keep", "--json"]).summary()["files"], below.len() - 1, "two of them are one blob");
     let hint = b.exits(7, ["unpin", "docs/keep/tiny"]).stderr;
     assert!(hint.contains("docs/keep, which is"), "{hint}");
     // Once, and it is below the other pin still.

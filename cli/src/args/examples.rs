@@ -150,3 +150,9 @@ Examples:
   blob doctor --rebuild                  it is not: keep the identity, arenas, pins, peers, and all of the cache that proves
 
 No user's file is touched. Exit code 4 if there is damage.";
+
+pub(super) const STATUS: &str = "\
+Examples:
+  blob status
+  blob status --check || mail -s 'blobd needs a look' me     from a timer
+  blob status --skipped                  what is in the arenas and not indexed";

@@ -111,7 +111,7 @@ pub(crate) async fn limit(home: &Home, common: &Common, change: LimitChange) -> 
 }
 
 /// `blob status`
-pub(crate) async fn status(home: &Home, common: &Common, skipped: bool) -> Result<Code, Failure> {
+pub(crate) async fn status(home: &Home, common: &Common, skipped: bool, check: bool) -> Result<Code, Failure> {
     if skipped {
         let skipped = daemon(home)?.value(Method::GET, "/v1/skipped", &()).await?;
         for line in skipped.as_array().into_iter().flatten() {
@@ -120,8 +120,15 @@ pub(crate) async fn status(home: &Home, common: &Common, skipped: bool) -> Resul
         return Ok(Code::Ok);
     }
     let status = daemon(home)?.value(Method::GET, "/v1/status", &()).await?;
+    let code = if check { health(&status) } else { Code::Ok };
     print(common, "status", status, |status| {
         let mut lines = vec![format!("this machine  {}  {}", text(status, "name"), text(status, "peer"))];
+        lines.push(format!("version       {}", text(status, "version")));
+        let aside = status["put_aside"].as_array().into_iter().flatten().filter_map(Value::as_str);
+        lines.extend(aside.map(|dir| {
+            let dir = printable(dir.as_bytes());
+            format!("database      was damaged, and was made anew; what it was before is in {dir}: delete it if nothing is missed")
+        }));
         if status["twin"] == true {
             lines.push(format!("  twin        another machine runs with this one's key: {TWIN_REMEDY}"));
         }
@@ -157,7 +164,28 @@ pub(crate) async fn status(home: &Home, common: &Common, skipped: bool) -> Resul
                 Some(format!("  deleted     {}", mass_line(&DeletedMany::deserialize(mass).ok()?)))
             }));
         lines.join("\n")
-    })
+    })?;
+    Ok(code)
+}
+
+/// How a status is told by an exit code: damage, something else that needs a look, or all well.
+fn health(status: &Value) -> Code {
+    let count = |value: &Value| value.as_u64().unwrap_or(0);
+    let (scrub, pins) = (&status["scrub"], &status["pins"]);
+    if count(&scrub["damaged_files"]) + count(&scrub["suspect_files"]) > 0 {
+        return Code::Damage;
+    }
+    let is_some = |field: &str| status[field].as_array().is_some_and(|all| !all.is_empty());
+    let arenas = status["arenas"].as_array().into_iter().flatten().map(|arena| &arena["status"]);
+    let is_well = |arena: &Value| arena.is_null() || arena["state"] == "up to date" && count(&arena["skipped"]) == 0;
+    let masses = pins["mass_deletions"].as_array().is_some_and(|masses| !masses.is_empty());
+    let needs_a_look = status["twin"] == true
+        || is_some("put_aside")
+        || is_some("not_listening")
+        || !arenas.into_iter().all(is_well)
+        || count(&pins["missing_files"]) > 0
+        || masses;
+    if needs_a_look { Code::Some } else { Code::Ok }
 }
 
 const TWIN_REMEDY: &str = "a home was cloned; stop one, delete its key and database, and have it join anew";

@@ -14,7 +14,7 @@ use serde::Serialize;
 use tracing::{info, warn};
 
 use super::{
-    Home, database,
+    Home, Node, database,
     database::{DatabaseHealth, OpenError, expecting_panics},
     origin,
     record::Record,
@@ -217,7 +217,7 @@ fn put_aside(file: &Path, aside: &Path) -> Result<(), Failure> {
 
 /// A new directory for what is put aside now.
 fn aside(home: &Home) -> Result<PathBuf, Failure> {
-    let names = (0..1000).map(|number| home.state.join(format!("damaged-{number}")));
+    let names = (0..1000).map(|number| home.state.join(format!("{ASIDE}{number}")));
     for name in names {
         match fs::create_dir(&name) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
@@ -225,6 +225,20 @@ fn aside(home: &Home) -> Result<PathBuf, Failure> {
         }
     }
     Err(Failure::new(Code::Limit, format!("{:?} has a thousand damaged databases", home.state)))
+}
+
+impl Node {
+    /// The directories in which damaged databases are that were made anew.
+    pub(crate) fn put_aside(&self) -> Vec<PathBuf> {
+        let is_one = |path: &PathBuf| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            name.strip_prefix(ASIDE).is_some_and(|number| number.parse::<u32>().is_ok())
+        };
+        let entries = fs::read_dir(&self.inner.home.state).into_iter().flatten();
+        let mut found: Vec<_> = entries.filter_map(|entry| Some(entry.ok()?.path())).filter(is_one).collect();
+        found.sort();
+        found
+    }
 }
 
 fn remove(path: &Path) -> io::Result<()> {
@@ -238,5 +252,7 @@ fn sync_dir(dir: &Path) -> io::Result<()> {
     fs::File::open(dir)?.sync_all()
 }
 
+/// Of the name of a directory for what is put aside; a number follows.
+const ASIDE: &str = "damaged-";
 const REBUILD: &str = "blob doctor --rebuild";
 const NEW: &str = "blob doctor --new";

@@ -121,7 +121,7 @@ impl Node {
         let (mut agenda, mut tally) = (Agenda::new(SUBJECTS_MAX), Tally::default());
         let (mut damaged_files, mut suspect_files) = (0, 0);
         let (period, now) = (self.inner.scrub_settings.period, now());
-        self.for_each_subject(&[], &mut |subject| {
+        self.for_each_subject(&[], &[], &mut |subject| {
             tally.add(&subject.task, period, now);
             damaged_files += u64::from(subject.is_quarantined && !subject.is_suspect);
             suspect_files += u64::from(subject.is_suspect);

@@ -28,7 +28,7 @@ impl Node {
             let scope = targets.clone();
             let doubtful = blocking(move || {
                 let mut doubtful: Vec<(Target, FileName)> = Vec::new();
-                node.for_each_subject(&scope, &mut |subject: Subject| {
+                node.for_each_subject(&scope, &[], &mut |subject: Subject| {
                     if subject.is_suspect || subject.is_quarantined {
                         doubtful.extend(subject.target().map(|target| (target, subject.name())));
                     }

@@ -1,5 +1,7 @@
 use std::{
+    collections::{BTreeMap, BTreeSet},
     io,
+    ops::ControlFlow,
     sync::atomic::{AtomicU64, Ordering},
     time::{Duration, Instant, SystemTime},
 };
@@ -8,7 +10,7 @@ use blobstore::{
     FileRef, FileRow, FileState, Item, Task, Verdict, Verified,
     scrub::{self, Agenda},
 };
-use namespace::{ArenaName, RelPath};
+use namespace::{ArenaName, Place, RelPath};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -54,6 +56,7 @@ pub(super) struct VerifyTotals {
     suspect_files: u64,
     modified_files: u64,
     pub(super) unreadable_files: u64,
+    pub(super) offline_arenas: u64,
     /// Bytes that there was no time for.
     left_bytes: u64,
 }
@@ -103,13 +106,14 @@ impl Node {
                 "suspect_files": totals.suspect_files,
                 "modified_files": totals.modified_files,
                 "unreadable_files": totals.unreadable_files,
+                "offline_arenas": totals.offline_arenas,
                 "left_bytes": totals.left_bytes,
                 "seconds": started.elapsed().as_secs_f64(),
             })))
             .await?;
         Ok(match totals {
             VerifyTotals { damaged_files: 1.., .. } | VerifyTotals { suspect_files: 1.., .. } => Code::Damage,
-            VerifyTotals { unreadable_files: 1.., .. } => Code::Some,
+            VerifyTotals { unreadable_files: 1.., .. } | VerifyTotals { offline_arenas: 1.., .. } => Code::Some,
             _ => Code::Ok,
         })
     }
@@ -128,18 +132,24 @@ impl Node {
         found: &mut dyn FnMut(Damaged) -> Result<(), NobodyListens>,
     ) -> Result<VerifyTotals, Failure> {
         let deadline = scope.budget_s.map(|seconds| Instant::now() + Duration::from_secs(seconds));
+        let offline = self.offline_arenas(&scope.targets)?;
+        for (arena, reason) in &offline {
+            reporter.send_blocking(Event::Offline { arena: arena.to_string(), reason: reason.clone() })?;
+        }
+        let offline: Vec<ArenaName> = offline.into_keys().collect();
         let (mut bytes, mut left_subjects) = (0u64, 0usize);
-        self.for_each_subject(&scope.targets, &mut |subject| {
+        self.for_each_subject(&scope.targets, &offline, &mut |subject| {
             bytes = bytes.saturating_add(subject.task.bytes);
             left_subjects += 1;
             Ok(())
         })?;
         let wanted = scope.sample.map(|sample| (bytes as f64 * sample).ceil() as u64);
         let total = wanted.unwrap_or(bytes);
-        let (done, batch, totals) = (AtomicU64::new(0), Vec::new(), VerifyTotals::default());
+        let totals = VerifyTotals { offline_arenas: offline.len() as u64, ..VerifyTotals::default() };
+        let (done, batch) = (AtomicU64::new(0), Vec::new());
         let mut run = Run { node: self, reporter, found, deadline, total, done, batch, batch_bytes: 0, totals };
         if scope.sample.is_none() && scope.budget_s.is_none() {
-            self.for_each_subject(&scope.targets, &mut |subject| run.take(subject))?;
+            self.for_each_subject(&scope.targets, &offline, &mut |subject| run.take(subject))?;
             run.judge_batch()?;
             return Ok(run.totals);
         }
@@ -148,7 +158,7 @@ impl Node {
         let (started, mut taken) = (now(), 0u64);
         while left_subjects > 0 {
             let mut agenda = Agenda::new(SUBJECTS_MAX);
-            self.for_each_subject(&scope.targets, &mut |subject| {
+            self.for_each_subject(&scope.targets, &offline, &mut |subject| {
                 if !subject.task.is_done_since(started) {
                     agenda.offer(subject);
                 }
@@ -238,11 +248,25 @@ impl Node {
         Ok(Verdict::Suspect { data })
     }
 
-    /// Hands over what `targets` name, in the order of paths; without any, all arenas held here and the cache. Only a
-    /// page of it is in memory at a time.
+    /// The arenas held here among `targets`, or among all without any, of which nothing can be read, and why.
+    fn offline_arenas(&self, targets: &[Target]) -> Result<BTreeMap<ArenaName, String>, Failure> {
+        let arenas = self.inner.namespace.arenas()?.into_iter().filter(|arena| arena.dir.is_some());
+        let named = |arena: &ArenaName| targets.is_empty() || targets.iter().any(|target| target.arena == *arena);
+        let mut offline = BTreeMap::new();
+        for arena in arenas.map(|arena| arena.name).filter(named) {
+            if let Err(why) = self.reach(&arena)? {
+                offline.insert(arena, why);
+            }
+        }
+        Ok(offline)
+    }
+
+    /// Hands over what `targets` name, in the order of paths; without any, all arenas held here and the cache. Of arenas that
+    /// are not held here, it is what the cache has. Passes over the arenas `offline`. Only a page of it is in memory at a time.
     pub(super) fn for_each_subject(
         &self,
         targets: &[Target],
+        offline: &[ArenaName],
         take: &mut dyn FnMut(Subject) -> Result<(), Failure>,
     ) -> Result<(), Failure> {
         let store = &self.inner.store;
@@ -250,12 +274,16 @@ impl Node {
         let arenas: Vec<ArenaName> = arenas.map(|arena| arena.name).collect();
         let whole = |arena: &ArenaName| Target { arena: arena.clone(), path: None };
         let everything: Vec<Target> = arenas.iter().map(whole).collect();
-        for target in if targets.is_empty() { &everything[..] } else { targets } {
+        let named = if targets.is_empty() { &everything[..] } else { targets };
+        for target in named.iter().filter(|target| !offline.contains(&target.arena)) {
             let Some(root) = self.root(&target.arena).filter(|_| arenas.contains(&target.arena)) else {
-                return Err(Failure::new(
-                    Code::NotFound,
-                    format!("this machine does not hold an arena {}", target.arena),
-                ));
+                let blobs = self.cached_below(target)?;
+                if blobs.is_empty() {
+                    let nothing = format!("this machine does not hold an arena {}, and has nothing cached there", target.arena);
+                    return Err(Failure::new(Code::NotFound, nothing));
+                }
+                blobs.into_iter().try_for_each(|blob| take(self.cached_subject(blob)?))?;
+                continue;
             };
             let mut files =
                 store.files_within(root, target.path.as_ref().map_or(b"", |path| path.as_bytes())).peekable();
@@ -265,7 +293,7 @@ impl Node {
             for file in files {
                 let (path, row) = file?;
                 let item = Item::File(FileRef { root, path });
-                let task = Task { item, bytes: row.fingerprint.size, verified: row.verified };
+                let task = Task { item, bytes: row.fingerprint.size, verified: row.verified.as_of(now()) };
                 let (is_suspect, is_quarantined) = (row.is_suspect(), !row.damaged.is_empty());
                 let arena = Some(target.arena.clone());
                 take(Subject { task, arena, blob: row.blob, is_quarantined, is_suspect })?;
@@ -273,18 +301,32 @@ impl Node {
         }
         if targets.is_empty() {
             for blob in store.cached()? {
-                let item = Item::Cached(blob);
-                let (bytes, verified) = (store.cached_ranges(blob)?.total_bytes(), store.verified(&item)?);
-                take(Subject {
-                    task: Task { item, bytes, verified },
-                    arena: None,
-                    blob,
-                    is_quarantined: false,
-                    is_suspect: false,
-                })?;
+                take(self.cached_subject(blob)?)?;
             }
         }
         Ok(())
+    }
+
+    /// The blobs of which the cache has something, of the files at and below a target.
+    fn cached_below(&self, target: &Target) -> Result<BTreeSet<BlobId>, Failure> {
+        let place = Place { arena: target.arena.clone(), path: target.path.clone() };
+        let (store, mut blobs, mut failed) = (&self.inner.store, BTreeSet::new(), Ok(()));
+        self.inner.namespace.files_below(&[place], &mut |_, file| {
+            match store.cached_ranges(file.blob) {
+                Ok(ranges) if !ranges.is_empty() => _ = blobs.insert(file.blob),
+                Ok(_) => {}
+                Err(error) => failed = Err(error),
+            }
+            if failed.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        })?;
+        Ok(failed.map(|()| blobs)?)
+    }
+
+    fn cached_subject(&self, blob: BlobId) -> Result<Subject, Failure> {
+        let (store, item) = (&self.inner.store, Item::Cached(blob));
+        let (bytes, verified) = (store.cached_ranges(blob)?.total_bytes(), store.verified(&item)?.as_of(now()));
+        let task = Task { item, bytes, verified };
+        Ok(Subject { task, arena: None, blob, is_quarantined: false, is_suspect: false })
     }
 }
 

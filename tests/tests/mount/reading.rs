@@ -1,5 +1,5 @@
 use std::{
-    fs,
+    fs, thread,
     time::{Duration, Instant},
 };
 
@@ -142,6 +142,29 @@ fn without_peers_what_is_here_is_read_and_the_rest_fails() {
     wait_for("the peer to be back", Duration::from_secs(20), || {
         (nfs.read(&away, 0, 4) == Ok((b"away".to_vec(), false))).then_some(())
     });
+}
+
+/// A link that is slow is no error: as long as anything comes, whoever waits for its turn goes on waiting.
+#[test]
+fn many_read_over_a_slow_link() {
+    let scratch = Scratch::new();
+    let docs = scratch.dir("docs");
+    let mut rng = Rng::with_seed(3);
+    let files: Vec<Vec<u8>> = (0..12).map(|_| random_bytes(100_000, &mut rng)).collect();
+    for (number, bytes) in files.iter().enumerate() {
+        fs::write(docs.join(number.to_string()), bytes).unwrap();
+    }
+    let two = Two::start(&scratch, &docs, "[nfs]\nfetch_timeout = \"1s\"\n");
+    two.link.set(Quality { delay: Duration::from_millis(20), bytes_per_s: Some(200 * KIB) });
+    let began = Instant::now();
+    thread::scope(|scope| {
+        for (number, bytes) in files.iter().enumerate() {
+            let mut nfs = Nfs::connect(&two.near);
+            let file = nfs.find(&format!("docs/{number}")).unwrap();
+            scope.spawn(move || assert!(nfs.read_from(&file, 0, 1 << 20).as_ref() == Ok(bytes)));
+        }
+    });
+    assert!(began.elapsed() > Duration::from_secs(3), "it was slow: {:?}", began.elapsed());
 }
 
 /// What was pinned or warmed is read with nobody there, and a pin follows a new version; the rest is not.

@@ -184,8 +184,13 @@ fn something_is_mounted_over_the_root() {
         let mounted = mount();
         w.becomes("offline");
         w.still_lists(&known, before);
+        // Told in one line, and no file of it is called damaged.
+        let verified = w.a.exits(3, ["verify", "--json"]);
+        assert_eq!((verified.of_type("offline").len(), verified.summary()["files"].as_u64()), (1, Some(0)), "{verified:?}");
+        w.a.exits(3, ["status", "--check"]);
         drop(mounted);
         w.becomes("up to date");
+        w.a.ok(["status", "--check"]);
     }
     write(w.path("three"), "three");
     w.shows_all();

@@ -197,22 +197,24 @@ impl Node {
 
     /// Returns why a file of an arena is out of reach, if it is, as of a second ago at most. Blocks.
     pub(super) fn out_of_reach(&self, arena: &ArenaName, path: &[u8]) -> Result<Option<String>, Failure> {
-        let recent = |state: &mut ArenaState| state.reach.clone().filter(|(at, _)| at.elapsed() < REACH_AGE_MAX);
-        let reach = match self.arena_state(arena, recent) {
-            Some((_, reach)) => reach,
-            None => {
-                let held = self.inner.namespace.arenas()?.into_iter().find(|held| held.name == *arena);
-                let Some(held) = held.filter(|held| held.dir.is_some()) else { return Ok(None) };
-                let reach = root_of(self, &held, false)?.map(|standing| standing.offline);
-                self.arena_state(arena, |state| state.reach = Some((Instant::now(), reach.clone())));
-                reach
-            }
-        };
-        Ok(match (reach, RelPath::try_from(path.to_owned())) {
+        Ok(match (self.reach(arena)?, RelPath::try_from(path.to_owned())) {
             (Err(why), _) => Some(format!("the arena is offline: {why}")),
             (Ok(parts), Ok(path)) => parts.covers(&path).map(|away| format!("it is in a part that is offline: {away}")),
             (Ok(_), Err(_)) => None,
         })
+    }
+
+    /// The parts of an arena that are out of reach, or why all of it is, as of a second ago at most. Blocks.
+    pub(super) fn reach(&self, arena: &ArenaName) -> Result<Result<Arc<Offline>, String>, Failure> {
+        let recent = |state: &mut ArenaState| state.reach.clone().filter(|(at, _)| at.elapsed() < REACH_AGE_MAX);
+        if let Some((_, reach)) = self.arena_state(arena, recent) {
+            return Ok(reach);
+        }
+        let held = self.inner.namespace.arenas()?.into_iter().find(|held| held.name == *arena);
+        let Some(held) = held.filter(|held| held.dir.is_some()) else { return Ok(Ok(Arc::default())) };
+        let reach = root_of(self, &held, false)?.map(|standing| standing.offline);
+        self.arena_state(arena, |state| state.reach = Some((Instant::now(), reach.clone())));
+        Ok(reach)
     }
 
     /// Takes note of which parts of an arena are out of reach.
