@@ -15,6 +15,7 @@ use tracing::{error, level_filters::LevelFilter};
 
 use crate::{
     commands,
+    config::parse_duration,
     event::Event,
     failure::{Code, Failure, WhileDoing},
     home::Home,
@@ -88,6 +89,26 @@ pub(crate) struct CopyArgs {
     /// Only say what would be done, by what is known here.
     #[arg(long)]
     pub(crate) dry_run: bool,
+    #[command(flatten)]
+    pub(crate) retry: Retry,
+}
+
+/// How long machines are waited for.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct Retry {
+    /// Wait for so long for a machine that goes away meanwhile, such as 30s or 10m; 0s not to.
+    #[arg(long = "retry", value_name = "TIME", default_value = "2m", env = "BLOBD_RETRY", value_parser = time)]
+    limit: Duration,
+}
+
+impl Retry {
+    pub(crate) fn seconds(self) -> u64 {
+        self.limit.as_secs()
+    }
+}
+
+fn time(text: &str) -> Result<Duration, String> {
+    parse_duration(text).ok_or_else(|| "that is no time, such as 30s or 10m".to_owned())
 }
 
 /// Bytes a second; or none, for no limit.
@@ -243,6 +264,8 @@ enum Command {
         /// What to bring, and last the file or directory to put it at or into.
         #[arg(value_names = ["ARENA/PATH|blob:ID", "DEST"], num_args = 2.., required = true)]
         targets: Vec<OsString>,
+        #[command(flatten)]
+        retry: Retry,
     },
     /// Copy files or trees between arenas, here and at other machines, proven, with their mtimes and permissions.
     #[command(after_help = examples::CP)]
@@ -427,7 +450,7 @@ pub fn main_blob() -> ExitCode {
             let arena = arena.map_err(|error: namespace::NameError| Failure::from(error).code(Code::Usage))?;
             commands::history(home, common, HistoryScope { arena, peer, since, follow }).await
         }
-        Command::Get { targets } => commands::get(home, common, targets).await,
+        Command::Get { targets, retry } => commands::get(home, common, targets, retry).await,
         Command::Cp(args) => commands::copy(home, common, args, false).await,
         Command::Mv(args) => commands::copy(home, common, args, true).await,
         Command::Pin(args) => commands::pin(home, common, args).await,

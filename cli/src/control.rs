@@ -161,6 +161,9 @@ pub(crate) struct Get {
     pub blobs: Vec<BlobPrefix>,
     /// Where to, absolute.
     pub to: JsonPath,
+    /// For how many seconds machines are waited for that went away.
+    #[serde(default)]
+    pub retry_s: u64,
 }
 
 /// `POST /v1/repair`
@@ -398,7 +401,7 @@ async fn find_blob(State(node): State<Node>, body: Body_<FindBlob>) -> Answer {
 }
 
 async fn get_trees(State(node): State<Node>, body: Body_<Get>) -> Result<Response, Failure> {
-    let Get { targets, blobs, to } = understood(body)?;
+    let Get { targets, blobs, to, retry_s } = understood(body)?;
     let to = path_of(&to)?;
     if targets.len() + blobs.len() > 1 && !to.is_dir() {
         return Err(Failure::new(Code::Usage, format!("{to:?} is not a directory, and there are several sources")));
@@ -411,7 +414,7 @@ async fn get_trees(State(node): State<Node>, body: Body_<Get>) -> Result<Respons
             };
             got.await.while_doing(format!("get {prefix}"))?;
         }
-        if targets.is_empty() { Ok(Code::Ok) } else { node.get(targets, to, &reporter).await }
+        if targets.is_empty() { Ok(Code::Ok) } else { node.get(targets, to, Duration::from_secs(retry_s), &reporter).await }
     }))
 }
 

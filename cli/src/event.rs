@@ -138,6 +138,13 @@ pub enum Event {
         #[serde(flatten)]
         copy: Option<Copied>,
     },
+    /// A machine that is needed went away, and is waited for.
+    Waiting {
+        /// What failed.
+        reason: String,
+        /// For how many seconds it is waited at most.
+        for_s: u64,
+    },
     /// A file of which something is missing here.
     Missing {
         /// Which.

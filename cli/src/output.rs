@@ -91,6 +91,9 @@ fn human(out: &mut Output, event: &Event, style: Style) -> io::Result<()> {
             let here = if bytes_here == size { String::new() } else { format!(", {} here", HumanBytes(*bytes_here)) };
             out.line(&format!("blob:{blob}  {}{here}  until {}  {file}", HumanBytes(*size), day(until)))
         }
+        Event::Waiting { reason, for_s } => {
+            complain(out, &format!("waiting for up to {for_s} s: {}", printable(reason.as_bytes())))
+        }
         Event::Offline { arena, reason } => {
             complain(out, &format!("offline   {}: {}", printable(arena.as_bytes()), printable(reason.as_bytes())))
         }

@@ -318,10 +318,11 @@ impl Machine {
         self.daemon.borrow_mut().as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
     }
 
-    /// A `blob` command line for this home.
+    /// A `blob` command line for this home. It does not wait for machines that go away, unless `--retry` says so.
     pub fn command<A: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = A>) -> Command {
         let mut command = Command::new(blob());
         command.arg("--home").arg(&self.home).args(args).env_remove("BLOBD_HOME").env_remove("BLOBD_LOG");
+        command.env("BLOBD_RETRY", "0s");
         command
     }
 

@@ -15,7 +15,7 @@ use tree::{BlobId, ByteRange, Fingerprint};
 
 use super::{daemon, daemon_or_home, style, text};
 use crate::{
-    args::{Common, CopyArgs},
+    args::{Common, CopyArgs, Retry},
     config::parse_duration,
     control::{FindBlob, Get, List, Read, Repair, Targets},
     failure::{Code, Failure, WhileDoing},
@@ -97,7 +97,7 @@ fn parse_range(text: &str, size: u64) -> Result<(u64, u64), Failure> {
 }
 
 /// `blob get`
-pub(crate) async fn get(home: &Home, common: &Common, mut targets: Vec<OsString>) -> Result<Code, Failure> {
+pub(crate) async fn get(home: &Home, common: &Common, mut targets: Vec<OsString>, retry: Retry) -> Result<Code, Failure> {
     let Some(to) = targets.pop() else { return Err(Failure::new(Code::Usage, "nothing to get")) };
     let to = std::path::absolute(Path::new(&to)).while_doing(format!("find {to:?}"))?;
     let to = JsonPath::from(to.as_os_str().as_bytes());
@@ -108,16 +108,16 @@ pub(crate) async fn get(home: &Home, common: &Common, mut targets: Vec<OsString>
             None => paths.push(Target::parse(target)?),
         }
     }
-    show(daemon(home)?.events("/v1/get", &Get { targets: paths, blobs, to }).await?, style(common)).await
+    show(daemon(home)?.events("/v1/get", &Get { targets: paths, blobs, to, retry_s: retry.seconds() }).await?, style(common)).await
 }
 
 /// `blob cp` and `blob mv`
 pub(crate) async fn copy(home: &Home, common: &Common, args: CopyArgs, moves: bool) -> Result<Code, Failure> {
-    let CopyArgs { mut targets, overwrite, dry_run } = args;
+    let CopyArgs { mut targets, overwrite, dry_run, retry } = args;
     let Some(to) = targets.pop() else { return Err(Failure::new(Code::Usage, "nothing to copy")) };
     let (to, into) = Place::parse(&to)?;
     let sources = targets.iter().map(|source| Ok(Place::parse(source)?.0)).collect::<Result<_, Failure>>()?;
-    let scope = CopyScope { sources, to, into, moves, overwrite, dry_run };
+    let scope = CopyScope { sources, to, into, moves, overwrite, dry_run, retry_s: retry.seconds() };
     show(daemon(home)?.events("/v1/copy", &scope).await?, style(common)).await
 }
 

@@ -10,6 +10,7 @@ mod like;
 mod limits;
 mod list;
 mod mount;
+mod patience;
 mod pins;
 mod read;
 mod record;

@@ -185,6 +185,12 @@ impl Node {
         keep(&self.inner);
     }
 
+    /// Has that done soon, where it is no decision of the user that changed. To be called from the runtime.
+    pub(super) fn keep_record_later(&self) {
+        let node = self.clone();
+        tokio::task::spawn_blocking(move || node.keep_record());
+    }
+
     /// Has that done also when peers come and go.
     pub(super) fn keep_record_of_peers(&self) {
         let inner: Weak<Inner> = Arc::downgrade(&self.inner);

@@ -77,7 +77,7 @@ impl Copying {
         &self,
         source: &Source,
         known: &Known,
-        described: Described,
+        described: &Described,
         to: &RelPath,
         lost: &mut Lost,
         on_bytes: impl Fn(u64),
@@ -87,7 +87,7 @@ impl Copying {
         }
         let version = &known.version;
         let keeps = self.node.inner.keep_attributes != KeepAttributes::No;
-        let (wanted, file) = match &described {
+        let (wanted, file) = match described {
             Ok(Some(Details { attributes, file })) => (attributes.clone(), *file),
             _ => Default::default(),
         };

@@ -21,7 +21,7 @@ use tracing::info;
 use tree::{BlobId, Fingerprint, UnixTime};
 
 use super::{
-    super::{Node, blocking, list::not_found, verify::now},
+    super::{Node, blocking, list::not_found, patience::Patience, verify::now},
     attributes::KeepAttributes,
     describe::{Described, Linked, not_kept},
     place::{Destination, Existing, Traits},
@@ -43,6 +43,7 @@ pub(super) struct Getting {
     totals: Mutex<Totals>,
     /// What became of files with several names.
     linked: Linked<(Option<PeerId>, FileId, BlobId), Placed>,
+    patience: Patience,
 }
 
 /// A file that was placed by this command, or found.
@@ -69,6 +70,7 @@ struct Totals {
 }
 
 /// A file or link to be put at `to`.
+#[derive(Clone)]
 pub(super) struct Job {
     pub(super) source: Target,
     pub(super) to: RelPath,
@@ -90,7 +92,13 @@ pub(super) enum Got {
 impl Node {
     /// Puts what `targets` name into or at `to`, an absolute path, as `cp -r` would: proven, with mtimes and
     /// permissions. What is there already with the same bytes stays; what differs is left alone and reported.
-    pub async fn get(&self, targets: Vec<Target>, to: PathBuf, reporter: &Reporter) -> Result<Code, Failure> {
+    pub(crate) async fn get(
+        &self,
+        targets: Vec<Target>,
+        to: PathBuf,
+        retry: Duration,
+        reporter: &Reporter,
+    ) -> Result<Code, Failure> {
         let started = Instant::now();
         let into = self.goes_into(&to, &targets).await?;
         if !into && targets.len() > 1 {
@@ -110,6 +118,7 @@ impl Node {
             done: Arc::default(),
             totals: Mutex::default(),
             linked: Linked::default(),
+            patience: Patience::new(self, reporter, retry),
         });
         // Half a catalog makes half a tree. A peer that never tells the rest must not keep the others' files from us.
         for peer in self.inner.peers.wait_for_catalogs(CATALOG_LIMIT).await {
@@ -265,8 +274,23 @@ impl Getting {
         let (small, others): (Vec<_>, Vec<_>) = jobs.into_iter().partition(is_small);
         let small: Arc<[Job]> = small.into();
         let bundle = async {
-            for (job, got) in small.iter().zip(self.place_bundle(&small).await) {
-                self.report(job, got).await?;
+            let mut left = small;
+            while !left.is_empty() {
+                let attempt = self.patience.begin();
+                let got = self.place_bundle(&left).await;
+                let lost = got.iter().position(|got| matches!(got, Err(failure) if failure.code == Code::Unreachable));
+                let is_again = match lost.map(|at| (&left[at], &got[at])) {
+                    Some((job, Err(failure))) => self.patience.again(attempt, job.peers(), failure).await,
+                    _ => false,
+                };
+                let mut again = Vec::new();
+                for (job, got) in left.iter().zip(got) {
+                    match got {
+                        Err(failure) if is_again && failure.code == Code::Unreachable => again.push(job.clone()),
+                        got => self.report(job, got).await?,
+                    }
+                }
+                left = again.into();
             }
             Ok(())
         };
@@ -274,7 +298,14 @@ impl Getting {
         let others = stream::iter(others.into_iter().map(Ok)).try_for_each_concurrent(OTHERS_AT_ONCE, move |job| {
             let getting = getting.clone();
             async move {
-                let got = getting.place_or_link(&job).await;
+                let got = loop {
+                    let attempt = getting.patience.begin();
+                    let got = getting.place_or_link(&job).await;
+                    let Err(failure) = &got else { break got };
+                    if !getting.patience.again(attempt, job.peers(), failure).await {
+                        break got;
+                    }
+                };
                 getting.report(&job, got).await
             }
         });
@@ -294,6 +325,7 @@ impl Getting {
         };
         let event = match got {
             Ok(Got::Copied(fetched, mut lost)) => {
+                self.patience.came();
                 lost.attributes |= self.node.inner.keep_attributes == KeepAttributes::No && job.has_attributes();
                 let mut totals = self.totals();
                 totals.files_without_attributes += u64::from(lost.attributes);
@@ -469,6 +501,11 @@ impl Job {
     /// Of a file with several names at its source: which file it is there.
     fn file(&self) -> Option<FileId> {
         self.described.as_ref().ok()?.as_ref()?.file
+    }
+
+    /// The other machines that have it.
+    fn peers(&self) -> impl Iterator<Item = PeerId> {
+        self.holders.iter().copied().flatten()
     }
 
     fn bytes(&self) -> u64 {

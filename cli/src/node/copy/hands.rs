@@ -12,7 +12,7 @@ use namespace::PeerId;
 use peers::{Done, Order, OrderError, Ordering as Orders};
 use tokio::{sync::Mutex, time::interval};
 
-use super::super::Node;
+use super::super::{Node, patience::Patience};
 use crate::failure::{Code, Failure};
 
 /// A machine that carries out orders.
@@ -29,14 +29,16 @@ pub(super) struct There {
     stream: Mutex<Option<Arc<Orders>>>,
     /// Why it cannot be reached any more: it is not tried again for each file.
     lost: OnceLock<Failure>,
+    patience: Arc<Patience>,
 }
 
 impl Hands {
-    pub(super) fn new(node: &Node, peer: Option<PeerId>) -> Self {
+    pub(super) fn new(node: &Node, peer: Option<PeerId>, patience: &Arc<Patience>) -> Self {
+        let (node, patience) = (node.clone(), patience.clone());
         match peer {
-            None => Self::Here(node.clone()),
+            None => Self::Here(node),
             Some(peer) => {
-                Self::There(There { node: node.clone(), peer, stream: Mutex::default(), lost: OnceLock::new() })
+                Self::There(There { node, peer, stream: Mutex::default(), lost: OnceLock::new(), patience })
             }
         }
     }
@@ -78,17 +80,25 @@ impl There {
                 return Err(lost.clone());
             }
             tries += 1;
+            let attempt = self.patience.begin();
             let asked = match self.stream().await {
                 Ok(stream) => stream.ask(order.clone(), on_bytes).await,
                 Err(error) => Err(error),
             };
             match asked {
-                Ok(done) => return Ok(done),
+                Ok(done) => {
+                    self.patience.came();
+                    return Ok(done);
+                }
                 Err(OrderError::Broken(_)) if tries < TRIES_MAX => {}
                 Err(error) => {
                     let name = self.node.peer_name(Some(self.peer));
                     let lost = Failure::from(error).while_doing(format!("have {name} do its part"));
-                    return Err(self.lost.get_or_init(|| lost.code(Code::Unreachable)).clone());
+                    let lost = lost.code(Code::Unreachable);
+                    if !self.patience.again(attempt, [self.peer], &lost).await {
+                        return Err(self.lost.get_or_init(|| lost).clone());
+                    }
+                    tries = 0;
                 }
             }
         }

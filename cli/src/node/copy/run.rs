@@ -18,7 +18,7 @@ use serde_json::json;
 use tokio::{sync::mpsc, time::timeout};
 
 use super::{
-    super::{Node, blocking},
+    super::{Node, blocking, patience::Patience},
     describe::{Described, Linked, not_kept},
     hands::Hands,
     plan::{CopyScope, Place, destination, origin},
@@ -47,6 +47,7 @@ pub(super) struct Copying {
     pub(super) number: u64,
     /// How many entries there are of which nobody has said yet whether the source has removed them.
     pub(super) unknown: AtomicU64,
+    patience: Arc<Patience>,
 }
 
 #[derive(Clone, Default)]
@@ -94,13 +95,14 @@ impl Node {
             return Err(Failure::new(Code::Usage, format!("there are several sources, and {} is one name", scope.to))
                 .hint("put a / behind it, to copy into it"));
         }
+        let patience = Arc::new(Patience::new(self, reporter, Duration::from_secs(scope.retry_s)));
         let mut sources = Vec::new();
         for place in &scope.sources {
             let (peer, top) = (self.machine(place)?, scope.top(&place.target)?);
             if peer == to {
                 check_same_machine(&scope, place, top.as_ref())?;
             }
-            let hands = Hands::new(self, peer);
+            let hands = Hands::new(self, peer, &patience);
             sources.push(Source {
                 place: place.clone(),
                 peer,
@@ -114,7 +116,7 @@ impl Node {
             node: self.clone(),
             reporter: reporter.clone(),
             to,
-            there: Hands::new(self, to),
+            there: Hands::new(self, to, &patience),
             total_bytes: AtomicU64::new(0),
             done_bytes: AtomicU64::new(0),
             totals: Mutex::default(),
@@ -122,6 +124,7 @@ impl Node {
             refused: Mutex::default(),
             number: fastrand::u64(..),
             unknown: AtomicU64::new(0),
+            patience,
             scope,
         });
         copying.prepare_all(&mut sources).await?;
@@ -396,10 +399,20 @@ impl Copying {
             self.progress(more);
         };
         let mut lost = Lost::default();
-        let ended = if self.scope.dry_run {
-            self.would(&known, &to)
-        } else {
-            self.place_and_remove(source, &known, described, &to, &mut lost, on_bytes).await
+        let ended = loop {
+            if self.scope.dry_run {
+                break self.would(&known, &to);
+            }
+            let attempt = self.patience.begin();
+            let ended = self.place_and_remove(source, &known, &described, &to, &mut lost, on_bytes).await;
+            let Err(failure) = &ended else {
+                self.patience.came();
+                break ended;
+            };
+            // What was done of it stays done when it is done again.
+            if !self.patience.again(attempt, self.to.into_iter().chain(source.peer), failure).await {
+                break ended;
+            }
         };
         let bytes = size_of(&known);
         self.progress(bytes.saturating_sub(counted.load(Ordering::Relaxed)));

@@ -108,7 +108,7 @@ pub(in super::super) fn root_of(
     anchors.extend(now.get(&None).map(|is| (None, is.clone())));
     if anchors != known {
         node.inner.namespace.set_anchors(&arena.name, &anchors)?;
-        node.keep_record();
+        node.keep_record_later();
     }
     Ok(Ok(Standing { dir, identity, mounts: Some((true_dir, mounts)), offline: Arc::new(offline) }))
 }

@@ -1,0 +1,105 @@
+//! Waiting for machines that went away while a command needs them: a restart, or a pause of the network, is no error. Rules:
+//! spec/copy.md, "Pauses".
+
+use std::{
+    collections::BTreeSet,
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use namespace::PeerId;
+use tokio::time::{sleep, timeout};
+
+use super::Node;
+use crate::{
+    event::{Event, Reporter},
+    failure::{Code, Failure},
+};
+
+/// How long a command waits, and for whom.
+pub(super) struct Patience {
+    node: Node,
+    reporter: Reporter,
+    /// Since when nothing has come to anything, at most.
+    limit: Duration,
+    /// The machines that were connected when the command began. Nobody waits for others.
+    expected: BTreeSet<PeerId>,
+    waiting: Mutex<Option<Instant>>,
+}
+
+/// When something was begun, and what had happened to machines until then.
+pub(super) struct Attempt {
+    began: Instant,
+    moves: u64,
+}
+
+impl Patience {
+    /// That of a command that begins now.
+    pub(super) fn new(node: &Node, reporter: &Reporter, limit: Duration) -> Self {
+        let (node, reporter, expected) = (node.clone(), reporter.clone(), node.connected());
+        Self { node, reporter, limit, expected, waiting: Mutex::default() }
+    }
+
+    /// To be called before something is done that machines may fail in.
+    pub(super) fn begin(&self) -> Attempt {
+        Attempt { began: Instant::now(), moves: *self.node.peers().moves().borrow() }
+    }
+
+    /// Something came of an attempt.
+    pub(super) fn came(&self) {
+        *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// Whether an attempt that failed because of one of `peers` is to be made again, now: one of them went away since the
+    /// command began, or went and came meanwhile. Waits a while first. Tells the user once that it waits.
+    pub(super) async fn again(
+        &self,
+        Attempt { began, moves }: Attempt,
+        peers: impl IntoIterator<Item = PeerId>,
+        failure: &Failure,
+    ) -> bool {
+        if failure.code != Code::Unreachable || self.limit.is_zero() || self.reporter.is_closed() {
+            return false;
+        }
+        let peers: Vec<_> = peers.into_iter().filter(|peer| self.expected.contains(peer)).collect();
+        let mut moved = self.node.peers().moves();
+        if peers.is_empty() {
+            return false;
+        }
+        // Who said nothing for long is about to count as gone.
+        if began.elapsed() >= STALLED && *moved.borrow() == moves {
+            let _ = timeout(STALLED, moved.changed()).await;
+        }
+        let connected = self.node.connected();
+        let is_away = |peer: &PeerId| !connected.contains(peer);
+        if !(peers.iter().any(is_away) || *moved.borrow_and_update() != moves) {
+            return false;
+        }
+        let since = {
+            let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+            let since = *waiting;
+            waiting.get_or_insert_with(Instant::now);
+            since
+        };
+        match since {
+            Some(since) if since.elapsed() >= self.limit => return false,
+            Some(_) => {}
+            None => {
+                let (reason, for_s) = (failure.reason(), self.limit.as_secs());
+                let _ = self.reporter.send(Event::Waiting { reason, for_s }).await;
+            }
+        }
+        if peers.iter().all(is_away) {
+            let _ = timeout(AWAY_PAUSE, moved.changed()).await;
+        }
+        sleep(PAUSE).await;
+        true
+    }
+}
+
+/// After so long without an answer it waits as long whether the machine is given up.
+const STALLED: Duration = Duration::from_secs(5);
+/// For so long it waits for news of a machine that is away, before it tries all the same.
+const AWAY_PAUSE: Duration = Duration::from_secs(5);
+/// And for so long in any case.
+const PAUSE: Duration = Duration::from_millis(300);
