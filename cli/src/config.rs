@@ -204,11 +204,13 @@ pub(crate) struct WatchConfig {
     pub settle_max: String,
     /// How often everything is looked at, in case something was not heard.
     pub rescan: String,
+    /// The same where changes that other machines make are not reported: on network file systems.
+    pub poll: String,
 }
 
 impl Default for WatchConfig {
     fn default() -> Self {
-        Self { settle: "2s".to_owned(), settle_max: "1m".to_owned(), rescan: "1h".to_owned() }
+        Self { settle: "2s".to_owned(), settle_max: "1m".to_owned(), rescan: "1h".to_owned(), poll: "30s".to_owned() }
     }
 }
 
@@ -356,10 +358,11 @@ impl Config {
 
     /// How changes are waited for.
     pub(crate) fn watch_settings(&self) -> Result<WatchSettings, Failure> {
-        let WatchConfig { settle, settle_max, rescan } = &self.watch;
+        let WatchConfig { settle, settle_max, rescan, poll } = &self.watch;
         let settle = positive("watch.settle", settle)?;
         let settle_max = positive("watch.settle_max", settle_max)?.max(settle);
-        Ok(WatchSettings { settle, settle_max, rescan: positive("watch.rescan", rescan)? })
+        let (rescan, poll) = (positive("watch.rescan", rescan)?, positive("watch.poll", poll)?);
+        Ok(WatchSettings { settle, settle_max, rescan, poll })
     }
 
     /// For how long the bytes of pinned files are kept after a deletion.
@@ -445,10 +448,12 @@ const TEMPLATE: &str = r#"# blobd's settings. Everything has a default, shown he
 
 [watch]
 # A file that changes is read once it has rested so long, or after settle_max if it never does; and everything is looked
-# at again now and then, in case something was not heard.
+# at again now and then, in case something was not heard: more often on network file systems, where what other machines
+# change is never heard of.
 #settle = "2s"
 #settle_max = "1m"
 #rescan = "1h"
+#poll = "30s"
 
 [pin]
 # For how long the bytes of what is pinned stay here after their owners have deleted the files: blob pin lists them.

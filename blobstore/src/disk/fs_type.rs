@@ -25,6 +25,15 @@ pub fn has_names_of_bytes(file: impl AsFd) -> io::Result<bool> {
     Ok([EXT, BTRFS, XFS, TMPFS].contains(&type_of(file)?))
 }
 
+/// Whether changes that other machines make on a file system are not reported to those who watch its directories: one of the
+/// network, or one that a program provides. `kind` is its type as mountinfo names it, so that it is not touched.
+pub fn hides_remote_changes(kind: &[u8]) -> bool {
+    kind.starts_with(b"fuse.") || HIDES_REMOTE_CHANGES.iter().any(|hides| hides.as_bytes() == kind)
+}
+
+const HIDES_REMOTE_CHANGES: [&str; 12] =
+    ["fuse", "nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "ceph", "afs", "coda", "vboxsf", "virtiofs"];
+
 fn type_of(file: impl AsFd) -> io::Result<u64> {
     Ok(rustix::fs::fstatfs(file)?.f_type as u64 & 0xffff_ffff)
 }

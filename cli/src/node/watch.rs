@@ -28,6 +28,8 @@ pub(crate) struct WatchSettings {
     pub settle_max: Duration,
     /// So often everything is looked at, in case something was not heard.
     pub rescan: Duration,
+    /// The same where changes that other machines make are not reported.
+    pub poll: Duration,
 }
 
 /// What watches directories while they are walked through.
@@ -53,6 +55,11 @@ struct Kept {
     pending: Pending,
     /// What is mounted around it.
     mounts: Vec<(u64, PathBuf)>,
+    /// Whether changes that other machines make there are not reported.
+    is_silent: bool,
+    /// How long the last look at all of it took, and when the one began that is under way.
+    took: Duration,
+    began: Duration,
     /// When all of it is looked at next.
     rescan_at: Duration,
 }
@@ -61,6 +68,11 @@ struct Kept {
 type Jobs = JoinSet<(ArenaName, Result<Reconciled, Failure>)>;
 
 impl Kept {
+    /// How long after a look at all of it the next one is due. Looking takes no more than a small part of the time.
+    fn period(&self, settings: &WatchSettings) -> Duration {
+        if self.is_silent { settings.poll.max(self.took * LOOKED_PART).min(settings.rescan) } else { settings.rescan }
+    }
+
     /// When it is to be looked at next, in part at least.
     fn due(&self) -> Duration {
         self.pending.next_due().map_or(self.rescan_at, |due| due.min(self.rescan_at))
@@ -127,6 +139,10 @@ impl Node {
     /// What is mounted around an arena root, which has no symbolic links.
     fn mounts_around(&self, true_dir: &Path) -> Option<Vec<(u64, PathBuf)>> {
         self.inner.mounts.around(true_dir)
+    }
+
+    fn is_silent(&self, true_dir: &Path) -> bool {
+        self.inner.mounts.silent(true_dir).is_some()
     }
 
     pub(super) fn arena_dir(&self, arena: &ArenaName) -> Option<PathBuf> {
@@ -221,7 +237,9 @@ impl Keeper {
             self.arenas.entry(name).or_insert_with(|| {
                 let true_dir = dir.canonicalize().unwrap_or_else(|_| dir.clone());
                 let mounts = self.node.mounts_around(&true_dir).unwrap_or_default();
-                Kept { dir, true_dir, pending: Pending::new(settle, settle_max), mounts, rescan_at }
+                let (pending, is_silent) = (Pending::new(settle, settle_max), self.node.is_silent(&true_dir));
+                let (took, began) = (Duration::ZERO, Duration::ZERO);
+                Kept { dir, true_dir, pending, mounts, is_silent, took, began, rescan_at }
             });
         }
     }
@@ -255,6 +273,7 @@ impl Keeper {
             info!(%arena, "what is mounted there changed; the arena is looked at");
             self.node.note_gap(arena);
             kept.mounts = mounts;
+            kept.is_silent = self.node.is_silent(&kept.true_dir);
             kept.rescan_at = now;
         }
     }
@@ -288,7 +307,8 @@ impl Keeper {
             let mut paths = kept.pending.take_due(now + (self.settings.settle / 10).min(AT_ONCE_MAX));
             if kept.rescan_at <= now || paths.contains(&None) {
                 paths = vec![None];
-                kept.rescan_at = now + self.settings.rescan;
+                kept.rescan_at = now + kept.period(&self.settings);
+                kept.began = now;
             } else if self.node.is_offline(arena) {
                 continue;
             }
@@ -314,6 +334,9 @@ impl Keeper {
         let Some(kept) = self.arenas.get_mut(&arena) else { return };
         match ended {
             Ok(Reconciled { totals, again, is_whole }) => {
+                if is_whole {
+                    kept.took = now - kept.began;
+                }
                 if is_whole || totals.hashed_files + totals.moved + totals.deleted > 0 {
                     let (hashed, moved, deleted) = (totals.hashed_files, totals.moved, totals.deleted);
                     info!(%arena, hashed, moved, deleted, "up to date");
@@ -347,6 +370,8 @@ impl Keeper {
 const NEWS_MAX: usize = 65_536;
 /// What is due within so long, is looked at together.
 const AT_ONCE_MAX: Duration = Duration::from_millis(100);
+/// So many times as long as a look at an arena takes passes until the next one, on network file systems.
+const LOOKED_PART: u32 = 20;
 /// How often an arena root that is not there is looked for.
 const OFFLINE_RETRY: Duration = Duration::from_secs(5);
 const FAILED_RETRY: Duration = Duration::from_secs(60);

@@ -109,13 +109,18 @@ impl Node {
                 Err(refusal) => return Ok(self.refused(&refusal, "")),
             }
         }
-        let (node, near) = (self.clone(), spot.clone());
-        let prepared = tokio::spawn(async move { node.prepare_noted(near.0, order).await }).await;
-        let prepared = prepared.unwrap_or_else(|panic| Err(Failure::from(panic)));
-        if !matches!(prepared, Ok(Done::Prepared { .. })) {
-            moving.moves().ended(&spot);
-        }
-        prepared
+        // Whoever asked may be gone before it is done, and what is noted of the entry must end all the same.
+        let node = self.clone();
+        let preparing = tokio::spawn(async move {
+            let (near, arena) = (node.clone(), spot.0.clone());
+            let prepared = tokio::spawn(async move { near.prepare_noted(arena, order).await }).await;
+            let prepared = prepared.unwrap_or_else(|panic| Err(Failure::from(panic)));
+            if !matches!(prepared, Ok(Done::Prepared { .. })) {
+                node.inner.moving.moves().ended(&spot);
+            }
+            prepared
+        });
+        preparing.await.unwrap_or_else(|panic| Err(Failure::from(panic)))
     }
 
     async fn prepare_noted(&self, arena: ArenaName, order: Prepare) -> Result<Done, Failure> {
@@ -379,14 +384,20 @@ impl Node {
         Ok(Done::PutBack)
     }
 
-    /// Puts back what was set aside for moves that are over.
+    /// Puts back what was set aside for moves that are over. Goes to its end, even if nobody waits any more.
     pub(super) async fn put_all_back(&self, standing: Vec<(Spot, u64)>) {
-        for (spot, _) in standing {
-            let (node, path) = (self.clone(), spot.1.clone());
-            let ended = tokio::spawn(async move { node.end_aside(spot, false).await }).await;
-            if let Ok(Err(failure)) = ended {
-                error!(%path, reason = failure.reason(), "what a move set aside is not put back");
+        let node = self.clone();
+        let putting = tokio::spawn(async move {
+            for (spot, _) in standing {
+                let (near, path) = (node.clone(), spot.1.clone());
+                let ended = tokio::spawn(async move { near.end_aside(spot, false).await }).await;
+                if let Ok(Err(failure)) = ended {
+                    error!(%path, reason = failure.reason(), "what a move set aside is not put back");
+                }
             }
+        });
+        if let Err(panic) = putting.await {
+            error!(reason = tree::reason(&panic), "what moves set aside is not put back");
         }
     }
 

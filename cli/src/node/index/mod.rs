@@ -258,6 +258,12 @@ impl Node {
     pub(crate) fn arena_status(&self, arena: &ArenaName) -> ArenaStatus {
         let below = |watching: Arc<Watching>| Some(watching.unwatched_below(&self.arena_dir(arena)?));
         let unwatched = self.watching().and_then(below).unwrap_or(0);
+        let silent = || {
+            let dir = self.arena_dir(arena)?;
+            let kind = self.inner.mounts.silent(&dir.canonicalize().unwrap_or(dir))?;
+            let poll_s = self.inner.watch_settings.poll.as_secs_f64();
+            Some(format!("what other machines change there is found every {poll_s} s only, for {kind} reports none of it"))
+        };
         let limited = || {
             format!(
                 "changes in {unwatched} of its directories are found every 10 minutes only: raise fs.inotify.max_user_watches"
@@ -272,7 +278,7 @@ impl Node {
                 _ if unwatched > 0 => "partly watched",
                 _ => "up to date",
             },
-            reason: state.offline.clone().or_else(|| (unwatched > 0).then(limited)),
+            reason: state.offline.clone().or_else(|| (unwatched > 0).then(limited)).or_else(silent),
             skipped: state.skipped.len(),
             offline_parts: state
                 .parts

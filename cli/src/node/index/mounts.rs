@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use blobstore::fs_type;
 use rustix::{
     event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll},
     io::Errno,
@@ -156,6 +157,16 @@ impl MountTable {
     /// Returns what of the mounts concerns the arena root `dir`, as [`Mounts::around`]; `None` if the system does not tell.
     pub(in super::super) fn around(&self, dir: &Path) -> Option<Vec<(u64, PathBuf)>> {
         Some(self.now().ok()?.around(dir))
+    }
+
+    /// The type of a file system that is in an arena, and whose changes by other machines nobody is told of; by the arena root
+    /// without symbolic links.
+    pub(in super::super) fn silent(&self, dir: &Path) -> Option<String> {
+        let mounts = self.now().ok()?;
+        let below = mounts.below(dir);
+        let mut all = mounts.covering(dir).into_iter().chain(below);
+        let silent = all.find(|mount| fs_type::hides_remote_changes(&mount.kind))?;
+        Some(String::from_utf8_lossy(&silent.kind).into_owned())
     }
 
     /// Returns the mounts as they are now.
