@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use tests::{Machine, Mounted, Scratch, Volume, may_mount, wait_for};
+use tests::{FileSystem, FileSystemKind, Machine, Mounted, Scratch, Volume, may_mount, skipped, wait_for};
 
 use crate::{LIMIT, Watched, history, listed, on_disk, seq, shows, write};
 
@@ -217,6 +217,22 @@ fn something_is_mounted_over_known_files_inside() {
     w.still_lists(&known, before);
     write(w.path("dir/three"), "three");
     w.shows_all();
+}
+
+/// What others change on a file system that is only shown here is not reported, and found by looking.
+#[test]
+fn what_is_changed_beneath_is_found_by_looking() {
+    let scratch = Scratch::new();
+    let shown = match FileSystem::new(FileSystemKind::Bindfs, &scratch) {
+        Ok(shown) => shown,
+        Err(why) => return skipped(&why),
+    };
+    let a = Machine::up_with_config(&scratch, "a", &[shown.root()], "[watch]\npoll = \"500ms\"\n");
+    assert!(a.run(["status"]).text().contains("is found every 0.5 s only"), "{}", a.run(["status"]).text());
+    fs::write(scratch.path("beneath/second"), "second").unwrap();
+    wait_for("it is found", LIMIT, || listed(&a).contains_key(&b"second"[..]).then_some(()));
+    fs::remove_file(scratch.path("beneath/first")).unwrap();
+    wait_for("its deletion is found", LIMIT, || (!listed(&a).contains_key(&b"first"[..])).then_some(()));
 }
 
 /// A disk is replaced by another one: that is for the user to say.
