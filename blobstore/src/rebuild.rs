@@ -15,9 +15,7 @@ use tree::{BlobId, Geometry, Grain, hash_into};
 use crate::{
     Access, Disk, FileRow, Settings, Store, StoreError, Verdict,
     cache::is_inline,
-    rows::{
-        CACHED, CachedRow, FILES, INLINE, REPAIRS, ROOTS, VANISHED, VanishedRow, decode, decode_or_none, encode,
-    },
+    rows::{CACHED, CachedRow, FILES, INLINE, REPAIRS, ROOTS, VANISHED, VanishedRow, decode, decode_or_none, encode},
     saved::RepairRow,
     vanished::remember,
 };

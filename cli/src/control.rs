@@ -414,7 +414,11 @@ async fn get_trees(State(node): State<Node>, body: Body_<Get>) -> Result<Respons
             };
             got.await.while_doing(format!("get {prefix}"))?;
         }
-        if targets.is_empty() { Ok(Code::Ok) } else { node.get(targets, to, Duration::from_secs(retry_s), &reporter).await }
+        if targets.is_empty() {
+            Ok(Code::Ok)
+        } else {
+            node.get(targets, to, Duration::from_secs(retry_s), &reporter).await
+        }
     }))
 }
 

@@ -133,8 +133,23 @@ impl<E: Error + 'static> From<E> for Failure {
         let what = causes.remove(0);
         let io = (&error as &(dyn Error + 'static)).downcast_ref::<io::Error>();
         let silent = io.is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe);
-        Self { code: Code::Error, error: what, causes, hint: None, abreast: 0, silent }
+        let hint = is_damage(&error)
+            .then(|| "the database may be damaged: stop the daemon, and see with: blob doctor".to_owned());
+        Self { code: Code::Error, error: what, causes, hint, abreast: 0, silent }
     }
+}
+
+/// Whether an error, or what caused it, is that the database has something that cannot have been written.
+fn is_damage(error: &(dyn Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let of_redb = error.downcast_ref().or_else(|| error.downcast_ref::<Box<redb::Error>>().map(|error| &**error));
+        if matches!(of_redb, Some(redb::Error::Corrupted(_))) {
+            return true;
+        }
+        next = error.source();
+    }
+    false
 }
 
 impl fmt::Display for Failure {
@@ -186,5 +201,8 @@ mod tests {
         let failure = Failure { causes: all.to_vec(), abreast: 2, ..Failure::new(Code::Unreachable, "fetch") };
         assert_eq!(failure.while_doing("get").reason(), "get: fetch: b: x; c: y");
         assert!(Failure::from(io::Error::from(io::ErrorKind::BrokenPipe)).while_doing("write").silent);
+        let damage = redb::Error::Corrupted("a row".to_owned());
+        let failure = Failure::from(blobstore::StoreError::Database { action: "look", source: Box::new(damage) });
+        assert!(failure.hint.is_some_and(|hint| hint.contains("blob doctor")));
     }
 }

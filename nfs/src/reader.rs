@@ -267,7 +267,8 @@ impl Reader {
                 return pieces.map(|pieces| (pieces, true));
             }
             let pieces: Vec<_> = flights.iter().flat_map(|flight| flight.so_far(missing)).collect();
-            let is_begun = first > range.start() || pieces.iter().map(VerifiedData::range).any(|at| at.start() <= first && first < at.end());
+            let is_begun = first > range.start()
+                || pieces.iter().map(VerifiedData::range).any(|at| at.start() <= first && first < at.end());
             if began.elapsed() >= SLOW && is_begun {
                 return Ok((pieces, false));
             }

@@ -96,7 +96,10 @@ impl World {
         // What should fail and does not, may be a daemon.
         shell.args(["30", "sh", "-c", &command.replace("DIR", &self.dir())]).current_dir(self.scratch.path(""));
         shell.env("BLOBD_HOME", self.scratch.path(&format!("{machine}.home"))).env("PATH", path.unwrap());
-        shell.envs(self.variables.iter().map(|(name, value)| (name, value))).env_remove("BLOBD_LOG").env("BLOBD_RETRY", "0s");
+        shell
+            .envs(self.variables.iter().map(|(name, value)| (name, value)))
+            .env_remove("BLOBD_LOG")
+            .env("BLOBD_RETRY", "0s");
         Output::obeying_modes(shell)
     }
 

@@ -111,7 +111,10 @@ fn comes_back(machine: &Machine, files: &Files, what: &str) {
         let status = machine.run(["status"]).text();
         // All of it was there when the arena was said to be up to date.
         let is_whole = || machine.run(["ls", "-R", "--json", "docs"]).of_type("entry").len() >= files.len();
-        assert!(count == files.len() || !status.contains("up to date") || is_whole(), "{count} files after {what}: {status}");
+        assert!(
+            count == files.len() || !status.contains("up to date") || is_whole(),
+            "{count} files after {what}: {status}"
+        );
         (count == files.len()).then_some(())
     });
 }
@@ -135,7 +138,9 @@ fn damage_to_its_own_state() {
         let machine = if rng.bool() { &a } else { &b };
         let mut targets = vec![machine.home().join("state/blobd.redb")];
         let ends: &[&str] = if rng.bool() { &[".redb"] } else { &[".data", ".obao4", ".redb"] };
-        targets.extend(own_files(machine.home(), ends).into_iter().filter(|path| !path.to_str().unwrap().contains("damaged")));
+        targets.extend(
+            own_files(machine.home(), ends).into_iter().filter(|path| !path.to_str().unwrap().contains("damaged")),
+        );
         let target = targets[rng.usize(..targets.len())].clone();
         let is_running = rng.u8(..3) == 0;
         if !is_running {
@@ -196,13 +201,21 @@ fn a_lost_database_takes_no_decision_along() {
     for is_empty in [false, true] {
         b.stop();
         let database = b.home().join("state/blobd.redb");
-        if is_empty { fs::write(&database, "").unwrap() } else { fs::remove_file(&database).unwrap() }
+        if is_empty {
+            fs::write(&database, "").unwrap()
+        } else {
+            fs::remove_file(&database).unwrap()
+        }
         let cached = own_files(&b.home().join("cache"), &[".data", ".obao4"]);
         assert!(cached.len() >= 10, "five large ones and their outboards");
         // It does not begin as if new, nor does a command, and both say what to do.
         for args in [vec!["up", "--listen", "none"], vec!["verify"], vec!["doctor"]] {
             let refused = b.run(&args);
-            assert!(refused.code == 1 && refused.stderr.contains("blob doctor --rebuild"), "{args:?}: {}", refused.stderr);
+            assert!(
+                refused.code == 1 && refused.stderr.contains("blob doctor --rebuild"),
+                "{args:?}: {}",
+                refused.stderr
+            );
         }
         assert_eq!(own_files(&b.home().join("cache"), &[".data", ".obao4"]), cached);
         a.stop();

@@ -97,7 +97,12 @@ fn parse_range(text: &str, size: u64) -> Result<(u64, u64), Failure> {
 }
 
 /// `blob get`
-pub(crate) async fn get(home: &Home, common: &Common, mut targets: Vec<OsString>, retry: Retry) -> Result<Code, Failure> {
+pub(crate) async fn get(
+    home: &Home,
+    common: &Common,
+    mut targets: Vec<OsString>,
+    retry: Retry,
+) -> Result<Code, Failure> {
     let Some(to) = targets.pop() else { return Err(Failure::new(Code::Usage, "nothing to get")) };
     let to = std::path::absolute(Path::new(&to)).while_doing(format!("find {to:?}"))?;
     let to = JsonPath::from(to.as_os_str().as_bytes());
@@ -108,7 +113,11 @@ pub(crate) async fn get(home: &Home, common: &Common, mut targets: Vec<OsString>
             None => paths.push(Target::parse(target)?),
         }
     }
-    show(daemon(home)?.events("/v1/get", &Get { targets: paths, blobs, to, retry_s: retry.seconds() }).await?, style(common)).await
+    show(
+        daemon(home)?.events("/v1/get", &Get { targets: paths, blobs, to, retry_s: retry.seconds() }).await?,
+        style(common),
+    )
+    .await
 }
 
 /// `blob cp` and `blob mv`

@@ -33,7 +33,9 @@ pub(crate) fn doctor(home: &Home, common: &Common, rebuild: bool, new: bool) -> 
         return Ok(if is_well { Code::Ok } else { Code::Damage });
     }
     match node::heal(home)? {
-        None => print(common, "rebuilt", json!({ "before": null }), |_| "the database is whole: nothing to make anew".to_owned()),
+        None => print(common, "rebuilt", json!({ "before": null }), |_| {
+            "the database is whole: nothing to make anew".to_owned()
+        }),
         Some((rebuilt, aside)) => {
             let taken = json!({
                 "cached_blobs": rebuilt.blobs,
@@ -67,7 +69,9 @@ fn lines(checkup: &Checkup) -> String {
     };
     text += &match cached_damaged {
         0 => format!("\ncache     {cached} blobs, all proven"),
-        _ => format!("\ncache     of {cached} blobs, {cached_damaged} were damaged; that is forgotten, and fetched again"),
+        _ => format!(
+            "\ncache     of {cached} blobs, {cached_damaged} were damaged; that is forgotten, and fetched again"
+        ),
     };
     text
 }

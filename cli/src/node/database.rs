@@ -13,7 +13,9 @@ use std::{
     sync::{LazyLock, Mutex, MutexGuard, PoisonError},
 };
 
-use redb::{BackendError, Database, DatabaseError, ReadOnlyDatabase, StorageBackend, StorageError, backends::FileBackend};
+use redb::{
+    BackendError, Database, DatabaseError, ReadOnlyDatabase, StorageBackend, StorageError, backends::FileBackend,
+};
 use tokio::sync::watch;
 use tracing::error;
 

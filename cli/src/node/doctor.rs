@@ -33,8 +33,13 @@ pub(super) fn open_database(
     let path = home.database();
     let opening = || format!("open {path:?}");
     if !database::is_there(&path).while_doing(opening())? && was_used(home)? {
-        return Err(Failure::new(Code::Error, format!("the database {path:?} is gone or empty, and this home was in use"))
-            .hint(format!("bring it back, or make it anew from what is left: {REBUILD}; {NEW} begins anew and forgets all")));
+        return Err(Failure::new(
+            Code::Error,
+            format!("the database {path:?} is gone or empty, and this home was in use"),
+        )
+        .hint(format!(
+            "bring it back, or make it anew from what is left: {REBUILD}; {NEW} begins anew and forgets all"
+        )));
     }
     let opened = match database::open(&path) {
         Err(OpenError::Damaged(reason)) if is_daemon && home.record().exists() => {

@@ -51,8 +51,8 @@ use verify::now;
 use watch::Watching;
 
 pub(crate) use cache::{CacheLimit, Trim};
-pub(crate) use database::explains_panic;
 pub(crate) use copy::{CopyScope, KeepAttributes, Place};
+pub(crate) use database::explains_panic;
 pub(crate) use doctor::{Checkup, begin_anew, check, heal};
 pub(crate) use index::ScanTotals;
 pub(crate) use limits::LimitChange;
@@ -481,12 +481,7 @@ fn damaged(reason: String) -> Failure {
 
 /// Who speaks, from now on, as this machine.
 fn origin(identity: &Identity, config: &Config) -> Origin {
-    Origin {
-        me: identity.peer(),
-        now: now() / 1000,
-        random: fastrand::u64(..),
-        history_limit: config.history.limit,
-    }
+    Origin { me: identity.peer(), now: now() / 1000, random: fastrand::u64(..), history_limit: config.history.limit }
 }
 
 fn add_root(store: &Store, roots: &Roots, arena: &Arena) -> Result<(), Failure> {

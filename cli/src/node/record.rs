@@ -99,7 +99,8 @@ impl Record {
         });
         let pins = inner.namespace.pins()?;
         let pin = |place: &Place| PinRecord { arena: place.arena.clone(), at: place.path.as_ref().map(JsonPath::from) };
-        let peer = |Peer { id, name, addresses, told, role }| PeerRecord { name, id: id.to_string(), addresses, told, role };
+        let peer =
+            |Peer { id, name, addresses, told, role }| PeerRecord { name, id: id.to_string(), addresses, told, role };
         Ok(Self {
             format: FORMAT,
             cache_limit: Some(limit).filter(|limit| *limit != configured),
@@ -116,7 +117,9 @@ impl Record {
             Err(error) if is_not_found(&error) => return Ok(None),
             text => text.while_doing(reading())?,
         };
-        let record: Self = toml::from_str(&text).while_doing(reading())?;
+        let record: Self = toml::from_str(&text).while_doing(reading()).map_err(|failure| {
+            failure.hint("mend it by hand, or delete it, and add arenas, pins and peers again afterwards")
+        })?;
         if record.format != FORMAT {
             let strange = format!("its format is {}, and this program knows {FORMAT}", record.format);
             return Err(Failure::new(Code::Error, strange).while_doing(reading()));
@@ -210,7 +213,11 @@ fn keep(inner: &Inner) {
     };
     if let Err(failure) = write() {
         let path = inner.home.record();
-        warn!(?path, reason = failure.reason(), "not written; if the database is lost now, the latest decisions are too");
+        warn!(
+            ?path,
+            reason = failure.reason(),
+            "not written; if the database is lost now, the latest decisions are too"
+        );
     }
 }
 

@@ -279,7 +279,8 @@ impl Node {
             let Some(root) = self.root(&target.arena).filter(|_| arenas.contains(&target.arena)) else {
                 let blobs = self.cached_below(target)?;
                 if blobs.is_empty() {
-                    let nothing = format!("this machine does not hold an arena {}, and has nothing cached there", target.arena);
+                    let nothing =
+                        format!("this machine does not hold an arena {}, and has nothing cached there", target.arena);
                     return Err(Failure::new(Code::NotFound, nothing));
                 }
                 blobs.into_iter().try_for_each(|blob| take(self.cached_subject(blob)?))?;

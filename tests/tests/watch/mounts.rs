@@ -186,7 +186,11 @@ fn something_is_mounted_over_the_root() {
         w.still_lists(&known, before);
         // Told in one line, and no file of it is called damaged.
         let verified = w.a.exits(3, ["verify", "--json"]);
-        assert_eq!((verified.of_type("offline").len(), verified.summary()["files"].as_u64()), (1, Some(0)), "{verified:?}");
+        assert_eq!(
+            (verified.of_type("offline").len(), verified.summary()["files"].as_u64()),
+            (1, Some(0)),
+            "{verified:?}"
+        );
         w.a.exits(3, ["status", "--check"]);
         drop(mounted);
         w.becomes("up to date");

@@ -37,9 +37,7 @@ impl Hands {
         let (node, patience) = (node.clone(), patience.clone());
         match peer {
             None => Self::Here(node),
-            Some(peer) => {
-                Self::There(There { node, peer, stream: Mutex::default(), lost: OnceLock::new(), patience })
-            }
+            Some(peer) => Self::There(There { node, peer, stream: Mutex::default(), lost: OnceLock::new(), patience }),
         }
     }
 

@@ -176,7 +176,8 @@ mod tests {
             ("docs", "nas:inbox/b/", "x/y", Some("b/x/y")),
         ] {
             let ((to, into), (from, _)) = (place(to), place(source));
-            let scope = CopyScope { sources: vec![], to, into, moves: false, overwrite: false, dry_run: false, retry_s: 0 };
+            let scope =
+                CopyScope { sources: vec![], to, into, moves: false, overwrite: false, dry_run: false, retry_s: 0 };
             let top = scope.top(&from.target).unwrap();
             let path = RelPath::try_from(path).unwrap();
             let got = destination(from.target.path.as_ref(), top.as_ref(), &path).unwrap();

@@ -262,7 +262,9 @@ impl Node {
             let dir = self.arena_dir(arena)?;
             let kind = self.inner.mounts.silent(&dir.canonicalize().unwrap_or(dir))?;
             let poll_s = self.inner.watch_settings.poll.as_secs_f64();
-            Some(format!("what other machines change there is found every {poll_s} s only, for {kind} reports none of it"))
+            Some(format!(
+                "what other machines change there is found every {poll_s} s only, for {kind} reports none of it"
+            ))
         };
         let limited = || {
             format!(
