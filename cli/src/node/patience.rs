@@ -24,7 +24,8 @@ pub(super) struct Patience {
     limit: Duration,
     /// The machines that were connected when the command began. Nobody waits for others.
     expected: BTreeSet<PeerId>,
-    waiting: Mutex<Option<Instant>>,
+    /// Since when it waits, and how long at most.
+    waiting: Mutex<Option<(Instant, Duration)>>,
 }
 
 /// When something was begun, and what had happened to machines until then.
@@ -67,7 +68,8 @@ impl Patience {
             return false;
         }
         // Who said nothing for long is about to count as gone.
-        if began.elapsed() >= STALLED && *moved.borrow() == moves {
+        let was_silent = began.elapsed() >= STALLED;
+        if was_silent && *moved.borrow() == moves {
             let _ = timeout(STALLED, moved.changed()).await;
         }
         let connected = self.node.connected();
@@ -75,17 +77,18 @@ impl Patience {
         if !(peers.iter().any(is_away) || *moved.borrow_and_update() != moves) {
             return false;
         }
-        let since = {
+        let limit = if was_silent { self.limit.min(SILENT_LIMIT) } else { self.limit };
+        let waiting = {
             let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-            let since = *waiting;
-            waiting.get_or_insert_with(Instant::now);
-            since
+            let was = *waiting;
+            waiting.get_or_insert_with(|| (Instant::now(), limit));
+            was
         };
-        match since {
-            Some(since) if since.elapsed() >= self.limit => return false,
+        match waiting {
+            Some((since, limit)) if since.elapsed() >= limit => return false,
             Some(_) => {}
             None => {
-                let (reason, for_s) = (failure.reason(), self.limit.as_secs());
+                let (reason, for_s) = (failure.reason(), limit.as_secs());
                 let _ = self.reporter.send(Event::Waiting { reason, for_s }).await;
             }
         }
@@ -99,6 +102,8 @@ impl Patience {
 
 /// After so long without an answer it waits as long whether the machine is given up.
 const STALLED: Duration = Duration::from_secs(5);
+/// Who fell silent, without a word that it goes, is waited for no longer: it may be frozen, or off.
+const SILENT_LIMIT: Duration = Duration::from_secs(20);
 /// For so long it waits for news of a machine that is away, before it tries all the same.
 const AWAY_PAUSE: Duration = Duration::from_secs(5);
 /// And for so long in any case.
