@@ -2,7 +2,9 @@ use std::{io, path::Path, sync::PoisonError};
 
 use redb::{ReadableTable, WriteTransaction};
 use tracing::{info, warn};
-use tree::{BlobId, ByteRange, DamageSearch, Drift, Fingerprint, Geometry, RangeSet, Verified, VerifiedData};
+use tree::{
+    BlobId, ByteRange, DamageSearch, Drift, Fingerprint, GROUP_BYTES, Geometry, RangeSet, Verified, VerifiedData,
+};
 
 use crate::{
     Access, DiskFile, FileRef, FileState, RootId, Sink, Store, StoreError,
@@ -399,11 +401,24 @@ impl Mending {
             return Ok(());
         }
         self.check_unchanged()?;
-        let written = self.change(|file| file.write_all_at(data.bytes(), data.offset()));
+        // Where the file ends inside a block, the system reads that block before it writes a part of it, and cannot if its sector
+        // is bad. Without the block it need not. All that is punched is written at once.
+        let block = ByteRange::new(range.start(), range.start() + GROUP_BYTES).unwrap_or(range);
+        let written = self.change(|file| match file.write_all_at(data.bytes(), data.offset()) {
+            Err(error) if is_bad_sector(&error) && range.end() == file.fingerprint()?.size => {
+                file.punch(block)?;
+                file.write_all_at(data.bytes(), data.offset())
+            }
+            written => written,
+        });
         written.map_err(StoreError::file("write", self.store.absolute(&self.file)))?;
         self.mended.insert(range);
         Ok(())
     }
+}
+
+fn is_bad_sector(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
 }
 
 impl Drop for Mending {

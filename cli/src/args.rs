@@ -136,7 +136,7 @@ enum Command {
     },
     /// Make the home: an identity and a configuration file.
     Init,
-    /// Print this machine's peer id.
+    /// Print this machine's peer id; makes its key if there is none.
     Id,
     /// Hold, list and give up arenas.
     #[command(subcommand)]
@@ -230,10 +230,10 @@ enum Command {
         #[arg(long, value_name = "NAME")]
         peer: Option<String>,
     },
-    /// Show which machines have a file's bytes, and how many of them are here.
+    /// Show which machines have a file's bytes, and how many of them are here; of a directory, in one line each.
     Whereis {
-        /// The file.
-        #[arg(value_name = "ARENA/PATH")]
+        /// The file, directory or arena.
+        #[arg(value_name = "ARENA[/PATH]")]
         target: OsString,
     },
     /// List the paths at which machines have different things, of which none comes from the other.

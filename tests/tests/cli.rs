@@ -36,6 +36,8 @@ fn errors_without_a_daemon() {
     check(&scratch, &cold, "verify", 7, homeless);
     check(&scratch, &cold, "repair", 7, homeless);
     assert!(!cold.home().exists(), "asking makes no home");
+    let id = cold.ok(["id"]).text();
+    assert_eq!((id.trim().len(), cold.ok(["id"]).text()), (64, id), "its key is made once");
 }
 
 /// What each error says: `errors.rs`.

@@ -174,6 +174,11 @@ fn whereis_tells_who_has_a_file() {
         let args = [OsStr::new("whereis"), "--json".as_ref(), &target("docs", path)];
         machine.ok(args).json().remove(0)
     };
+    // Of a directory, each file.
+    let all = a.ok(["whereis", "--json", "docs"]).of_type("whereis");
+    let paths: Vec<_> = all.iter().map(|found| found["path"].as_str().unwrap().to_owned()).collect();
+    assert_eq!(paths, ["dir/a\u{fffd}b", "file"]);
+    assert!(a.ok(["whereis", "docs/dir"]).text().ends_with("  here\n"), "{}", a.ok(["whereis", "docs/dir"]).text());
     let holder = |found: &Value, id: &str| {
         let holders = found["holders"].as_array().unwrap();
         holders.iter().find(|holder| holder["id"] == id).cloned().unwrap_or_default()
@@ -218,5 +223,5 @@ fn whereis_tells_who_has_a_file() {
     });
     assert!(b.ok(["whereis", "docs/file"]).text().contains("at     a: not connected since 20"));
     b.exits(7, ["whereis", "docs/nothing"]);
-    assert_eq!(b.exits(2, ["whereis", "docs/dir"]).stderr, "error: docs/dir is not a file\n");
+    assert!(b.ok(["whereis", "docs/dir"]).text().ends_with("  not here; at a (not connected)\n"));
 }

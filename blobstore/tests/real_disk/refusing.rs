@@ -31,6 +31,8 @@ pub(crate) enum Refuse {
     Room,
     /// All writes to outboards.
     Outboards,
+    /// Writes to a part of a block, until it is punched: its sector is bad.
+    PartsOfBlocks,
 }
 
 /// The machine's file systems, but for what it is told to refuse.
@@ -121,6 +123,9 @@ impl WriteAt for RefusingFile {
         if self.is_outboard {
             self.disk.refuses(Refuse::Outboards)?;
         }
+        if self.disk.refuses(Refuse::PartsOfBlocks).is_err() && !(offset + bytes.len() as u64).is_multiple_of(4096) {
+            return Err(io::Error::from_raw_os_error(5));
+        }
         if let Err(error) = self.disk.refuses(Refuse::HalfOfWrites) {
             self.file.write_all_at(&bytes[..bytes.len() / 2], offset)?;
             return Err(error);
@@ -136,6 +141,9 @@ impl DiskFile for RefusingFile {
 
     fn punch(&self, range: ByteRange) -> io::Result<()> {
         self.disk.freed();
+        if self.disk.refuses(Refuse::PartsOfBlocks).is_err() && range.end() >= self.file.fingerprint()?.size {
+            self.disk.set(Refuse::Nothing);
+        }
         self.file.punch(range)
     }
 
@@ -231,6 +239,23 @@ fn a_file_whose_times_cannot_be_set_is_not_mended() {
 #[test]
 fn a_write_that_fails_halfway_makes_no_edit() {
     check_mending_refused(Refuse::HalfOfWrites);
+}
+
+/// A bad sector below the last, partial block of a file: the block is let go of, and written anew.
+#[test]
+fn the_last_block_is_mended_although_it_cannot_be_read() {
+    let (disk, bytes, rot) = (Refusing::new(), random(1, SIZE), groups(SIZE, [3, 20]));
+    let home = Home::new().reopen_on(Arc::new(disk.clone()));
+    home.put("file", &bytes);
+    home.rot("file", &rot);
+    home.verify("file");
+    let mut mending = home.store.mend(&home.file("file"), Consent::Damage, NOW).unwrap();
+    disk.set(Refuse::PartsOfBlocks);
+    feed(&mut mending, &bytes, &rot);
+    mending.finish().unwrap();
+    assert!(*disk.0.lock().unwrap() == Refuse::Nothing, "it was punched");
+    assert_damaged(&home.verify("file"), &RangeSet::new(), &RangeSet::new());
+    assert!(std::fs::read(home.path("file")).unwrap() == bytes);
 }
 
 /// Quarantine is not lifted from what failed to be synced, though a later sync succeeds.

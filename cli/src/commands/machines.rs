@@ -26,10 +26,7 @@ pub(crate) fn init(home: &Home, common: &Common) -> Result<Code, Failure> {
 
 /// `blob id`
 pub(crate) fn id(home: &Home, common: &Common) -> Result<Code, Failure> {
-    if !home.state.is_dir() {
-        return Err(Failure::new(Code::NotFound, format!("there is no home at {:?}", home.state))
-            .hint("make one with: blob init"));
-    }
+    home.create()?;
     let peer = Identity::load_or_create(&home.key())?.peer().to_string();
     print(common, "id", json!({ "peer": peer }), |value| text(value, "peer").to_owned())
 }
@@ -194,6 +191,9 @@ pub(super) fn arena_line(arena: &Value) -> String {
     let (name, status) = (text(arena, "name"), &arena["status"]);
     let Some(dir) = arena["dir"].as_str() else { return format!("{name}  (followed only)") };
     let mut line = format!("{name}  {dir}  {}", text(status, "state"));
+    if let Some(files) = status["files_so_far"].as_u64().filter(|_| status["state"] == "indexing") {
+        line += &format!(", {files} files so far");
+    }
     if let Some(reason) = status["reason"].as_str() {
         line += &format!(": {reason}");
     }

@@ -6,7 +6,8 @@ use serde_json::Value;
 use super::{daemon, full_path, print, style, text};
 use crate::{
     args::Common,
-    control::Targets,
+    control::{List, Targets},
+    event::Event,
     failure::{Code, Failure},
     home::Home,
     node::HistoryScope,
@@ -41,28 +42,75 @@ pub(crate) async fn stat(home: &Home, common: &Common, target: &OsStr) -> Result
     })
 }
 
-/// `blob whereis`
+/// `blob whereis`: of a file, or of each file in a directory or arena.
 pub(crate) async fn whereis(home: &Home, common: &Common, target: &OsStr) -> Result<Code, Failure> {
-    let found = daemon(home)?.value(Method::POST, "/v1/whereis", &Target::parse(target)?).await?;
-    print(common, "whereis", found, |found| {
-        let mut lines = head(found);
-        let (here, size) = (found["bytes_here"].as_u64().unwrap_or(0), found["size"].as_u64().unwrap_or(0));
-        lines.push(format!("bytes  {here} of {size} here"));
-        for file in found["files_here"].as_array().into_iter().flatten() {
-            lines.push(format!("file   {}", full_path(file)));
+    let (client, target) = (daemon(home)?, Target::parse(target)?);
+    match client.value(Method::POST, "/v1/whereis", &target).await {
+        // It is not a file.
+        Err(failure) if failure.code == Code::Usage => {}
+        found => return print(common, "whereis", found?, whereis_lines),
+    }
+    let list = List { target: Some(target.clone()), recursive: true, brief: true };
+    let mut listed = client.events("/v1/list", &list).await?;
+    let mut files = Vec::new();
+    while let Some(event) = listed.next().await? {
+        match event {
+            Event::Entry(entry) if entry.kind == "file" => files.extend(entry.path.bytes()),
+            Event::Error(failure) => return Err(failure),
+            _ => {}
         }
-        for peer in found["holders"].as_array().into_iter().flatten() {
-            let state = match (peer["connected"].as_bool(), peer["through"].as_str(), peer["last_connected"].as_str()) {
-                (Some(true), ..) => "connected".to_owned(),
-                (_, Some(through), _) => format!("through {through}"),
-                (_, _, Some(time)) => format!("not connected since {time}"),
-                _ => "not connected".to_owned(),
-            };
-            let elsewhere = if peer["same_path"].as_bool() == Some(true) { "" } else { ", at another path" };
-            lines.push(format!("at     {}: {state}{elsewhere}", text(peer, "name")));
+    }
+    for path in files {
+        let file = Target { arena: target.arena.clone(), path: Some(path.try_into()?) };
+        match client.value(Method::POST, "/v1/whereis", &file).await {
+            // It went meanwhile.
+            Err(failure) if failure.code == Code::NotFound => {}
+            found => _ = print(common, "whereis", found?, whereis_line)?,
         }
-        lines.join("\n")
-    })
+    }
+    Ok(Code::Ok)
+}
+
+/// All that is known of one file.
+fn whereis_lines(found: &Value) -> String {
+    let mut lines = head(found);
+    let (here, size) = bytes_here(found);
+    lines.push(format!("bytes  {here} of {size} here"));
+    for file in found["files_here"].as_array().into_iter().flatten() {
+        lines.push(format!("file   {}", full_path(file)));
+    }
+    for peer in found["holders"].as_array().into_iter().flatten() {
+        let state = match (peer["connected"].as_bool(), peer["through"].as_str(), peer["last_connected"].as_str()) {
+            (Some(true), ..) => "connected".to_owned(),
+            (_, Some(through), _) => format!("through {through}"),
+            (_, _, Some(time)) => format!("not connected since {time}"),
+            _ => "not connected".to_owned(),
+        };
+        let elsewhere = if peer["same_path"].as_bool() == Some(true) { "" } else { ", at another path" };
+        lines.push(format!("at     {}: {state}{elsewhere}", text(peer, "name")));
+    }
+    lines.join("\n")
+}
+
+/// One of many files.
+fn whereis_line(found: &Value) -> String {
+    let here = match bytes_here(found) {
+        (here, size) if here == size => "here".to_owned(),
+        (0, _) => "not here".to_owned(),
+        (here, size) => format!("{here} of {size} bytes here"),
+    };
+    let holder = |peer: &Value| {
+        let away = if peer["connected"].as_bool() == Some(true) { "" } else { " (not connected)" };
+        format!("{}{away}", text(peer, "name"))
+    };
+    let holders: Vec<_> = found["holders"].as_array().into_iter().flatten().map(holder).collect();
+    let at = if holders.is_empty() { String::new() } else { format!("; at {}", holders.join(", ")) };
+    format!("{}  {here}{at}", full_path(found))
+}
+
+/// How many bytes of a file are here, and how many it has.
+fn bytes_here(found: &Value) -> (u64, u64) {
+    (found["bytes_here"].as_u64().unwrap_or(0), found["size"].as_u64().unwrap_or(0))
 }
 
 /// How many of the ranges that are here a terminal shows.

@@ -26,6 +26,8 @@ pub(super) struct Patience {
     expected: BTreeSet<PeerId>,
     /// Since when it waits, and how long at most.
     waiting: Mutex<Option<(Instant, Duration)>>,
+    /// When the user was told last.
+    told: Mutex<Option<Instant>>,
 }
 
 /// When something was begun, and what had happened to machines until then.
@@ -38,7 +40,7 @@ impl Patience {
     /// That of a command that begins now.
     pub(super) fn new(node: &Node, reporter: &Reporter, limit: Duration) -> Self {
         let (node, reporter, expected) = (node.clone(), reporter.clone(), node.connected());
-        Self { node, reporter, limit, expected, waiting: Mutex::default() }
+        Self { node, reporter, limit, expected, waiting: Mutex::default(), told: Mutex::default() }
     }
 
     /// To be called before something is done that machines may fail in.
@@ -87,6 +89,7 @@ impl Patience {
         match waiting {
             Some((since, limit)) if since.elapsed() >= limit => return false,
             Some(_) => {}
+            None if self.was_just_told() => {}
             None => {
                 let (reason, for_s) = (failure.reason(), limit.as_secs());
                 let _ = self.reporter.send(Event::Waiting { reason, for_s }).await;
@@ -98,8 +101,20 @@ impl Patience {
         sleep(PAUSE).await;
         true
     }
+
+    /// Whether the user was told a moment ago; if not, it counts as told now.
+    fn was_just_told(&self) -> bool {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let was_told = told.is_some_and(|told| told.elapsed() < TOLD_EVERY);
+        if !was_told {
+            *told = Some(Instant::now());
+        }
+        was_told
+    }
 }
 
+/// The user is told no more often than that.
+const TOLD_EVERY: Duration = Duration::from_secs(10);
 /// After so long without an answer it waits as long whether the machine is given up.
 const STALLED: Duration = Duration::from_secs(5);
 /// Who fell silent, without a word that it goes, is waited for no longer: it may be frozen, or off.

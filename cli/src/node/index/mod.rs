@@ -83,6 +83,8 @@ pub(super) struct ArenaState {
     pub(super) stalled: bool,
     /// Whether a pass over all of it has come to its end since the start.
     scanned: bool,
+    /// How many files the pass has looked at that is under way, or was the last.
+    so_far: u64,
     /// How much the watcher had missed when the last such pass began, if the arena was watched without a gap since.
     watched_since: Option<u64>,
     /// Whether something may have changed unseen since the last pass began.
@@ -117,6 +119,8 @@ pub(crate) struct ArenaStatus {
     pub(crate) state: &'static str,
     /// Why, if it is offline or partly watched.
     pub(crate) reason: Option<String>,
+    /// How many files were looked at so far, while it is `indexing`.
+    pub(crate) files_so_far: Option<u64>,
     /// How many entries are not indexed, so far as they were counted: up to some ten thousand in one pass.
     pub(crate) skipped: usize,
     /// The parts below the root that are offline.
@@ -281,6 +285,7 @@ impl Node {
                 _ => "up to date",
             },
             reason: state.offline.clone().or_else(|| (unwatched > 0).then(limited)).or_else(silent),
+            files_so_far: (!state.scanned).then_some(state.so_far),
             skipped: state.skipped.len(),
             offline_parts: state
                 .parts

@@ -231,7 +231,9 @@ impl<'a> Reconcile<'a> {
         if self.reporter.is_closed() {
             return Err(crate::event::NobodyListens.into());
         }
-        self.reporter.progress("indexing", self.totals.bytes, None, self.totals.files);
+        let files = self.totals.files;
+        self.reporter.progress("indexing", self.totals.bytes, None, files);
+        self.node.arena_state(&self.arena.name, |state| state.so_far = files);
         Ok(())
     }
 
