@@ -257,14 +257,18 @@ fn what_was_known_of_files_outlives_a_damaged_database() {
     bytes[100_000] ^= 4;
     fs::write(&path, &bytes).unwrap();
     fs::File::options().write(true).open(&path).unwrap().set_modified(mtime).unwrap();
-    // And the database is damaged where no rows of files are: its last used page.
+    // And the database is damaged: in the last of its pages that is in use, where rows of files are seldom.
     let database = a.home().join("state/blobd.redb");
-    let mut pages = fs::read(&database).unwrap();
-    let last = pages.chunks(4096).rposition(|page| page.iter().any(|byte| *byte != 0)).unwrap();
-    pages[last * 4096 + 100] ^= 1;
-    fs::write(&database, pages).unwrap();
-    let report = a.exits(4, ["doctor"]);
-    assert!(report.text().contains("blob doctor --rebuild"), "{}", report.text());
+    let whole = fs::read(&database).unwrap();
+    let is_damaged = |page: &usize| {
+        let mut pages = whole.clone();
+        pages[page * 4096 + 100] ^= 1;
+        fs::write(&database, pages).unwrap();
+        let report = a.run(["doctor"]);
+        assert_eq!(report.code == 4, report.text().contains("blob doctor --rebuild"), "{}", report.text());
+        report.code == 4
+    };
+    (1..whole.len() / 4096).rev().find(is_damaged).expect("a page is in use");
     a.restart_in_place();
     wait_for("it is read again", LIMIT, || a.run(["status"]).text().contains("up to date").then_some(()));
     let suspect = a.exits(4, ["verify", "--json"]).of_type("suspect");

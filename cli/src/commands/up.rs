@@ -33,12 +33,16 @@ pub(crate) async fn serve(home: &Home, args: DaemonArgs) -> Result<Code, Failure
 /// `blob up`
 pub(crate) async fn up(home: &Home, common: &Common, dirs: &[PathBuf], args: DaemonArgs) -> Result<Code, Failure> {
     let daemon = start(home, args).await?;
-    let outcome = tokio::select! {
-        outcome = set_up(&daemon, common, dirs) => match outcome {
-            Ok(()) => daemon.over().await,
-            Err(failure) => Err(failure),
-        },
-        over = daemon.over() => over,
+    let outcome = {
+        // One listens all the time: a signal between two that listen is lost.
+        let mut over = std::pin::pin!(daemon.over());
+        tokio::select! {
+            outcome = set_up(&daemon, common, dirs) => match outcome {
+                Ok(()) => over.as_mut().await,
+                Err(failure) => Err(failure),
+            },
+            over = over.as_mut() => over,
+        }
     };
     daemon.stop().await;
     outcome.map(|()| Code::Ok)
