@@ -58,7 +58,7 @@ fn a_get_survives_kills_at_any_moment() {
         victim.kill9();
         let when = format!("kill {kills}, {} after {moment:?}, SEED={seed}", victim.name());
         println!("{when}{}", if hit { "" } else { ": too late" });
-        victim.restart();
+        victim.restart_in_place();
         let verified = victim.run(["verify", "--json"]);
         assert_eq!(verified.code, 0, "{when}: {}{}", verified.text(), verified.stderr);
         // Either its own daemon is gone, or the one that it gets from: it ends, and says so.
