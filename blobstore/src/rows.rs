@@ -40,7 +40,7 @@ pub(crate) const MENDING: TableDefinition<FileKey, &[u8]> = TableDefinition::new
 pub(crate) const VANISHED: TableDefinition<&[u8], &[u8]> = TableDefinition::new("store.vanished");
 /// Number of a vanished file, in the order in which they vanished → its absolute path.
 pub(crate) const VANISHED_ORDER: TableDefinition<u64, &[u8]> = TableDefinition::new("store.vanished_order");
-/// Number of a repair → [`RepairRow`](crate::saved::RepairRow).
+/// Number of a repair → [`RepairRow`].
 pub(crate) const REPAIRS: TableDefinition<u64, &[u8]> = TableDefinition::new("store.repairs");
 
 /// Root and path below it.

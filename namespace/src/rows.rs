@@ -26,7 +26,7 @@ pub(crate) const PINS: TableDefinition<(&str, &[u8]), ()> = TableDefinition::new
 /// The first 8 bytes of a blob id, and the number of a peer, not this machine's → at how many paths the peer has it.
 pub(crate) const BLOBS: TableDefinition<(u64, u32), u64> = TableDefinition::new("namespace.blobs");
 
-/// Arena, and the path of a mount point in it, or nothing for the arena root → [`Anchor`](crate::Anchor).
+/// Arena, and the path of a mount point in it, or nothing for the arena root → [`Anchor`].
 pub(crate) const ANCHORS: TableDefinition<(&str, &[u8]), &[u8]> = TableDefinition::new("namespace.anchors");
 /// Arena, path, blob → [`DepartedRow`]: a file that was pinned here and that its owner has deleted.
 pub(crate) const DEPARTED: TableDefinition<DepartedKey, &[u8]> = TableDefinition::new("namespace.departed");
