@@ -523,3 +523,51 @@ impl Node {
 /// How long an entry is waited for that an older move of the same machine puts back.
 const PUT_BACK_LIMIT: Duration = Duration::from_secs(5);
 const PUT_BACK_POLL: Duration = Duration::from_millis(20);
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, future::Future, task::Context};
+
+    use namespace::Arena;
+    use tokio::{runtime::Builder, time::timeout};
+
+    use super::*;
+    use crate::{home::Home, node::NodeOptions};
+
+    /// Whoever asked for an entry to be set aside goes away before it turns out that it stays: the entry is free again.
+    #[test]
+    fn an_entry_is_free_after_its_preparation_although_nobody_waits() {
+        let temp = tempfile::tempdir().unwrap();
+        let docs = temp.path().join("docs");
+        fs::create_dir(&docs).unwrap();
+        fs::write(docs.join("file"), "edited since").unwrap();
+        let home = Home::new(Some(&temp.path().join("home"))).unwrap();
+        // On one thread, nothing that was spawned has run when the first poll is over.
+        Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+            let node = Node::open(&home, &NodeOptions { deaf: true, ..NodeOptions::default() }).unwrap();
+            let name: ArenaName = "docs".parse().unwrap();
+            let arena = Arena { name: name.clone(), dir: Some(docs), public: false, root: None };
+            let (reporter, _events) = crate::event::Reporter::new();
+            node.add_arena(arena, &reporter).await.unwrap();
+            let left = node.leave(None, &name, Leave { number: 1, path: None }).await.unwrap();
+            assert!(matches!(left, Done::Ready), "{left:?}");
+            let path: RelPath = b"file".to_vec().try_into().unwrap();
+            let content = Content::File { blob: BlobId::of(b"as it was"), size: 9, mode: 0o644 };
+            let order = Prepare { number: 1, path: path.clone(), content, attributes: None };
+            let spot = (name.clone(), path);
+            {
+                let mut asking = Box::pin(node.prepare(None, &name, order));
+                let polled = asking.as_mut().poll(&mut Context::from_waker(std::task::Waker::noop()));
+                assert!(polled.is_pending(), "{polled:?}");
+                assert!(node.inner.moving.is_aside(&spot));
+            }
+            let is_free = async {
+                while node.inner.moving.is_aside(&spot) {
+                    tokio::task::yield_now().await;
+                }
+            };
+            timeout(Duration::from_secs(20), is_free).await.expect("it is free again");
+            node.shutdown().await;
+        });
+    }
+}
