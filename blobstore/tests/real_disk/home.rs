@@ -10,8 +10,8 @@ use std::{
     sync::Arc,
 };
 
-use blobstore::{Disk, FileRef, FileRow, NewFile, RealDisk, RootId, Settings, Store, StoreError, Verdict};
-use redb::Database;
+use blobstore::{Disk, FileRef, FileRow, NewFile, RealDisk, Rebuilt, RootId, Settings, Store, StoreError, Verdict};
+use redb::{Database, ReadOnlyDatabase};
 use tempfile::TempDir;
 use tree::{BlobId, Drift, Fingerprint, RangeSet};
 
@@ -87,6 +87,16 @@ impl Home {
         fs::copy(database(&dir, kills), database(&dir, kills + 1)).unwrap();
         std::mem::forget(store);
         Self::open(dir, kills + 1, disk)
+    }
+
+    /// The next start with a database made anew, from the old one too if it `is_there`.
+    pub(crate) fn rebuild(self, is_there: bool) -> (Self, Rebuilt) {
+        let (kills, disk) = (self.kills, self.disk.clone());
+        let dir = self.close();
+        let old = is_there.then(|| ReadOnlyDatabase::open(database(&dir, kills)).unwrap());
+        let db = Arc::new(Database::create(database(&dir, kills + 1)).unwrap());
+        let rebuilt = Store::rebuild(Arc::new(RealDisk), db, settings(dir.path()), old.as_ref()).unwrap();
+        (Self::open(dir, kills + 1, disk), rebuilt)
     }
 
     pub(crate) fn file(&self, name: &str) -> FileRef {

@@ -15,6 +15,7 @@ mod links;
 mod mend;
 mod model;
 mod reading;
+mod rebuild;
 mod refusing;
 mod saved;
 mod suspect;

@@ -241,7 +241,7 @@ fn a_write_that_fails_halfway_makes_no_edit() {
     check_mending_refused(Refuse::HalfOfWrites);
 }
 
-/// A bad sector below the last, partial block of a file: the block is let go of, and written anew.
+/// A bad sector below the last, partial block of a file: the block is punched, and written anew.
 #[test]
 fn the_last_block_is_mended_although_it_cannot_be_read() {
     let (disk, bytes, rot) = (Refusing::new(), random(1, SIZE), groups(SIZE, [3, 20]));
