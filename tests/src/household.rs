@@ -1,4 +1,4 @@
-use std::{fs, path::Path, time::Duration};
+use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 
 use serde_json::Value;
 
@@ -99,6 +99,15 @@ pub fn write_tree(root: &Path, names: &[&str]) {
             fs::create_dir_all(path.parent().expect("it is below the root")).expect("make a directory");
             fs::write(path, name).expect("write a file");
         }
+    }
+}
+
+/// Writes files below `root`, each under its path.
+pub fn write_files<P: AsRef<Path>>(root: &Path, files: &BTreeMap<P, Vec<u8>>) {
+    for (path, bytes) in files {
+        let path = root.join(path);
+        fs::create_dir_all(path.parent().expect("it is below the root")).expect("make a directory");
+        fs::write(path, bytes).expect("write a file");
     }
 }
 

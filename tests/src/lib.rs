@@ -30,7 +30,7 @@ pub use disk::Disk;
 pub use faults::{Fault, Struck, can_attach};
 pub use file_system::{FileSystem, FileSystemKind};
 pub use ganesha::Ganesha;
-pub use household::{QUICK, listable, write_tree};
+pub use household::{QUICK, listable, write_files, write_tree};
 pub use liar::{Answer, Batches, Liar, Statement, file_statement};
 pub use link::{Fate, Fates, Link, Quality, Way};
 pub use machine::{Machine, Output, Scratch, blob, blobd};

@@ -9,7 +9,7 @@ use std::{
 };
 
 use fastrand::Rng;
-use tests::{Machine, QUICK, Scratch, random_bytes, wait_for};
+use tests::{Machine, QUICK, Scratch, random_bytes, wait_for, write_files};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -26,14 +26,6 @@ fn files(rng: &mut Rng) -> Files {
     }
     files.insert("large".into(), random_bytes(5_000_000, rng));
     files
-}
-
-fn write(root: &Path, files: &Files) {
-    for (path, bytes) in files {
-        let path = root.join(path);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, bytes).unwrap();
-    }
 }
 
 fn is_untouched(root: &Path, files: &Files) {
@@ -128,7 +120,7 @@ fn damage_to_its_own_state() {
     let mut rng = Rng::with_seed(seed);
     let scratch = Scratch::new();
     let (root, files) = (scratch.dir("docs"), files(&mut rng));
-    write(&root, &files);
+    write_files(&root, &files);
     let a = Machine::quick(&scratch, "a", &[&root]);
     let b = Machine::quick::<&Path>(&scratch, "b", &[]);
     b.join(&a);
@@ -184,7 +176,7 @@ fn a_lost_database_takes_no_decision_along() {
     let scratch = Scratch::new();
     let mut rng = Rng::with_seed(7);
     let (root, files) = (scratch.dir("docs"), files(&mut rng));
-    write(&root, &files);
+    write_files(&root, &files);
     let a = Machine::quick(&scratch, "a", &[&root]);
     let own = scratch.dir("own");
     fs::write(own.join("note"), "mine").unwrap();
@@ -246,7 +238,7 @@ fn what_was_known_of_files_outlives_a_damaged_database() {
     let scratch = Scratch::new();
     let (root, mut rng) = (scratch.dir("docs"), Rng::with_seed(8));
     let files = files(&mut rng);
-    write(&root, &files);
+    write_files(&root, &files);
     let config = format!("{QUICK}[scrub]\nrepair = false\n");
     let a = Machine::up_with_config(&scratch, "a", &[&root], &config);
     a.stop();

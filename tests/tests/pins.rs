@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fs, path::Path, process::Stdio, time::Duration}
 use fastrand::Rng;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
-use tests::{Machine, QUICK, Scratch, random_bytes, wait_for};
+use tests::{Machine, QUICK, Scratch, random_bytes, wait_for, write_files};
 
 /// Path below `docs` → bytes.
 type Files = BTreeMap<&'static str, Vec<u8>>;
@@ -27,18 +27,10 @@ fn files() -> Files {
     files
 }
 
-fn write(root: &Path, files: &Files) {
-    for (path, bytes) in files {
-        let path = root.join(path);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, bytes).unwrap();
-    }
-}
-
 /// A machine that has the files as `docs`.
 fn holder(scratch: &Scratch, name: &str, files: &Files) -> Machine {
     let root = scratch.dir(&format!("{name}/docs"));
-    write(&root, files);
+    write_files(&root, files);
     Machine::quick(scratch, name, &[root])
 }
 
@@ -246,7 +238,7 @@ fn with_another_machine_that_has_it_and_files_in_place() {
     let root = scratch.dir("b/docs");
     let mine: Files =
         files.iter().filter(|(path, _)| path.starts_with("keep/sub")).map(|(p, b)| (*p, b.clone())).collect();
-    write(&root, &mine);
+    write_files(&root, &mine);
     let b = Machine::quick(&scratch, "b", std::slice::from_ref(&root));
     b.join(&a);
     b.join(&c);
