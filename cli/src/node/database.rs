@@ -1,6 +1,6 @@
 //! The database's file, and whether it can be relied on: spec/store.md, "The database". All of it is read and compared with its
-//! checksums when it is opened. Once a system call on it has failed, nobody knows what of it is on the disk; and once redb has
-//! panicked, it was damaged meanwhile. The daemon is to end then, not to go on without.
+//! checksums when it is opened. After a failed system call its state on the disk is unknown, and after
+//! a panic in redb it is damaged: the daemon ends then.
 
 use std::{
     cell::Cell,
@@ -102,10 +102,16 @@ fn judged<T>(open: impl FnOnce() -> Result<T, DatabaseError>) -> Result<T, OpenE
 
 /// Runs `work`, which catches panics that damage may cause: they are not reported.
 pub(super) fn expecting_panics<T>(work: impl FnOnce() -> T) -> T {
+    /// Whatever becomes of the work, later panics are reported.
+    struct Expecting;
+    impl Drop for Expecting {
+        fn drop(&mut self) {
+            ARE_EXPECTED.set(false);
+        }
+    }
     ARE_EXPECTED.set(true);
-    let outcome = work();
-    ARE_EXPECTED.set(false);
-    outcome
+    let _expecting = Expecting;
+    work()
 }
 
 thread_local! {
@@ -118,7 +124,7 @@ pub(crate) fn explains_panic(place: &str, reason: &str) -> bool {
     if ARE_EXPECTED.get() {
         return true;
     }
-    let is_damage = place.contains("/redb-");
+    let is_damage = place.contains("/redb");
     if is_damage && DAMAGE.send_replace(Some(reason.to_owned())).is_none() {
         error!(reason, place, "the database is damaged");
     }
@@ -132,6 +138,39 @@ pub(super) fn damage() -> DatabaseHealth {
 
 /// Panics know no home: it is that of the process.
 static DAMAGE: LazyLock<watch::Sender<Option<String>>> = LazyLock::new(|| watch::Sender::new(None));
+
+/// What of a backend is the same for every one that has a `file`.
+macro_rules! file_is_closed_and_locked {
+    () => {
+        fn close(&self) -> io::Result<()> {
+            self.file.close()
+        }
+
+        fn try_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
+            self.file.try_lock_range(start, end)
+        }
+
+        fn try_lock_shared_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
+            self.file.try_lock_shared_range(start, end)
+        }
+
+        fn lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
+            self.file.lock_range(start, end)
+        }
+
+        fn lock_shared_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
+            self.file.lock_shared_range(start, end)
+        }
+
+        fn unlock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
+            self.file.unlock_range(start, end)
+        }
+
+        fn query_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
+            self.file.query_lock_range(start, end)
+        }
+    };
+}
 
 /// A file that tells when it fails for the first time.
 #[derive(Debug)]
@@ -173,33 +212,7 @@ impl StorageBackend for Watched {
         self.note(self.file.write(offset, data))
     }
 
-    fn close(&self) -> io::Result<()> {
-        self.file.close()
-    }
-
-    fn try_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
-        self.file.try_lock_range(start, end)
-    }
-
-    fn try_lock_shared_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
-        self.file.try_lock_shared_range(start, end)
-    }
-
-    fn lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
-        self.file.lock_range(start, end)
-    }
-
-    fn lock_shared_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
-        self.file.lock_shared_range(start, end)
-    }
-
-    fn unlock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
-        self.file.unlock_range(start, end)
-    }
-
-    fn query_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
-        self.file.query_lock_range(start, end)
-    }
+    file_is_closed_and_locked!();
 }
 
 /// A file that stays as it is: what is written to it is kept in memory.
@@ -277,33 +290,7 @@ impl StorageBackend for Unwritten {
         Ok(())
     }
 
-    fn close(&self) -> io::Result<()> {
-        self.file.close()
-    }
-
-    fn try_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
-        self.file.try_lock_range(start, end)
-    }
-
-    fn try_lock_shared_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
-        self.file.try_lock_shared_range(start, end)
-    }
-
-    fn lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
-        self.file.lock_range(start, end)
-    }
-
-    fn lock_shared_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
-        self.file.lock_shared_range(start, end)
-    }
-
-    fn unlock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<(), BackendError> {
-        self.file.unlock_range(start, end)
-    }
-
-    fn query_lock_range(&self, start: Bound<u64>, end: Bound<u64>) -> Result<bool, BackendError> {
-        self.file.query_lock_range(start, end)
-    }
+    file_is_closed_and_locked!();
 }
 
 /// The blocks that `len` bytes from `offset` on are in: number, which of the bytes, and where in the block.
