@@ -96,7 +96,7 @@ pub(crate) struct CopyArgs {
 /// How long machines are waited for.
 #[derive(Debug, Clone, Copy, Args)]
 pub(crate) struct Retry {
-    /// Wait for so long for a machine that goes away meanwhile, such as 30s or 10m; 0s not to.
+    /// How long to wait for a machine that disconnects during the command, such as 30s or 10m; 0s disables waiting.
     #[arg(long = "retry", value_name = "TIME", default_value = "2m", env = "BLOBD_RETRY", value_parser = time)]
     limit: Duration,
 }
@@ -324,13 +324,13 @@ enum Command {
         #[arg(value_name = "ARENA[/PATH]")]
         targets: Vec<OsString>,
     },
-    /// See whether this machine's own state is whole: the database, and the cache. The daemon must not run.
+    /// Check the database and the cache, and rebuild a damaged database. The daemon must not run.
     #[command(after_help = examples::DOCTOR)]
     Doctor {
-        /// Make a damaged or lost database anew, from what can be proven. What is there of it is put aside.
+        /// Rebuild a damaged or lost database from what can be proven. The old one is kept in a directory of its own.
         #[arg(long)]
         rebuild: bool,
-        /// Begin anew with an empty database and cache: arenas, pins and peers are forgotten. The key stays.
+        /// Start with an empty database and cache: arenas, pins and peers are forgotten. The key stays.
         #[arg(long, conflicts_with = "rebuild")]
         new: bool,
     },

@@ -448,8 +448,8 @@ const TEMPLATE: &str = r#"# blobd's settings. Everything has a default, shown he
 
 [watch]
 # A file that changes is read once it has rested so long, or after settle_max if it never does; and everything is looked
-# at again now and then, in case something was not heard: more often on network file systems, where what other machines
-# change is never heard of.
+# at again now and then, in case an event was missed; every `poll` on network file systems, which do not report changes
+# that other machines make.
 #settle = "2s"
 #settle_max = "1m"
 #rescan = "1h"
@@ -469,7 +469,7 @@ const TEMPLATE: &str = r#"# blobd's settings. Everything has a default, shown he
 
 [nfs]
 # Everything as a folder: where to listen for `blob mount`, or "none"; another port if this one is taken. Whose clients are let in: they
-# read everything. How far ahead of who reads in order is fetched, how long a read waits for bytes that are not here, and
+# read everything. How far ahead of who reads in order is fetched, how long a read waits without any byte arriving, and
 # whether files look read-only.
 #listen = "127.0.0.1:7701"
 #allow = ["127.0.0.0/8", "::1"]

@@ -272,7 +272,7 @@ impl Reader {
             if began.elapsed() >= SLOW && is_begun {
                 return Ok((pieces, false));
             }
-            // Whoever waits behind others has not been forgotten.
+            // While bytes for other reads arrive, this one only waits its turn.
             let silent_since = self.inner.flights.last_came().map_or(began, |came| came.max(began));
             if silent_since.elapsed() >= self.inner.limit {
                 return Err(ReadError::TimedOut(self.inner.limit));
@@ -427,9 +427,9 @@ async fn join<T>(handle: JoinHandle<T>) -> T {
     }
 }
 
-/// So often a read that waits looks whether its beginning is here.
+/// How often a waiting read checks whether its beginning has arrived.
 const LOOK: Duration = Duration::from_millis(250);
-/// After so long, a read is answered with the beginning of what it asked for.
+/// A read that waits longer than this is answered with what has arrived, if that includes its beginning.
 const SLOW: Duration = Duration::from_secs(2);
 /// A read that finds something lost again and again fails.
 const ATTEMPTS: usize = 4;

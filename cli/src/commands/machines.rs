@@ -165,7 +165,7 @@ pub(crate) async fn status(home: &Home, common: &Common, skipped: bool, check: b
     Ok(code)
 }
 
-/// How a status is told by an exit code: damage, something else that needs a look, or all well.
+/// The exit code of `blob status --check`: damage, something else that needs attention, or all well.
 fn health(status: &Value) -> Code {
     let count = |value: &Value| value.as_u64().unwrap_or(0);
     let (scrub, pins) = (&status["scrub"], &status["pins"]);

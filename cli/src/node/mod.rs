@@ -309,7 +309,7 @@ impl Node {
         let mut damage = database::damage();
         let failure = tokio::select! {
             Ok(reason) = health.wait_for(Option::is_some) => Failure::new(Code::Error, reason.clone().unwrap_or_default())
-                .hint("what was said to be done is done; start the daemon again once the disk is well"),
+                .hint("completed changes are safe; start the daemon again once the disk works"),
             Ok(reason) = damage.wait_for(Option::is_some) => damaged(reason.clone().unwrap_or_default()),
             else => std::future::pending().await,
         };

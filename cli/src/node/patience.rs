@@ -26,8 +26,8 @@ pub(super) struct Patience {
     expected: BTreeSet<PeerId>,
     /// Since when it waits, and how long at most.
     waiting: Mutex<Option<(Instant, Duration)>>,
-    /// When the user was told last.
-    told: Mutex<Option<Instant>>,
+    /// When the user was last notified.
+    notified: Mutex<Option<Instant>>,
 }
 
 /// When something was begun, and what had happened to machines until then.
@@ -40,7 +40,7 @@ impl Patience {
     /// That of a command that begins now.
     pub(super) fn new(node: &Node, reporter: &Reporter, limit: Duration) -> Self {
         let (node, reporter, expected) = (node.clone(), reporter.clone(), node.connected());
-        Self { node, reporter, limit, expected, waiting: Mutex::default(), told: Mutex::default() }
+        Self { node, reporter, limit, expected, waiting: Mutex::default(), notified: Mutex::default() }
     }
 
     /// To be called before something is done that machines may fail in.
@@ -54,7 +54,7 @@ impl Patience {
     }
 
     /// Whether an attempt that failed because of one of `peers` is to be made again, now: one of them went away since the
-    /// command began, or went and came meanwhile. Waits a while first. Tells the user once that it waits.
+    /// command began, or went and came meanwhile. Waits a while first. Notifies the user that it waits.
     pub(super) async fn again(
         &self,
         Attempt { began, moves }: Attempt,
@@ -69,7 +69,7 @@ impl Patience {
         if peers.is_empty() {
             return false;
         }
-        // Who said nothing for long is about to count as gone.
+        // A machine that has been silent for long is about to be disconnected.
         let was_silent = began.elapsed() >= STALLED;
         if was_silent && *moved.borrow() == moves {
             let _ = timeout(STALLED, moved.changed()).await;
@@ -88,12 +88,11 @@ impl Patience {
         };
         match waiting {
             Some((since, limit)) if since.elapsed() >= limit => return false,
-            Some(_) => {}
-            None if self.was_just_told() => {}
-            None => {
+            None if self.is_time_to_notify() => {
                 let (reason, for_s) = (failure.reason(), limit.as_secs());
                 let _ = self.reporter.send(Event::Waiting { reason, for_s }).await;
             }
+            _ => {}
         }
         if peers.iter().all(is_away) {
             let _ = timeout(AWAY_PAUSE, moved.changed()).await;
@@ -102,24 +101,24 @@ impl Patience {
         true
     }
 
-    /// Whether the user was told a moment ago; if not, it counts as told now.
-    fn was_just_told(&self) -> bool {
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        let was_told = told.is_some_and(|told| told.elapsed() < TOLD_EVERY);
-        if !was_told {
-            *told = Some(Instant::now());
+    /// Whether it is time to notify the user; if so, the time is noted.
+    fn is_time_to_notify(&self) -> bool {
+        let mut notified = self.notified.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_time = notified.is_none_or(|at| at.elapsed() >= NOTIFY_INTERVAL);
+        if is_time {
+            *notified = Some(Instant::now());
         }
-        was_told
+        is_time
     }
 }
 
-/// The user is told no more often than that.
-const TOLD_EVERY: Duration = Duration::from_secs(10);
-/// After so long without an answer it waits as long whether the machine is given up.
+/// The least time between two notices.
+const NOTIFY_INTERVAL: Duration = Duration::from_secs(10);
+/// An attempt that took this long failed because a machine stopped answering. Its disconnection is awaited as long.
 const STALLED: Duration = Duration::from_secs(5);
-/// Who fell silent, without a word that it goes, is waited for no longer: it may be frozen, or off.
+/// The limit for a machine that stopped answering without closing its connection: it may be frozen, or off.
 const SILENT_LIMIT: Duration = Duration::from_secs(20);
-/// For so long it waits for news of a machine that is away, before it tries all the same.
+/// The longest pause between two attempts while all machines are away.
 const AWAY_PAUSE: Duration = Duration::from_secs(5);
-/// And for so long in any case.
+/// The least pause between two attempts.
 const PAUSE: Duration = Duration::from_millis(300);

@@ -159,8 +159,8 @@ impl MountTable {
         Some(self.now().ok()?.around(dir))
     }
 
-    /// The type of a file system that is in an arena, and whose changes by other machines nobody is told of; by the arena root
-    /// without symbolic links.
+    /// The type of a file system at or below `dir` that does not report changes by other machines; `None` if there is none.
+    /// `dir` has no symbolic links.
     pub(in super::super) fn silent(&self, dir: &Path) -> Option<String> {
         let mounts = self.now().ok()?;
         let below = mounts.below(dir);
