@@ -48,7 +48,7 @@ pub use mend::{Consent, Mending};
 pub use outboard::HashedFile;
 pub use pages::Files;
 pub use place::{FileRef, Presence, RootId};
-pub use rebuild::Rebuilt;
+pub use rebuild::{Rebuilt, strange_format};
 pub use rows::{FileRow, FileState, count_rows};
 pub use saved::Repair;
 pub use scrub::{Item, Task, Verified};

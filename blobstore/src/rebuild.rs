@@ -15,7 +15,10 @@ use tree::{BlobId, Geometry, Grain, hash_into};
 use crate::{
     Access, Disk, FileRow, Settings, Store, StoreError, Verdict,
     cache::is_inline,
-    rows::{CACHED, CachedRow, FILES, INLINE, REPAIRS, ROOTS, VANISHED, VanishedRow, decode, decode_or_none, encode},
+    rows::{
+        CACHED, CachedRow, FILES, FORMAT, INLINE, META, REPAIRS, ROOTS, VANISHED, VanishedRow, decode, decode_or_none,
+        encode,
+    },
     saved::RepairRow,
     vanished::remember,
 };
@@ -49,6 +52,8 @@ impl Store {
     ) -> Result<Rebuilt, StoreError> {
         let store = Self::new(disk, db, settings)?;
         store.make_tables()?;
+        // Rows of another format mean something else.
+        let damaged = damaged.filter(|damaged| strange_format(damaged).is_none());
         let mut rebuilt = Rebuilt::default();
         if let Some(damaged) = damaged {
             rebuilt.remembered = store.remember_files_of(damaged)?;
@@ -190,6 +195,17 @@ impl Store {
     }
 }
 
+/// Returns why the rows of a damaged database are not to be read: another version of this program made them. Reading may panic,
+/// which is caught.
+pub fn strange_format(damaged: &ReadOnlyDatabase) -> Option<StoreError> {
+    let mut format = None;
+    read_what_can_be(damaged, META, META_ROWS_MAX, &mut |name, value| {
+        format = format.or((name == "format").then_some(value));
+    });
+    let found = format.filter(|format| *format != FORMAT && *format <= FORMAT_MAX)?;
+    Some(StoreError::Format { found, known: FORMAT })
+}
+
 /// Gives `visit` up to `max` rows of a table of a damaged database: from the first on until one cannot be read, and then from
 /// the last back until one cannot be read. Some may come twice.
 fn read_what_can_be<K: redb::Key + 'static, V: redb::Value + 'static>(
@@ -219,3 +235,6 @@ const ROWS_AT_ONCE: usize = 4096;
 /// Small blobs of up to a chunk group each: some gigabytes at most.
 const BLOBS_MAX: u64 = 200_000;
 const REPAIRS_MAX: u64 = 1_000_000;
+const META_ROWS_MAX: u64 = 100;
+/// A higher one is rot.
+const FORMAT_MAX: u32 = 100;

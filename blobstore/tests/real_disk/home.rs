@@ -91,8 +91,14 @@ impl Home {
 
     /// The next start with a database made anew, from the old one too if it `is_there`.
     pub(crate) fn rebuild(self, is_there: bool) -> (Self, Rebuilt) {
+        self.rebuild_after(is_there, |_| {})
+    }
+
+    /// The same; if the old one is there, it is changed first.
+    pub(crate) fn rebuild_after(self, is_there: bool, change: impl FnOnce(&Database)) -> (Self, Rebuilt) {
         let (kills, disk) = (self.kills, self.disk.clone());
         let dir = self.close();
+        change(&Database::create(database(&dir, kills)).unwrap());
         let old = is_there.then(|| ReadOnlyDatabase::open(database(&dir, kills)).unwrap());
         let db = Arc::new(Database::create(database(&dir, kills + 1)).unwrap());
         let rebuilt = Store::rebuild(Arc::new(RealDisk), db, settings(dir.path()), old.as_ref()).unwrap();

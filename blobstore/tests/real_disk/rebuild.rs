@@ -3,6 +3,7 @@
 use std::{fs, fs::File, os::unix::fs::FileExt};
 
 use blobstore::Presence;
+use redb::TableDefinition;
 use tree::{BlobId, RangeSet};
 
 use crate::{
@@ -55,4 +56,19 @@ fn files_are_remembered_as_vanished_and_claimed_by_nothing() {
     assert_eq!(home.store.file(&home.file("dir/file")).unwrap(), None);
     assert_eq!(home.store.presence(BlobId::of(&bytes)).unwrap(), Presence::None);
     assert_eq!(home.store.vanished(home.root, &[b"dir/file"]).unwrap(), [Some(row)]);
+}
+
+/// Rows of another format would be misread.
+#[test]
+fn nothing_is_taken_from_rows_of_another_format() {
+    let home = Home::new();
+    home.put("dir/file", &random(1, SIZE));
+    home.cache_all(&random(2, 500));
+    let (home, rebuilt) = home.rebuild_after(true, |db| {
+        let txn = db.begin_write().unwrap();
+        txn.open_table(TableDefinition::<&str, u32>::new("store.meta")).unwrap().insert("format", 2).unwrap();
+        txn.commit().unwrap();
+    });
+    assert_eq!((rebuilt.remembered, rebuilt.blobs), (0, 0));
+    assert_eq!(home.store.presence(BlobId::of(&random(2, 500))).unwrap(), Presence::None);
 }
