@@ -84,6 +84,14 @@ pub enum StoreError {
         /// Bytes that the cache leaves free there.
         keep_free: u64,
     },
+    /// The disk of the store's rows has no room for more of them.
+    #[error("the disk of the home is full: it has {free} bytes free, of which {keep_free} are kept free")]
+    HomeFull {
+        /// Bytes free there.
+        free: u64,
+        /// Bytes that are kept free.
+        keep_free: u64,
+    },
     /// The bytes of an outboard made anew name another blob.
     #[error("the bytes of {path:?} are no longer blob {blob}")]
     NotTheBlob {
@@ -95,8 +103,22 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Whether it is only for want of room.
+    pub fn is_full(&self) -> bool {
+        match self {
+            Self::CacheFull { .. } | Self::HomeFull { .. } => true,
+            Self::File { source, .. } => is_full(source),
+            _ => false,
+        }
+    }
+
     /// Wraps an I/O error with what was being done to which path.
     pub(crate) fn file(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
         move |source| Self::File { action, path: path.into(), source }
     }
+}
+
+/// Whether a write failed for want of room.
+pub(crate) fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }

@@ -204,6 +204,8 @@ async fn status(State(node): State<Node>) -> Answer {
         "version": env!("CARGO_PKG_VERSION"),
         "name": node.name(),
         "peer": node.peers().me().to_string(),
+        "home_full": node.home_full().map(|full| full.reason()),
+        "waits_for_room": node.waits_for_room(),
         "put_aside": node.put_aside(),
         "twin": node.peers().has_twin(),
         "listens_on": node.peers().listens_on(),

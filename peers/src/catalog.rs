@@ -121,6 +121,9 @@ async fn hear(inner: &Arc<Inner>, connection: &quinn::Connection, peer: PeerId) 
                 }
             }
         };
+        while inner.store.short_of_room().is_some() && connection.close_reason().is_none() {
+            sleep(FULL_PAUSE).await;
+        }
         let (origin, mark) = (batch.origin, batch.mark);
         debug!(%peer, %origin, rows = batch.statements.len(), seq = mark.seq, "heard");
         let is_trusted = origin != peer && inner.roster.get(origin).is_some();
@@ -265,5 +268,7 @@ const ASKED_ANEW: u32 = 0;
 /// So long passes between two questions, whatever the other side tells.
 const AGAIN: Duration = Duration::from_millis(100);
 const RETRY: Duration = Duration::from_secs(5);
+/// How long to wait until there may be room for what was heard.
+const FULL_PAUSE: Duration = Duration::from_secs(1);
 /// Of so many peers rumours are kept; so many are known at most.
 const RUMOURS_MAX: usize = 1000;

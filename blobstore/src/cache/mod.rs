@@ -197,6 +197,12 @@ impl Store {
         own_file(&self.inner.settings.cache, blob, "obao4")
     }
 
+    /// Deletes what the cache has of a blob. The caller is alone with it.
+    pub fn discard(&self, blob: BlobId) -> Result<(), StoreError> {
+        let _alone = self.inner.cache_files.write().unwrap_or_else(PoisonError::into_inner);
+        if self.cached_row(blob)?.is_some() { self.discard_cached(blob) } else { Ok(()) }
+    }
+
     /// Forgets a cached blob, and then deletes its files. The caller holds the cache's files.
     fn discard_cached(&self, blob: BlobId) -> Result<(), StoreError> {
         self.forget_row(blob)?;
@@ -275,18 +281,29 @@ impl Store {
     /// its file system, or until nothing is left that may be evicted. What is in use is not; so the limit may be
     /// exceeded by that. Fails with [`StoreError::CacheFull`] if they would not leave enough free.
     ///
-    /// If they do not `count`, as what is pinned or only passes through, the budget is none of their business.
+    /// If they do not `count`, as what is pinned or only passes through, the budget is none of their business. Whatever
+    /// `cache.keep_free` says, there is room for rows.
     pub(crate) fn make_room(&self, incoming: u64, count: bool) -> Result<(), StoreError> {
         for _ in 0..EVICTION_ROUNDS {
             let CacheUsage { bytes, limit, free, keep_free, .. } = self.cache_usage()?;
+            let keep_free = keep_free.max(ROOM_BYTES);
             let over = if count { (bytes + incoming).saturating_sub(limit) } else { 0 };
             let short = keep_free.saturating_add(incoming).saturating_sub(free);
             let needed = over.max(short);
             if needed == 0 || !self.evict(needed.max(EVICT_BYTES_MIN.min(limit / 16)))? {
-                return if short == 0 { Ok(()) } else { Err(StoreError::CacheFull { free, keep_free }) };
+                if short > 0 {
+                    return Err(StoreError::CacheFull { free, keep_free });
+                }
+                break;
             }
         }
-        Ok(())
+        self.short_of_room().map_or(Ok(()), |free| Err(StoreError::HomeFull { free, keep_free: ROOM_BYTES }))
+    }
+
+    /// Returns how many bytes are free on the disk of the store's rows, if those are too few to add any: spec/store.md, "Full
+    /// disks".
+    pub fn short_of_room(&self) -> Option<u64> {
+        self.inner.disk.free_bytes(&self.inner.settings.outboards).ok().filter(|free| *free < ROOM_BYTES)
     }
 
     /// Evicts until the cache takes at most `bytes` on the disk beside what is pinned, or until only what is in use is left.
@@ -423,6 +440,9 @@ impl Drop for Passage {
         self.inner.ledger.lock().unwrap_or_else(PoisonError::into_inner).unstage(self.blob);
     }
 }
+
+/// So much stays free on the disk of the rows, beside what makes room.
+const ROOM_BYTES: u64 = 8 << 20;
 
 /// Evicting less at a time would cost more transactions than it saves fetches. Small caches evict less.
 const EVICT_BYTES_MIN: u64 = 8 << 20;

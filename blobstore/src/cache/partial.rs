@@ -14,6 +14,7 @@ use tree::{BlobId, ByteRange, Geometry, PAIR_BYTES, RangeSet, Verified, Verified
 use super::{Lease, is_inline};
 use crate::{
     Access, DiskFile, Sink, Store, StoreError,
+    error::is_full,
     rows::{CACHED, CachedRow, INLINE, decode_or_none, encode},
 };
 
@@ -85,11 +86,21 @@ impl Store {
                 file.set_len(len)?;
                 Ok(file)
             };
-            let (data, outboard) = (self.cache_file(blob), self.cache_outboard_file(blob));
-            Place::Files {
-                data: open(&data, size).map_err(StoreError::file("create", data))?,
-                outboard: open(&outboard, geometry.outboard_bytes()).map_err(StoreError::file("create", outboard))?,
-                named: false,
+            let create = || {
+                let (data, outboard) = (self.cache_file(blob), self.cache_outboard_file(blob));
+                Ok(Place::Files {
+                    data: open(&data, size).map_err(StoreError::file("create", data))?,
+                    outboard: open(&outboard, geometry.outboard_bytes())
+                        .map_err(StoreError::file("create", outboard))?,
+                    named: false,
+                })
+            };
+            match create() {
+                Err(error) if row.is_none() => {
+                    self.discard_cached(blob)?;
+                    return Err(error);
+                }
+                place => place?,
             }
         };
         let lease = self.lease_now(blob, RangeSet::new());
@@ -389,10 +400,6 @@ fn is_named(store: &Store, data: &dyn DiskFile, path: &Path) -> Result<bool, Sto
     let ours = data.fingerprint().map_err(StoreError::file("stat", path))?;
     let named = store.inner.disk.open(path, Access::Read).and_then(|file| file.fingerprint());
     Ok(named.is_ok_and(|named| (named.device, named.inode) == (ours.device, ours.inode)))
-}
-
-fn is_full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// So much together is written past the page cache; of blobs of so many bytes.

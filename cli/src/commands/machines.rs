@@ -126,6 +126,11 @@ pub(crate) async fn status(home: &Home, common: &Common, skipped: bool, check: b
             let dir = printable(dir.as_bytes());
             format!("database      was damaged, and was made anew; what it was before is in {dir}: delete it if nothing is missed")
         }));
+        if let Some(full) = status["home_full"].as_str() {
+            let waits =
+                if status["waits_for_room"] == true { "; what was begun waits until it can be written" } else { "" };
+            lines.push(format!("home          {full}{waits}: make room there, or: blob cache trim"));
+        }
         if status["twin"] == true {
             lines.push(format!("  twin        another machine runs with this one's key: {TWIN_REMEDY}"));
         }
@@ -177,6 +182,7 @@ fn health(status: &Value) -> Code {
     let is_well = |arena: &Value| arena.is_null() || arena["state"] == "up to date" && count(&arena["skipped"]) == 0;
     let masses = pins["mass_deletions"].as_array().is_some_and(|masses| !masses.is_empty());
     let needs_a_look = status["twin"] == true
+        || !status["home_full"].is_null()
         || is_some("put_aside")
         || is_some("not_listening")
         || !arenas.into_iter().all(is_well)

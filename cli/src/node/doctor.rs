@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use blobstore::{RealDisk, Rebuilt, Store, Verdict};
+use blobstore::{RealDisk, Rebuilt, Store, Verdict, strange_format};
 use namespace::Namespace;
 use peers::{Identity, Roster};
 use redb::{Database, ReadOnlyDatabase};
@@ -15,7 +15,7 @@ use tracing::{info, warn};
 
 use super::{
     Home, Node, database,
-    database::{DatabaseHealth, OpenError, expecting_panics},
+    database::{OpenError, Opened, expecting_panics},
     origin,
     record::Record,
 };
@@ -25,11 +25,7 @@ use crate::{
 };
 
 /// Opens the database of a home. One that is damaged is made anew first if this is a daemon; one that is gone is not.
-pub(super) fn open_database(
-    home: &Home,
-    config: &Config,
-    is_daemon: bool,
-) -> Result<(Arc<Database>, DatabaseHealth), Failure> {
+pub(super) fn open_database(home: &Home, config: &Config, is_daemon: bool) -> Result<Opened, Failure> {
     let path = home.database();
     let opening = || format!("open {path:?}");
     if !database::is_there(&path).while_doing(opening())? && was_used(home)? {
@@ -44,13 +40,12 @@ pub(super) fn open_database(
     let opened = match database::open(&path) {
         Err(OpenError::Damaged(reason)) if is_daemon && home.record().exists() => {
             warn!(?path, reason, "the database is damaged, and is made anew");
-            rebuild(home, config)?;
+            rebuild(home, config, false)?;
             database::open(&path)
         }
         opened => opened,
     };
-    let (database, health) = opened.map_err(|error| failure_of(error).while_doing(opening()))?;
-    Ok((Arc::new(database), health))
+    opened.map_err(|error| failure_of(error).while_doing(opening()))
 }
 
 fn failure_of(error: OpenError) -> Failure {
@@ -80,8 +75,9 @@ fn cache_files(cache: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 /// Makes the database of a home anew from the record, the cache and whatever can still be read of the old one, which is put
-/// aside. Nobody may have the home open. Returns what was taken over, and the directory in which the old one is.
-pub(super) fn rebuild(home: &Home, config: &Config) -> Result<(Rebuilt, PathBuf), Failure> {
+/// aside. Nobody may have the home open. Returns what was taken over, and the directory in which the old one is. If nobody asked
+/// for it, one of another format is left as it is.
+pub(super) fn rebuild(home: &Home, config: &Config, is_asked: bool) -> Result<(Rebuilt, PathBuf), Failure> {
     let path = home.database();
     let making = || format!("make {path:?} anew");
     let record = Record::load(home)?;
@@ -90,9 +86,8 @@ pub(super) fn rebuild(home: &Home, config: &Config) -> Result<(Rebuilt, PathBuf)
     }
     let new = path.with_extension("new");
     remove(&new).while_doing(making())?;
-    let (db, _health) = database::open(&new).map_err(|error| failure_of(error).while_doing(making()))?;
-    let db = Arc::new(db);
-    let rebuilt = fill(home, config, db.clone()).while_doing(making())?;
+    let db = database::open(&new).map_err(|error| failure_of(error).while_doing(making()))?.database;
+    let rebuilt = fill(home, config, db.clone(), is_asked).while_doing(making())?;
     let aside = aside(home)?;
     for file in &rebuilt.unknown_saved {
         let name = file.file_name().unwrap_or_default();
@@ -112,15 +107,20 @@ pub(super) fn rebuild(home: &Home, config: &Config) -> Result<(Rebuilt, PathBuf)
 }
 
 /// Fills the new database with what can be proven, and what is remembered.
-fn fill(home: &Home, config: &Config, db: Arc<Database>) -> Result<Rebuilt, Failure> {
+fn fill(home: &Home, config: &Config, db: Arc<Database>, is_asked: bool) -> Result<Rebuilt, Failure> {
     let mark = home.database().with_extension("reading");
     let damaged = open_damaged(&home.database(), &mark);
     let settings = config.store_settings(home)?;
-    let rebuilt = expecting_panics(|| Store::rebuild(Arc::new(RealDisk), db, settings, damaged.as_ref()));
+    let strange = damaged.as_ref().filter(|_| !is_asked).and_then(|old| expecting_panics(|| strange_format(old)));
+    let rebuilt = match strange {
+        Some(error) => Err(super::format_failure(error)),
+        None => expecting_panics(|| Store::rebuild(Arc::new(RealDisk), db, settings, damaged.as_ref()))
+            .map_err(Failure::from),
+    };
     // Closing it might stumble as well, and nothing is to be saved.
     std::mem::forget(damaged);
     remove(&mark)?;
-    Ok(rebuilt?)
+    rebuilt
 }
 
 /// Puts what the record says into the new database.
@@ -171,7 +171,7 @@ impl Checkup {
 pub(crate) fn check(home: &Home) -> Result<Checkup, Failure> {
     let config = Config::load(&home.config)?;
     let db = match open_database(home, &config, false) {
-        Ok((db, _)) => db,
+        Ok(opened) => opened.database,
         Err(failure) if failure.code == Code::Damage => {
             return Ok(Checkup { damage: Some(failure.reason()), ..Checkup::default() });
         }
@@ -196,7 +196,7 @@ pub(crate) fn heal(home: &Home) -> Result<Option<(Rebuilt, PathBuf)>, Failure> {
     if !is_gone && !check(home)?.needs_rebuild() {
         return Ok(None);
     }
-    rebuild(home, &config).map(Some)
+    rebuild(home, &config, true).map(Some)
 }
 
 /// Opens the damaged database, to read what can be read. While it is read, the file `mark` is there: if reading ends the

@@ -25,6 +25,7 @@ mod watch;
 
 use std::{
     collections::HashMap,
+    fs,
     net::SocketAddr,
     path::PathBuf,
     sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, Weak},
@@ -45,7 +46,7 @@ use crate::{
     home::{Home, host_name},
 };
 
-use database::DatabaseHealth;
+use database::Opened;
 use index::ArenaState;
 use verify::now;
 use watch::Watching;
@@ -74,7 +75,7 @@ pub struct Node {
 
 struct Inner {
     home: Home,
-    database: DatabaseHealth,
+    database: Opened,
     name: String,
     store: Store,
     namespace: Namespace,
@@ -145,7 +146,8 @@ impl Node {
     pub fn open(home: &Home, options: &NodeOptions) -> Result<Self, Failure> {
         let config = Config::load(&home.config)?;
         home.create()?;
-        let (db, database) = doctor::open_database(home, &config, !options.deaf)?;
+        let database = doctor::open_database(home, &config, !options.deaf)?;
+        let db = database.database.clone();
         let opening = || format!("open {:?}", home.database());
         let identity = Identity::load_or_create(&home.key())?;
         let config_named = || format!("understand {:?}", home.config);
@@ -157,13 +159,10 @@ impl Node {
         };
         let watch_settings = config.watch_settings().while_doing(config_named())?;
         let pin_keep = config.pin_keep().while_doing(config_named())?;
-        let store = Store::open(Arc::new(RealDisk), db.clone(), settings).map_err(|error| match error {
-            StoreError::Format { found, known } => strange_format(error, found > known),
-            error => error.into(),
-        });
+        let store = Store::open(Arc::new(RealDisk), db.clone(), settings).map_err(format_failure);
         let store = store.while_doing(opening())?;
         let namespace = Namespace::open(db.clone(), origin(&identity, &config)).map_err(|error| match error {
-            NamespaceError::Format { found, known } => strange_format(error, found > known),
+            NamespaceError::Format { found, known } => made_by_another(error, found > known),
             error => error.into(),
         });
         let namespace = namespace.while_doing(opening())?;
@@ -270,14 +269,15 @@ impl Node {
         let describe: Weak<Inner> = Arc::downgrade(&node.inner);
         node.inner.peers.describe(describe);
         node.configure_limits(&config.limits)?;
+        node.inner.database.reserve.set_waits(!options.deaf);
         Ok(node)
     }
 
     /// Makes the directory anew in which files wait for a moment before they take the place of others.
     fn make_aside(&self) {
         let aside = self.aside();
-        let _ = std::fs::remove_dir_all(&aside);
-        if let Err(error) = std::fs::create_dir(&aside) {
+        let _ = fs::remove_dir_all(&aside);
+        if let Err(error) = fs::create_dir(&aside) {
             warn!(path = ?aside, reason = tree::reason(&error), "cannot be made; files that replace others are staged beside them");
         }
     }
@@ -295,6 +295,7 @@ impl Node {
             drop(self.inner.settling_turn.lock().await);
         };
         let _ = tokio::time::timeout(Duration::from_secs(5), all).await;
+        self.inner.database.reserve.set_waits(false);
         self.inner.peers.shutdown().await;
         let store = self.inner.store.clone();
         if let Err(failure) = blocking(move || Ok(store.note_uses()?)).await {
@@ -305,7 +306,7 @@ impl Node {
 
     /// Waits until the database cannot be relied on any more, which may be never; returns why.
     pub(crate) async fn database_failed(&self) -> Failure {
-        let mut health = self.inner.database.clone();
+        let mut health = self.inner.database.failed.clone();
         let mut damage = database::damage();
         let failure = tokio::select! {
             Ok(reason) = health.wait_for(Option::is_some) => Failure::new(Code::Error, reason.clone().unwrap_or_default())
@@ -378,6 +379,8 @@ impl Node {
             if !dir.is_dir() {
                 return Err(Failure::new(Code::NotFound, format!("{dir:?} is not a directory")));
             }
+            fs::read_dir(dir).while_doing(format!("read {dir:?}"))?;
+            self.home_full().map_or(Ok(()), Err)?;
             let same_name = known.iter().find(|known| known.name == arena.name);
             if let Some(other) = same_name.and_then(|known| known.dir.as_ref()).filter(|other| *other != dir) {
                 return Err(Failure::new(Code::Usage, format!("there is an arena of that name, at {other:?}"))
@@ -498,8 +501,16 @@ fn open_files_max() -> u64 {
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
+/// The failure of a store that may have another format.
+fn format_failure(error: StoreError) -> Failure {
+    match error {
+        StoreError::Format { found, known } => made_by_another(error, found > known),
+        error => error.into(),
+    }
+}
+
 /// A database that another version of this program made.
-fn strange_format(error: impl std::error::Error + 'static, is_newer: bool) -> Failure {
+fn made_by_another(error: impl std::error::Error + 'static, is_newer: bool) -> Failure {
     Failure::from(error).hint(match is_newer {
         true => "a newer blobd made it: run that one, or another home with --home DIR",
         false => "an older blobd made it, which this one cannot read: make a new home with --home DIR",

@@ -29,13 +29,21 @@ impl Node {
             return Ok(bytes_of(pieces));
         }
         let _alone = self.inner.peers.alone_with(blob).await;
-        self.bring_and_read(blob, size, range, missing).await.while_doing(what())
+        Ok(self.bring_and_read(blob, size, range, missing).await.while_doing(what())?.0)
     }
 
     /// The same for who is alone with the blob, and sees to it that nothing of it is evicted.
-    pub(super) async fn read_alone(&self, blob: BlobId, size: u64, range: ByteRange) -> Result<Vec<Bytes>, Failure> {
+    pub(super) async fn read_alone(
+        &self,
+        blob: BlobId,
+        size: u64,
+        range: ByteRange,
+    ) -> Result<(Vec<Bytes>, Fetched), Failure> {
         let (pieces, missing) = self.read_here(blob, size, range).await?;
-        if missing.is_empty() { Ok(bytes_of(pieces)) } else { self.bring_and_read(blob, size, range, missing).await }
+        match missing.is_empty() {
+            true => Ok((bytes_of(pieces), Fetched::default())),
+            false => self.bring_and_read(blob, size, range, missing).await,
+        }
     }
 
     async fn bring_and_read(
@@ -44,31 +52,55 @@ impl Node {
         size: u64,
         range: ByteRange,
         missing: RangeSet,
-    ) -> Result<Vec<Bytes>, Failure> {
-        self.inner.peers.bring(Class::Foreground, blob, size, missing, |_| {}).await.map_err(fetch_failure)?;
+    ) -> Result<(Vec<Bytes>, Fetched), Failure> {
+        let brought = self.inner.peers.bring(Class::Foreground, blob, size, missing, |_| {}).await;
+        let fetched = match brought {
+            Err(FetchError::Sink { source, .. }) if source.is_full() => {
+                return self.read_through_memory(blob, size, range).await;
+            }
+            brought => brought.map_err(fetch_failure)?,
+        };
         let (pieces, missing) = self.read_here(blob, size, range).await?;
         match missing.iter().next() {
-            None => Ok(bytes_of(pieces)),
+            None => Ok((bytes_of(pieces), fetched)),
             Some(lost) => Err(Failure::new(Code::Error, format!("bytes {lost} were fetched, and do not prove"))),
         }
     }
 
-    /// Reads all of a small blob without leaving it in the cache.
-    pub(super) async fn read_small(&self, blob: BlobId, size: u64) -> Result<(Vec<Bytes>, Fetched), Failure> {
-        let all = Geometry::new(size).all();
-        let (mut pieces, missing) = self.read_here(blob, size, all).await?;
+    /// Reads `range`, which is bounded, without leaving it in the cache.
+    pub(super) async fn read_through_memory(
+        &self,
+        blob: BlobId,
+        size: u64,
+        range: ByteRange,
+    ) -> Result<(Vec<Bytes>, Fetched), Failure> {
+        let (mut pieces, missing) = self.read_here(blob, size, range).await?;
         if missing.is_empty() {
             return Ok((bytes_of(pieces), Fetched::default()));
         }
         // With the last chunk group, the size is proven too.
-        let ranges = missing.union(&Geometry::new(size).last_group().into());
+        let geometry = Geometry::new(size);
+        let ranges = geometry.round_out_all(&missing).union(&geometry.last_group().into());
         let collected = Arc::new(Mutex::new(Collected::default()));
         let want = Want { blob, size, ranges };
         let fetched = self.inner.peers.fetch(want, collected.clone()).await.map_err(fetch_failure)?;
         let fetched_pieces = std::mem::take(&mut collected.lock().unwrap_or_else(PoisonError::into_inner).pieces);
-        pieces.extend(fetched_pieces.into_iter().filter(|piece| missing.contains(piece.range())));
+        let is_missing = |piece: VerifiedData| missing.iter().map(move |range| piece.slice(range));
+        pieces.extend(fetched_pieces.into_iter().flat_map(is_missing));
         pieces.sort_by_key(VerifiedData::offset);
-        Ok((bytes_of(pieces), fetched))
+        // Some may have come twice.
+        let (mut bytes, mut end) = (Vec::new(), range.start());
+        for piece in pieces {
+            let piece = piece.slice(ByteRange::new(end, range.end()).unwrap_or_default());
+            if piece.offset() == end && !piece.bytes().is_empty() {
+                end = piece.range().end();
+                bytes.push(piece.bytes().clone());
+            }
+        }
+        if end != range.end() {
+            return Err(Failure::new(Code::Error, format!("only the bytes before {end} came")));
+        }
+        Ok((bytes, fetched))
     }
 
     /// Brings all of a blob into the cache: what blobs that are [`like`](Self::like) it have of it here, and the rest from
@@ -79,9 +111,9 @@ impl Node {
         size: u64,
         like: &[BlobId],
         on_bytes: impl Fn(u64) + Send + 'static,
-    ) -> Result<Fetched, Failure> {
+    ) -> Result<Fetched, FetchError> {
         let all = RangeSet::from(Geometry::new(size).all());
-        self.inner.peers.bring_like(Class::Copy, blob, size, all, like, on_bytes).await.map_err(fetch_failure)
+        self.inner.peers.bring_like(Class::Copy, blob, size, all, like, on_bytes).await
     }
 
     async fn read_here(
@@ -111,6 +143,7 @@ pub(super) fn fetch_failure(error: FetchError) -> Failure {
         FetchError::Sink { source: StoreError::CacheFull { .. }, .. } => {
             return Failure::from(error).code(Code::Limit).hint("see [cache] in config.toml, and blob status");
         }
+        FetchError::Sink { source: StoreError::HomeFull { .. }, .. } => Code::Limit,
         FetchError::NoPeerHasIt { .. } => Code::Unreachable,
         FetchError::Sink { .. } => Code::Error,
     };

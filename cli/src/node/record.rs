@@ -206,7 +206,7 @@ fn keep(inner: &Inner) {
     let mut write = || {
         let text = Record::of(inner)?.text()?;
         if written.as_ref() != Some(&text) {
-            replace(&inner.home.record(), text.as_bytes())?;
+            inner.database.reserve.spend(|| replace(&inner.home.record(), text.as_bytes()))?;
             *written = Some(text);
         }
         Ok::<_, Failure>(())

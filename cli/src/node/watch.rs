@@ -62,6 +62,8 @@ struct Kept {
     began: Duration,
     /// When all of it is looked at next.
     rescan_at: Duration,
+    /// Whether all of it is to be looked at once the disk of the home has room.
+    lacks_room: bool,
 }
 
 /// The passes that are under way, one an arena at most.
@@ -239,7 +241,7 @@ impl Keeper {
                 let mounts = self.node.mounts_around(&true_dir).unwrap_or_default();
                 let (pending, is_silent) = (Pending::new(settle, settle_max), self.node.is_silent(&true_dir));
                 let (took, began) = (Duration::ZERO, Duration::ZERO);
-                Kept { dir, true_dir, pending, mounts, is_silent, took, began, rescan_at }
+                Kept { dir, true_dir, pending, mounts, is_silent, took, began, rescan_at, lacks_room: false }
             });
         }
     }
@@ -293,6 +295,12 @@ impl Keeper {
     /// Begins a pass over what is due of each arena, unless one is under way.
     fn begin(&mut self, jobs: &mut Jobs) {
         let now = self.now();
+        if self.lacks_room() && self.node.home_full().is_none() {
+            info!("the disk of the home has room again");
+            for kept in self.arenas.values_mut().filter(|kept| kept.lacks_room) {
+                (kept.lacks_room, kept.rescan_at) = (false, now);
+            }
+        }
         for (arena, kept) in &mut self.arenas {
             if kept.due() > now || self.running.contains(arena) {
                 continue;
@@ -333,11 +341,15 @@ impl Keeper {
         self.refresh(now + self.settings.rescan);
         let Some(kept) = self.arenas.get_mut(&arena) else { return };
         match ended {
-            Ok(Reconciled { totals, again, is_whole }) => {
+            Ok(Reconciled { totals, again, is_whole, lacks_room }) => {
+                if lacks_room && !kept.lacks_room {
+                    warn!(%arena, "the disk of the home is full; what is new or changed is indexed when there is room");
+                }
+                kept.lacks_room |= lacks_room;
                 if is_whole {
                     kept.took = now - kept.began;
                 }
-                if is_whole || totals.hashed_files + totals.moved + totals.deleted > 0 {
+                if !lacks_room && is_whole || totals.hashed_files + totals.moved + totals.deleted > 0 {
                     let (hashed, moved, deleted) = (totals.hashed_files, totals.moved, totals.deleted);
                     info!(%arena, hashed, moved, deleted, "up to date");
                 }
@@ -362,7 +374,12 @@ impl Keeper {
     /// When something is due next over which no pass is under way.
     fn next_due(&self) -> Option<Duration> {
         let idle = self.arenas.iter().filter(|(arena, _)| !self.running.contains(*arena));
-        idle.map(|(_, kept)| kept.due()).min()
+        let look_for_room = self.lacks_room().then(|| self.now() + ROOM_RETRY);
+        idle.map(|(_, kept)| kept.due()).chain(look_for_room).min()
+    }
+
+    fn lacks_room(&self) -> bool {
+        self.arenas.values().any(|kept| kept.lacks_room)
     }
 }
 
@@ -375,6 +392,8 @@ const LOOKED_PART: u32 = 20;
 /// How often an arena root that is not there is looked for.
 const OFFLINE_RETRY: Duration = Duration::from_secs(5);
 const FAILED_RETRY: Duration = Duration::from_secs(60);
+/// How often it is looked whether there is room again.
+const ROOM_RETRY: Duration = Duration::from_secs(1);
 /// How often everything is looked at where not everything is watched.
 const UNWATCHED_RESCAN: Duration = Duration::from_secs(600);
 const UNWATCHED_MAX: usize = 65_536;

@@ -1,16 +1,20 @@
 //! Bringing a blob's bytes to where they are to stand: proven, and without a name there yet. Into a directory of the
 //! user's and into an arena alike.
 
-use std::{fs, io, sync::Arc};
+use std::{io, sync::Arc};
 
-use blobstore::{Fetched, HashedFile, Passage, Presence, Store};
+use blobstore::{FetchError, Fetched, HashedFile, Passage, Presence, Store};
 use bytes::Bytes;
 use namespace::RelPath;
 use tokio::sync::OwnedMutexGuard;
-use tree::{BlobId, ByteRange};
+use tracing::info;
+use tree::{BlobId, ByteRange, Geometry};
 
 use super::{
-    super::{Node, blocking, read::READ_BYTES_MAX},
+    super::{
+        Node, blocking,
+        read::{READ_BYTES_MAX, fetch_failure},
+    },
     place::{Destination, Staged},
     sparse,
 };
@@ -47,12 +51,12 @@ impl Node {
         destination: &Arc<Destination>,
         to: &RelPath,
         near: Vec<Target>,
-        on_bytes: impl Fn(u64) + Send + 'static,
+        on_bytes: impl Fn(u64) + Send + Sync + 'static,
     ) -> Result<(Arrived, Fetched), Failure> {
         if size > SMALL_BYTES_MAX {
             return self.arrive_by_cache(blob, size, destination, to, near, on_bytes).await;
         }
-        let (pieces, fetched) = self.read_small(blob, size).await?;
+        let (pieces, fetched) = self.read_through_memory(blob, size, Geometry::new(size).all()).await?;
         let (destination, to) = (destination.clone(), to.clone());
         let staged = blocking(move || Ok(stage(&destination, &to, &pieces, size)?)).await?;
         on_bytes(size);
@@ -67,7 +71,7 @@ impl Node {
         destination: &Arc<Destination>,
         to: &RelPath,
         near: Vec<Target>,
-        on_bytes: impl Fn(u64) + Send + 'static,
+        on_bytes: impl Fn(u64) + Send + Sync + 'static,
     ) -> Result<(Arrived, Fetched), Failure> {
         // From here on nobody else fetches this blob, or takes it from the cache.
         let _alone = self.inner.peers.alone_with(blob).await;
@@ -81,28 +85,39 @@ impl Node {
         let passing = Arc::new(Passing { blob, _alone, _passage });
         if presence.await? == Presence::InPlace {
             // What turns out not to be there comes by way of the cache after all.
-            let staged = self.copy_from_here(blob, size, destination, to, on_bytes).await?;
-            return Ok((Arrived::Copied(staged, passing), Fetched::default()));
+            let (staged, fetched) = self.copy_from_here(blob, size, destination, to, on_bytes).await?;
+            return Ok((Arrived::Copied(staged, passing), fetched));
         }
         let like = self.like(blob, near).await?;
         // If this is given up, what has come is still being written: until it is, nobody else is to look what there is.
-        let writing = passing.clone();
-        let on_bytes = move |bytes| {
-            let _writing = &writing;
-            on_bytes(bytes);
+        let (writing, on_bytes) = (passing.clone(), Arc::new(on_bytes));
+        let on_brought = {
+            let on_bytes = on_bytes.clone();
+            move |bytes| {
+                let _writing = &writing;
+                on_bytes(bytes);
+            }
         };
-        let fetched = self.bring(blob, size, &like, on_bytes).await?;
+        let fetched = match self.bring(blob, size, &like, on_brought).await {
+            // The destination may be on another disk. What the cache could take is read from there.
+            Err(FetchError::Sink { source, .. }) if source.is_full() => {
+                info!(%blob, size, reason = tree::reason(&source), "fetched straight to where it is to be");
+                let copied = self.copy_from_here(blob, size, destination, to, |bytes| on_bytes(bytes)).await?;
+                return Ok((Arrived::Copied(copied.0, passing), copied.1));
+            }
+            brought => brought.map_err(fetch_failure)?,
+        };
         let (near, path, cache) = (destination.clone(), to.clone(), self.inner.home.cache.clone());
         // What is pinned stays in the cache.
         let may_take = !self.inner.store.is_pinned(blob);
         if may_take && blocking(move || Ok(near.shares_file_system(&path, &cache)?)).await? {
             return Ok((Arrived::Cached(passing), fetched));
         }
-        let staged = self.copy_from_here(blob, size, destination, to, |_| {}).await?;
+        let (staged, _) = self.copy_from_here(blob, size, destination, to, |_| {}).await?;
         Ok((Arrived::Copied(staged, passing), fetched))
     }
 
-    /// Copies what is here, proven once more.
+    /// Copies what is here, proven once more, and fetches what is not.
     async fn copy_from_here(
         &self,
         blob: BlobId,
@@ -110,13 +125,14 @@ impl Node {
         destination: &Arc<Destination>,
         to: &RelPath,
         on_bytes: impl Fn(u64),
-    ) -> Result<Staged, Failure> {
+    ) -> Result<(Staged, Fetched), Failure> {
         let (near, path) = (destination.clone(), to.clone());
         let staged = Arc::new(blocking(move || Ok(near.stage(&path)?)).await?);
-        let mut written = 0;
+        let (mut written, mut fetched) = (0, Fetched::default());
         while written < size {
             let range = ByteRange::new(written, size.min(written + READ_BYTES_MAX)).unwrap_or_default();
-            let pieces = self.read_alone(blob, size, range).await?;
+            let (pieces, more) = self.read_alone(blob, size, range).await?;
+            fetched.bytes_received += more.bytes_received;
             written += pieces.iter().map(|piece| piece.len() as u64).sum::<u64>();
             let staged = staged.clone();
             blocking(move || {
@@ -131,7 +147,8 @@ impl Node {
             complete(written, range.end())?;
             on_bytes(range.len());
         }
-        Arc::into_inner(staged).ok_or_else(|| io::Error::other("the file is still being written").into())
+        let staged = Arc::into_inner(staged).ok_or_else(|| io::Error::other("the file is still being written"))?;
+        Ok((staged, fetched))
     }
 }
 
@@ -177,7 +194,7 @@ impl Leftover {
     /// Forgets it. Blocks.
     pub(super) fn forget(self, store: &Store) -> Result<(), Failure> {
         let Some(passing) = self.0.filter(|passing| !store.is_pinned(passing.blob)) else { return Ok(()) };
-        Ok(store.take_cached(passing.blob)?.map_or(Ok(()), fs::remove_file)?)
+        Ok(store.discard(passing.blob)?)
     }
 }
 

@@ -249,6 +249,9 @@ impl Node {
         if let Some(offline) = arena.offline(path) {
             return Ok(Found::Done(offline));
         }
+        if let Some(full) = self.home_full() {
+            return Ok(Found::Done(Done::failed(Why::Full, &full.reason())));
+        }
         let is_leaving = path.as_bytes().split(|&b| b == b'/').any(namespace::is_leaving_name);
         if namespace::is_staging_name(file_name(path)) || is_leaving || arena.is_own(path) {
             return Ok(Found::Done(own_place(path)));

@@ -64,6 +64,8 @@ pub(super) struct Reconciled {
     pub(super) again: Vec<RelPath>,
     /// Whether it was over all of the arena.
     pub(super) is_whole: bool,
+    /// Whether something was left out because the disk of the home is full.
+    pub(super) lacks_room: bool,
 }
 
 /// Something in an arena that is not indexed.
@@ -83,6 +85,8 @@ pub(super) struct ArenaState {
     pub(super) stalled: bool,
     /// Whether a pass over all of it has come to its end since the start.
     scanned: bool,
+    /// Whether the last pass left something out because the disk of the home is full.
+    lacks_room: bool,
     /// How many files the pass has looked at that is under way, or was the last.
     so_far: u64,
     /// How much the watcher had missed when the last such pass began, if the arena was watched without a gap since.
@@ -115,9 +119,10 @@ const SPECIAL: &str = "a socket, FIFO or device";
 /// What `blob status` tells of an arena that is held here.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct ArenaStatus {
-    /// `indexing` until a first scan has come to its end, `not responding`, `offline`, `partly offline`, `partly watched`, or `up to date`.
+    /// `indexing` until a first scan has come to its end, `not responding`, `offline`, `waiting for room`, `partly offline`,
+    /// `partly watched`, or `up to date`.
     pub(crate) state: &'static str,
-    /// Why, if it is offline or partly watched.
+    /// Why, if it is offline, waiting or partly watched.
     pub(crate) reason: Option<String>,
     /// How many files were looked at so far, while it is `indexing`.
     pub(crate) files_so_far: Option<u64>,
@@ -141,8 +146,11 @@ impl Node {
     /// Brings what is said of an arena in line with its directory. Reads only files that may have changed.
     pub async fn scan(&self, arena: &ArenaName, reporter: &Reporter) -> Result<ScanTotals, Failure> {
         let began = Instant::now();
-        let Reconciled { totals, again, .. } = self.reconcile(arena, vec![None], false, reporter).await?;
+        let Reconciled { totals, again, lacks_room, .. } = self.reconcile(arena, vec![None], false, reporter).await?;
         self.look_again(arena, again);
+        if lacks_room {
+            return Err(self.home_full().unwrap_or_else(|| Failure::new(Code::Limit, "the disk of the home was full")));
+        }
         let (files, hashed, moved, deleted) = (totals.files, totals.hashed_files, totals.moved, totals.deleted);
         let duration_ms = began.elapsed().as_millis() as u64;
         info!(%arena, files, hashed, moved, deleted, duration_ms, "scanned");
@@ -179,8 +187,11 @@ impl Node {
         let (node, name, reporter) = (self.clone(), arena.clone(), reporter.clone());
         let is_whole = paths.contains(&None);
         let done = blocking(move || Reconcile::new(&node, &name, accept, &reporter)?.run(&paths)).await;
-        if done.is_ok() && is_whole {
-            self.arena_state(arena, |state| state.scanned = true);
+        if let Ok(Reconciled { lacks_room, .. }) = done {
+            self.arena_state(arena, |state| {
+                state.lacks_room = lacks_room || state.lacks_room && !is_whole;
+                state.scanned |= is_whole && !lacks_room;
+            });
         }
         done.while_doing(format!("scan the arena {arena}"))
     }
@@ -279,12 +290,18 @@ impl Node {
             state: match state {
                 ArenaState { stalled: true, .. } => "not responding",
                 ArenaState { offline: Some(_), .. } => "offline",
+                ArenaState { lacks_room: true, .. } => "waiting for room",
                 ArenaState { scanned: false, .. } => "indexing",
                 ArenaState { parts, .. } if parts.parts().next().is_some() => "partly offline",
                 _ if unwatched > 0 => "partly watched",
                 _ => "up to date",
             },
-            reason: state.offline.clone().or_else(|| (unwatched > 0).then(limited)).or_else(silent),
+            reason: state
+                .offline
+                .clone()
+                .or_else(|| state.lacks_room.then(|| "new and changed files are not indexed; see home".to_owned()))
+                .or_else(|| (unwatched > 0).then(limited))
+                .or_else(silent),
             files_so_far: (!state.scanned).then_some(state.so_far),
             skipped: state.skipped.len(),
             offline_parts: state
@@ -294,6 +311,21 @@ impl Node {
                 .map(|(path, away)| OfflinePart { path: path.into(), reason: away.to_string() })
                 .collect(),
         })
+    }
+
+    /// The failure of what needs more room on the disk of the home than there is, if there is too little.
+    pub(crate) fn home_full(&self) -> Option<Failure> {
+        let free = self.inner.store.short_of_room()?;
+        let why = format!("the disk of the home is full: {free} bytes are free");
+        Some(
+            Failure::new(Code::Limit, why)
+                .hint("make room there: blob cache trim, or delete files; the daemon goes on by itself"),
+        )
+    }
+
+    /// Whether something that was begun waits for room there.
+    pub(crate) fn waits_for_room(&self) -> bool {
+        self.inner.database.reserve.is_waited_for()
     }
 
     /// What is not indexed of an arena, and why, by path.

@@ -51,6 +51,8 @@ pub(super) struct Reconcile<'a> {
     said: Vec<Said>,
     /// What is linked and no longer so.
     unlinked: Vec<RelPath>,
+    /// Whether something was left out because the disk of the home is full.
+    lacks_room: bool,
 }
 
 pub(super) struct Fresh {
@@ -108,6 +110,7 @@ impl<'a> Reconcile<'a> {
             gone: Vec::new(),
             said: Vec::new(),
             unlinked: Vec::new(),
+            lacks_room: false,
         })
     }
 
@@ -149,7 +152,7 @@ impl<'a> Reconcile<'a> {
         }
         self.node.note_skipped(&self.arena.name, paths, std::mem::take(&mut self.skipped));
         let (totals, again) = (std::mem::take(&mut self.totals), std::mem::take(&mut self.again));
-        Ok(Reconciled { totals, again, is_whole: paths.contains(&None) })
+        Ok(Reconciled { totals, again, is_whole: paths.contains(&None), lacks_room: self.lacks_room })
     }
 
     /// Refuses to take an arena root that is missing, or another directory without anything of what was in it, for one from
@@ -437,8 +440,12 @@ impl<'a> Reconcile<'a> {
     }
 
     /// Hashes files and links them.
-    fn hash(&mut self, fresh: Vec<Fresh>) -> Result<(), Failure> {
+    fn hash(&mut self, mut fresh: Vec<Fresh>) -> Result<(), Failure> {
         let store = &self.node.inner.store;
+        if !fresh.is_empty() && store.short_of_room().is_some() {
+            self.lacks_room = true;
+            fresh.clear();
+        }
         let is_mending =
             |path: &RelPath| store.is_mending(&FileRef { root: self.root, path: path.as_bytes().to_owned() });
         let (mending, fresh): (Vec<_>, Vec<_>) = fresh.into_iter().partition(|file| is_mending(&file.path));
