@@ -320,6 +320,8 @@ enum Command {
         /// Put back what the latest repair of each target replaced.
         #[arg(long, requires = "targets", conflicts_with = "suspect")]
         undo: bool,
+        #[command(flatten)]
+        retry: Retry,
         /// What to repair [default: everything here].
         #[arg(value_name = "ARENA[/PATH]")]
         targets: Vec<OsString>,
@@ -461,7 +463,9 @@ pub fn main_blob() -> ExitCode {
         Command::Verify { targets, sample, budget } => {
             commands::verify(home, common, &targets, sample.as_deref(), budget.as_deref()).await
         }
-        Command::Repair { suspect, undo, targets } => commands::repair(home, common, suspect, undo, &targets).await,
+        Command::Repair { suspect, undo, retry, targets } => {
+            commands::repair(home, common, suspect, undo, retry, &targets).await
+        }
         Command::Doctor { rebuild, new } => commands::doctor(home, common, rebuild, new),
         Command::Accept { targets } => commands::accept(home, common, &targets).await,
     })

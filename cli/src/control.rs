@@ -178,6 +178,9 @@ pub(crate) struct Repair {
     /// Whether the latest repair is undone instead.
     #[serde(default)]
     pub undo: bool,
+    /// For how many seconds machines that went away are waited for.
+    #[serde(default)]
+    pub retry_s: u64,
 }
 
 /// `POST /v1/accept`
@@ -441,11 +444,11 @@ async fn verify(State(node): State<Node>, body: Body_<Scope>) -> Result<Response
 }
 
 async fn repair(State(node): State<Node>, body: Body_<Repair>) -> Result<Response, Failure> {
-    let Repair { targets, suspect, undo } = understood(body)?;
+    let Repair { targets, suspect, undo, retry_s } = understood(body)?;
     let consent = if suspect { Consent::Suspect } else { Consent::Damage };
     Ok(report(async move |reporter| match undo {
         true => node.undo_repair(targets, &reporter).await,
-        false => node.repair(targets, consent, &reporter).await,
+        false => node.repair(targets, consent, Duration::from_secs(retry_s), &reporter).await,
     }))
 }
 

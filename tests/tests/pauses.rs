@@ -72,6 +72,38 @@ fn who_gives_restarts_during_a_get() {
 }
 
 #[test]
+fn who_gives_restarts_during_a_pin() {
+    let scratch = Scratch::new();
+    let (a, b) = pair(&scratch);
+    let child = begin(&b, &["pin", "docs/tree", "--retry", "60s"]);
+    let comes = || b.status()["cache"]["pinned"].as_u64().filter(|bytes| *bytes > 0);
+    wait_for("something came", LIMIT, comes);
+    ends_well_although_it_restarts(child, &a);
+    assert_eq!(b.ok(["pin", "--json"]).of_type("pin")[0]["missing_files"], 0);
+}
+
+#[test]
+fn who_gives_restarts_during_a_repair() {
+    let Some(scratch) = Scratch::that_rots() else { return };
+    let (a, b) = pair(&scratch);
+    b.ok(["cp", "a:docs/tree", "inbox/"]);
+    let (sound, rotten) = (scratch.path("docs/tree/large 0"), scratch.path("inbox/tree/large 0"));
+    let offsets: Vec<u64> = (0..256).map(|group| group * 16_384 + 5).collect();
+    scratch.rot(&rotten, &offsets);
+    a.ok(["limit", "--up", "512KiB"]);
+    let bad = || {
+        let (sound, rotten) = (fs::read(&sound).unwrap(), fs::read(&rotten).unwrap());
+        offsets.iter().filter(|&&at| sound[at as usize] != rotten[at as usize]).count()
+    };
+    assert_eq!(bad(), 256);
+    let child = begin(&b, &["repair", "inbox", "--retry", "60s"]);
+    wait_for("something is mended", LIMIT, || (bad() < 256).then_some(()));
+    ends_well_although_it_restarts(child, &a);
+    assert_eq!(bad(), 0);
+    b.ok(["verify"]);
+}
+
+#[test]
 fn who_takes_restarts_during_a_move() {
     let scratch = Scratch::new();
     let (a, b) = pair(&scratch);

@@ -4,6 +4,8 @@ use std::ffi::OsString;
 
 use clap::{Args, Subcommand};
 
+use super::Retry;
+
 #[derive(Debug, Args)]
 pub(crate) struct PinArgs {
     /// Return at once; the daemon fetches what is missing.
@@ -15,6 +17,8 @@ pub(crate) struct PinArgs {
     /// Keep what was deleted no longer: it becomes part of the cache, as any other file.
     #[arg(long, requires = "targets", conflicts_with_all = ["no_wait", "deleted"])]
     pub(crate) accept_deletions: bool,
+    #[command(flatten)]
+    pub(crate) retry: Retry,
     /// What to keep here [default: list what is pinned].
     #[arg(value_name = "ARENA[/PATH]")]
     pub(crate) targets: Vec<OsString>,

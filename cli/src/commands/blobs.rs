@@ -244,9 +244,11 @@ pub(crate) async fn repair(
     common: &Common,
     suspect: bool,
     undo: bool,
+    retry: Retry,
     targets: &[OsString],
 ) -> Result<Code, Failure> {
-    look_over(home, common, "/v1/repair", &Repair { targets: parsed(targets)?, suspect, undo }).await
+    let scope = Repair { targets: parsed(targets)?, suspect, undo, retry_s: retry.seconds() };
+    look_over(home, common, "/v1/repair", &scope).await
 }
 
 /// `blob accept`

@@ -20,7 +20,7 @@ use crate::{
 
 /// `blob pin`
 pub(crate) async fn pin(home: &Home, common: &Common, args: PinArgs) -> Result<Code, Failure> {
-    let PinArgs { no_wait, deleted, accept_deletions, targets } = args;
+    let PinArgs { no_wait, deleted, accept_deletions, retry, targets } = args;
     if deleted || accept_deletions {
         let call = if deleted { "/v1/pins/deleted" } else { "/v1/pins/accept" };
         let targets = Targets { targets: parsed(&targets)? };
@@ -29,7 +29,7 @@ pub(crate) async fn pin(home: &Home, common: &Common, args: PinArgs) -> Result<C
         })
         .await;
     }
-    let scope = PinScope { targets: parsed(&targets)?, wait: !no_wait };
+    let scope = PinScope { targets: parsed(&targets)?, wait: !no_wait, retry_s: retry.seconds() };
     with_keeper(home, scope.wait, async |client| {
         if scope.targets.is_empty() {
             for pin in client.value(Method::GET, "/v1/pins", &()).await?.as_array().into_iter().flatten() {

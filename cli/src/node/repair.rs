@@ -1,6 +1,6 @@
 use std::{
     sync::{Arc, Mutex, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use blobstore::{Consent, FetchError, Fetched, FileRef, Mending, Sink, Verdict, Want};
@@ -12,6 +12,7 @@ use tree::{BlobId, ByteRange, RangeSet, UnixTime, Verified};
 use super::{
     Node, blocking,
     list::rfc3339,
+    patience::Patience,
     read::{READ_BYTES_MAX, fetch_failure},
     verify::{self, Damaged, EXPLAINED_MAX, Scope, now},
 };
@@ -32,8 +33,16 @@ pub(super) struct Mended {
 
 impl Node {
     /// Verifies everything here, or what `targets` name, and mends all damage: from other copies here, and what no
-    /// copy here has from whichever peer has it. Suspect files are mended only if the user consents.
-    pub async fn repair(&self, targets: Vec<Target>, consent: Consent, reporter: &Reporter) -> Result<Code, Failure> {
+    /// copy here has from whichever peer has it; for `retry` machines that went away are waited for. Suspect files are mended
+    /// only if the user consents.
+    pub async fn repair(
+        &self,
+        targets: Vec<Target>,
+        consent: Consent,
+        retry: Duration,
+        reporter: &Reporter,
+    ) -> Result<Code, Failure> {
+        let patience = Patience::new(self, reporter, retry);
         let _turn = self.turn().await;
         let started = Instant::now();
         let (node, report) = (self.clone(), reporter.clone());
@@ -56,7 +65,7 @@ impl Node {
                 suspect_files += 1;
                 continue;
             }
-            let mended = self.mend(Class::Copy, consent, &damaged).await?;
+            let mended = self.mend_patiently(consent, &damaged, &patience).await?;
             let Mended { ranges, fetched: Fetched { bytes_received: received, peers }, left, reason } = mended;
             bytes_received += received;
             let (file, blob, bytes_received) = (damaged.name, damaged.blob, received);
@@ -89,6 +98,29 @@ impl Node {
             (0, _, _) => Code::Damage,
             _ => Code::Unrepaired,
         })
+    }
+
+    /// Mends one file, and goes on with it when machines come back that went away.
+    async fn mend_patiently(
+        &self,
+        consent: Consent,
+        damaged: &Damaged,
+        patience: &Patience,
+    ) -> Result<Mended, Failure> {
+        let mut all = Mended::default();
+        loop {
+            let attempt = patience.begin();
+            let Mended { ranges, fetched, left, reason } = self.mend(Class::Copy, consent, damaged).await?;
+            all.ranges = all.ranges.union(&ranges);
+            all.fetched.bytes_received += fetched.bytes_received;
+            all.fetched.peers.extend(fetched.peers);
+            (all.left, all.reason) = (left, reason);
+            let Some(reason) = all.reason.clone().filter(|_| !all.left.is_empty()) else { return Ok(all) };
+            let holders = self.inner.namespace.peers_with(damaged.blob)?;
+            if !patience.again(attempt, holders, &Failure::new(Code::Unreachable, reason)).await {
+                return Ok(all);
+            }
+        }
     }
 
     /// Mends one file, as far as that can be done now.

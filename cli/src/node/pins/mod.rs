@@ -68,6 +68,9 @@ pub(crate) struct PinScope {
     /// Whether to wait until it is here.
     #[serde(default)]
     pub wait: bool,
+    /// For how many seconds machines that went away meanwhile are waited for.
+    #[serde(default)]
+    pub retry_s: u64,
 }
 
 impl Keeping {
@@ -135,7 +138,7 @@ impl Node {
     /// be had now is missing.
     pub(crate) async fn pin(&self, scope: PinScope, reporter: &Reporter) -> Result<Code, Failure> {
         let began = Instant::now();
-        let PinScope { targets, wait } = scope;
+        let PinScope { targets, wait, retry_s } = scope;
         {
             let _turn = self.inner.keeping.turn.lock().await;
             let (node, targets) = (self.clone(), targets.clone());
@@ -145,7 +148,7 @@ impl Node {
         self.inner.keeping.nudge();
         let places: Vec<Place> = targets.iter().map(place_of).collect();
         if wait {
-            self.wait_for_pins(&places, reporter).await?;
+            self.wait_for_pins(&places, Duration::from_secs(retry_s), reporter).await?;
         }
         let status = self.inner.keeping.status();
         let (mut sum, mut is_any_here) = (PlaceTally::default(), false);
@@ -198,10 +201,11 @@ impl Node {
         Ok(())
     }
 
-    /// Waits until all below `places` is here, or nothing of what is missing has been on its way for a while.
-    async fn wait_for_pins(&self, places: &[Place], reporter: &Reporter) -> Result<(), Failure> {
+    /// Waits until all below `places` is here, or nothing of what is missing has been on its way for a while; for `retry` if a
+    /// machine went away since this began.
+    async fn wait_for_pins(&self, places: &[Place], retry: Duration, reporter: &Reporter) -> Result<(), Failure> {
         let mut looks = self.inner.keeping.status.subscribe();
-        let mut last_coming = Instant::now();
+        let (mut last_coming, mut is_notified, expected) = (Instant::now(), false, self.connected());
         loop {
             let status = looks.borrow_and_update().clone();
             let mut sum = PlaceTally::default();
@@ -218,10 +222,17 @@ impl Node {
             if sum.missing_files == 0 || found == 0 {
                 return Ok(());
             }
+            let connected = self.connected();
+            let away = expected.iter().find(|peer| !connected.contains(peer));
+            let limit = away.map_or(WAIT_FOR_PEERS, |_| retry.max(WAIT_FOR_PEERS));
             if coming > 0 {
-                last_coming = Instant::now();
-            } else if last_coming.elapsed() > WAIT_FOR_PEERS {
+                (last_coming, is_notified) = (Instant::now(), false);
+            } else if last_coming.elapsed() > limit {
                 return Ok(());
+            } else if let Some(&away) = away.filter(|_| !retry.is_zero() && !is_notified) {
+                is_notified = true;
+                let reason = format!("{} went away", self.peer_name(Some(away)));
+                reporter.send(Event::Waiting { reason, for_s: limit.as_secs() }).await?;
             }
             let came = self.inner.keeping.came.load(Ordering::Relaxed).saturating_sub(status.came);
             let done = sum.bytes - sum.missing_bytes.saturating_sub(came);
