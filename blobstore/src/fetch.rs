@@ -81,6 +81,9 @@ pub trait Fetch: Send + Sync {
         want: Want,
         sink: SharedSink,
     ) -> Pin<Box<dyn Future<Output = Result<Fetched, FetchError>> + Send + '_>>;
+
+    /// How many bytes of answers came so far, proven or not, for whomever: it moves as long as anything comes.
+    fn received_bytes(&self) -> u64;
 }
 
 /// A sink that keeps the data pieces in memory, for blobs known to be small.

@@ -37,6 +37,10 @@ impl Fetch for Nobody {
     ) -> Pin<Box<dyn Future<Output = Result<Fetched, FetchError>> + Send + '_>> {
         Box::pin(async move { Err(FetchError::NoPeerHasIt { blob: want.blob }) })
     }
+
+    fn received_bytes(&self) -> u64 {
+        0
+    }
 }
 
 static MACHINE: LazyLock<Machine> = LazyLock::new(|| {
@@ -83,6 +87,7 @@ fuzz_target!(|stream: &[u8]| {
         namespace: namespace.clone(),
         store: store.clone(),
         fetch: Arc::new(Nobody),
+        fetch_ahead: Arc::new(Nobody),
         mend: mpsc::channel(1).0,
     };
     let mut answers = Vec::new();

@@ -6,7 +6,7 @@ use std::sync::{
 };
 
 use blobstore::{Partial, Sink, Store, StoreError};
-use tokio::{sync::Notify, time::Instant};
+use tokio::sync::Notify;
 use tracing::warn;
 use tree::{BlobId, ByteRange, RangeSet, Verified, VerifiedData};
 
@@ -14,6 +14,8 @@ use tree::{BlobId, ByteRange, RangeSet, Verified, VerifiedData};
 pub(crate) struct Flight {
     /// What is to come.
     pub(crate) ranges: RangeSet,
+    /// Whether nobody waited for it when it began.
+    pub(crate) is_ahead: bool,
     state: Mutex<State>,
     changed: Notify,
     all: Arc<AllFlights>,
@@ -24,15 +26,6 @@ pub(crate) struct Flight {
 pub(crate) struct AllFlights {
     /// The bytes of pieces that they hold.
     held: AtomicU64,
-    /// When bytes came last.
-    came: Mutex<Option<Instant>>,
-}
-
-impl AllFlights {
-    /// When bytes came last, if any have.
-    pub(crate) fn last_came(&self) -> Option<Instant> {
-        *self.came.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 #[derive(Default)]
@@ -53,13 +46,18 @@ pub(crate) enum Lost {
 }
 
 impl Flight {
-    pub(crate) fn new(ranges: RangeSet, all: Arc<AllFlights>) -> Self {
-        Self { ranges, all, state: Mutex::default(), changed: Notify::new() }
+    pub(crate) fn new(ranges: RangeSet, is_ahead: bool, all: Arc<AllFlights>) -> Self {
+        Self { ranges, is_ahead, all, state: Mutex::default(), changed: Notify::new() }
     }
 
     /// The pieces that came so far of `wanted`.
     pub(crate) fn so_far(&self, wanted: &RangeSet) -> Vec<VerifiedData> {
         self.state().pieces.iter().filter(|piece| wanted.overlaps(piece.range())).cloned().collect()
+    }
+
+    /// What of `wanted` this flight brings and has not brought yet.
+    pub(crate) fn lacks(&self, wanted: &RangeSet) -> RangeSet {
+        self.ranges.intersection(wanted).difference(&self.state().came)
     }
 
     /// Waits until those of `wanted` that this flight brings are here, or it has ended. Gives the pieces that came of them;
@@ -86,7 +84,6 @@ impl Flight {
 
     fn take(&self, piece: &VerifiedData) {
         let (bytes, held) = (piece.range().len(), &self.all.held);
-        *self.all.came.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         // What finds no room here waits until the cache has it.
         if held.fetch_add(bytes, Ordering::Relaxed) + bytes > HELD_BYTES_MAX {
             held.fetch_sub(bytes, Ordering::Relaxed);

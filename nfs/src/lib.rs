@@ -58,8 +58,10 @@ pub struct Options {
     pub namespace: Namespace,
     /// The bytes that are here.
     pub store: Store,
-    /// Where the others come from.
+    /// Where the others come from, for who waits.
     pub fetch: Arc<dyn Fetch>,
+    /// The same for what nobody waits for yet.
+    pub fetch_ahead: Arc<dyn Fetch>,
     /// Hears of blobs that are damaged in place, and of which the damaged bytes have been fetched.
     pub mend: mpsc::Sender<BlobId>,
 }
@@ -73,7 +75,8 @@ impl Options {
         let born = home.created().or_else(|_| home.modified())?;
         let born = born.duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_secs().cast_signed();
         let view = view::View::new(self.namespace, self.key, UnixTime { seconds: born, nanos: 0 });
-        let reader = reader::Reader::new(self.store, self.fetch, self.read_ahead, self.fetch_timeout, self.mend);
+        let fetch = [self.fetch, self.fetch_ahead];
+        let reader = reader::Reader::new(self.store, fetch, self.read_ahead, self.fetch_timeout, self.mend);
         let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
         let look = export::Look { uid, gid, read_only: self.read_only };
         Ok(export::Export { view, reader, siblings: Arc::default(), home: self.home, look })

@@ -30,7 +30,8 @@ pub(crate) struct Reader {
 
 struct Inner {
     store: Store,
-    fetch: Arc<dyn Fetch>,
+    /// For who waits, and for what nobody waits for yet.
+    fetch: [Arc<dyn Fetch>; 2],
     read_ahead: u64,
     limit: Duration,
     blobs: Mutex<HashMap<BlobId, Blob>>,
@@ -95,7 +96,7 @@ impl From<Lost> for ReadError {
 impl Reader {
     pub(crate) fn new(
         store: Store,
-        fetch: Arc<dyn Fetch>,
+        fetch: [Arc<dyn Fetch>; 2],
         read_ahead: u64,
         limit: Duration,
         mend: mpsc::Sender<BlobId>,
@@ -249,12 +250,15 @@ impl Reader {
         missing: &RangeSet,
     ) -> Result<(Vec<VerifiedData>, bool), ReadError> {
         let ahead = self.inner.with(blob, |state| state.windows.miss(range, self.inner.read_ahead));
-        let flights = self.start(blob, size, missing).await?;
+        let mut flights = self.start(blob, size, missing, false).await?;
         if let Some(ahead) = ahead {
             self.fetch_ahead(blob, size, ahead);
         }
-        let began = Instant::now();
+        let received = || self.inner.fetch[0].received_bytes();
+        let (began, mut last) = (Instant::now(), (received(), Instant::now()));
         let first = missing.iter().next().map_or(range.start(), |first| first.start().max(range.start()));
+        // Read ahead and late, and so asked for once more.
+        let mut late = Vec::new();
         loop {
             let all = async {
                 let mut pieces = Vec::new();
@@ -263,18 +267,36 @@ impl Reader {
                 }
                 Ok::<_, ReadError>(pieces)
             };
-            if let Ok(pieces) = timeout(LOOK, all).await {
-                return pieces.map(|pieces| (pieces, true));
+            let waited = timeout(LOOK, all).await;
+            let so_far = |flights: &[Arc<Flight>]| flights.iter().flat_map(|flight| flight.so_far(missing)).collect();
+            let mut pieces: Vec<_> = so_far(&late);
+            if let Ok(all) = waited {
+                pieces.extend(all?);
+                return Ok((pieces, true));
             }
-            let pieces: Vec<_> = flights.iter().flat_map(|flight| flight.so_far(missing)).collect();
+            pieces.extend(so_far(&flights));
             let is_begun = first > range.start()
                 || pieces.iter().map(VerifiedData::range).any(|at| at.start() <= first && first < at.end());
             if began.elapsed() >= SLOW && is_begun {
                 return Ok((pieces, false));
             }
-            // While bytes for other reads arrive, this one only waits its turn.
-            let silent_since = self.inner.flights.last_came().map_or(began, |came| came.max(began));
-            if silent_since.elapsed() >= self.inner.limit {
+            if began.elapsed() >= LATE && late.is_empty() {
+                let lacks =
+                    |flight: &Arc<Flight>| if flight.is_ahead { flight.lacks(missing) } else { RangeSet::new() };
+                let lacking = flights.iter().map(lacks).fold(RangeSet::new(), |all, lacks| all.union(&lacks));
+                if !lacking.is_empty() {
+                    let again = self.begin(blob, size, &lacking);
+                    let is_late = |flight: &Arc<Flight>| flight.is_ahead && !flight.lacks(missing).is_empty();
+                    (late, flights) = flights.into_iter().partition(is_late);
+                    flights.extend(again);
+                }
+            }
+            // While bytes arrive, be they for other reads, this one only waits its turn.
+            let now = received();
+            if now != last.0 {
+                last = (now, Instant::now());
+            }
+            if last.1.elapsed() >= self.inner.limit {
                 return Err(ReadError::TimedOut(self.inner.limit));
             }
         }
@@ -316,27 +338,51 @@ impl Reader {
             Ok::<_, ReadError>(missing)
         };
         let missing = join(spawn_blocking(look)).await?;
-        if missing.is_empty() { Ok(Vec::new()) } else { self.start(blob, size, &missing).await }
+        if missing.is_empty() { Ok(Vec::new()) } else { self.start(blob, size, &missing, true).await }
     }
 
     /// Begins to fetch what of `missing` is not on its way. Returns the flights that bring any of it.
-    async fn start(&self, blob: BlobId, size: u64, missing: &RangeSet) -> Result<Vec<Arc<Flight>>, ReadError> {
+    async fn start(
+        &self,
+        blob: BlobId,
+        size: u64,
+        missing: &RangeSet,
+        is_ahead: bool,
+    ) -> Result<Vec<Arc<Flight>>, ReadError> {
         let (store, wanted) = (self.inner.store.clone(), missing.clone());
         // With the last chunk group, where the size has not been proven yet.
         let wanted = join(spawn_blocking(move || store.missing_from_cache(blob, size, &wanted))).await?;
-        let (bringing, new) = self.inner.with(blob, |state| {
+        let mut bringing = Vec::new();
+        let new = self.inner.with(blob, |state| {
             let on_way = state.flights.iter().fold(RangeSet::new(), |all, flight| all.union(&flight.ranges));
-            let new = if missing.difference(&on_way).is_empty() { RangeSet::new() } else { wanted.difference(&on_way) };
-            let new: Vec<_> =
-                split(&new).map(|ranges| Arc::new(Flight::new(ranges, self.inner.flights.clone()))).collect();
-            state.flights.extend(new.iter().cloned());
             let brings = |flight: &&Arc<Flight>| !flight.ranges.intersection(missing).is_empty();
-            (state.flights.iter().filter(brings).cloned().collect(), new)
+            bringing.extend(state.flights.iter().filter(brings).cloned());
+            let is_all = missing.difference(&on_way).is_empty();
+            self.flights(state, &if is_all { RangeSet::new() } else { wanted.difference(&on_way) }, is_ahead)
         });
-        for flight in new {
-            tokio::spawn(self.clone().fly(blob, size, flight));
-        }
+        bringing.extend(self.launch(blob, size, new));
         Ok(bringing)
+    }
+
+    /// Begins to fetch `ranges` for who waits, on their way or not.
+    fn begin(&self, blob: BlobId, size: u64, ranges: &RangeSet) -> Vec<Arc<Flight>> {
+        let new = self.inner.with(blob, |state| self.flights(state, ranges, false));
+        self.launch(blob, size, new)
+    }
+
+    /// New flights, which others find.
+    fn flights(&self, state: &mut Blob, ranges: &RangeSet, is_ahead: bool) -> Vec<Arc<Flight>> {
+        let flight = |ranges| Arc::new(Flight::new(ranges, is_ahead, self.inner.flights.clone()));
+        let new: Vec<_> = split(ranges).map(flight).collect();
+        state.flights.extend(new.iter().cloned());
+        new
+    }
+
+    fn launch(&self, blob: BlobId, size: u64, flights: Vec<Arc<Flight>>) -> Vec<Arc<Flight>> {
+        for flight in &flights {
+            tokio::spawn(self.clone().fly(blob, size, flight.clone()));
+        }
+        flights
     }
 
     async fn fly(self, blob: BlobId, size: u64, flight: Arc<Flight>) {
@@ -344,7 +390,7 @@ impl Reader {
         let landing = Landing { flight: flight.clone(), store: inner.store.clone(), blob, size, cache: None };
         let want = Want { blob, size, ranges: flight.ranges.clone() };
         let fetching: Pin<Box<dyn Future<Output = Result<Fetched, FetchError>> + Send + '_>> =
-            inner.fetch.fetch(want, Arc::new(Mutex::new(landing)));
+            inner.fetch[usize::from(flight.is_ahead)].fetch(want, Arc::new(Mutex::new(landing)));
         let outcome = fetching.await;
         inner.with(blob, |state| state.flights.retain(|other| !Arc::ptr_eq(other, &flight)));
         flight.end(match outcome {
@@ -427,6 +473,8 @@ async fn join<T>(handle: JoinHandle<T>) -> T {
     }
 }
 
+/// A read whose bytes were being read ahead for so long, and have not come, asks for them once more, before others.
+const LATE: Duration = Duration::from_secs(1);
 /// How often a waiting read checks whether its beginning has arrived.
 const LOOK: Duration = Duration::from_millis(250);
 /// A read that waits longer than this is answered with what has arrived, if that includes its beginning.

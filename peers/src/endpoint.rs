@@ -2,7 +2,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     io,
     net::{Ipv6Addr, SocketAddr, UdpSocket},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, atomic::AtomicU64},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -110,6 +110,8 @@ pub(crate) struct Inner {
     /// Limits on what is sent, and on what is received.
     pub(crate) up: Limits,
     pub(crate) down: Limits,
+    /// Bytes of answers that came, proven or not.
+    pub(crate) received: Arc<AtomicU64>,
     advertise: Vec<String>,
     /// What tells this run of the program from others.
     run: u64,
@@ -225,6 +227,7 @@ impl Peers {
             compress: options.compress,
             up: Limits::none(),
             down: Limits::none(),
+            received: Arc::default(),
             advertise: options.advertise,
             run: fastrand::u64(..),
             twin_told: Mutex::default(),

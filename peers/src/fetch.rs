@@ -1,4 +1,4 @@
-use std::{collections::BTreeSet, pin::Pin, time::Duration};
+use std::{collections::BTreeSet, pin::Pin, sync::atomic::Ordering, time::Duration};
 
 use blobstore::{Fetch, FetchError, Fetched, SharedSink, Want};
 use namespace::PeerId;
@@ -39,6 +39,10 @@ impl Fetch for Peers {
         sink: SharedSink,
     ) -> Pin<Box<dyn Future<Output = Result<Fetched, FetchError>> + Send + '_>> {
         Box::pin(self.fetch_for(Behalf::own(Class::Copy), want, sink))
+    }
+
+    fn received_bytes(&self) -> u64 {
+        self.inner.received.load(Ordering::Relaxed)
     }
 }
 

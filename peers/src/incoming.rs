@@ -1,4 +1,10 @@
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use namespace::PeerId;
@@ -21,6 +27,8 @@ pub(crate) struct Terms {
     pub(crate) manner: Manner,
     peer: PeerId,
     limits: Limits,
+    /// Counts all that is read.
+    received: Arc<AtomicU64>,
 }
 
 /// An answer, taken apart as it comes, by its lengths.
@@ -41,16 +49,18 @@ impl Terms {
     /// Packed, if both sides can.
     pub(crate) fn new(inner: &Inner, peer: PeerId, class: Class) -> Self {
         let packed = inner.compress != Compress::Off && packs(inner, peer);
-        Self { manner: Manner { class, packed }, peer, limits: inner.down.clone() }
+        Self { manner: Manner { class, packed }, ..Self::plain(inner, peer, class) }
     }
 
     /// Not packed.
     pub(crate) fn plain(inner: &Inner, peer: PeerId, class: Class) -> Self {
-        Self { manner: Manner::plain(class), peer, limits: inner.down.clone() }
+        let (limits, received) = (inner.down.clone(), inner.received.clone());
+        Self { manner: Manner::plain(class), peer, limits, received }
     }
 
-    /// Waits until so much more may be read.
+    /// Counts what was read, and waits until more may be.
     pub(crate) async fn take(&self, bytes: usize) {
+        self.received.fetch_add(bytes as u64, Ordering::Relaxed);
         if self.limits.is_limited() {
             for start in (0..bytes).step_by(BITE_BYTES) {
                 let bite = BITE_BYTES.min(bytes - start) as u64;

@@ -37,16 +37,20 @@ pub(crate) enum MountListen {
     Nowhere,
 }
 
-/// Fetches before copies and all else: somebody waits.
-struct Foreground(Peers);
+/// Fetches for readers: before copies if somebody waits, and else beside them.
+struct ForReaders(Peers, Class);
 
-impl Fetch for Foreground {
+impl Fetch for ForReaders {
     fn fetch(
         &self,
         want: Want,
         sink: SharedSink,
     ) -> Pin<Box<dyn Future<Output = Result<Fetched, FetchError>> + Send + '_>> {
-        Box::pin(self.0.fetch_as(Class::Foreground, want, sink))
+        Box::pin(self.0.fetch_as(self.1, want, sink))
+    }
+
+    fn received_bytes(&self) -> u64 {
+        self.0.received_bytes()
     }
 }
 
@@ -92,7 +96,8 @@ impl Node {
             home: home.state.clone(),
             namespace: self.inner.namespace.clone(),
             store: self.inner.store.clone(),
-            fetch: Arc::new(Foreground(self.inner.peers.clone())),
+            fetch: Arc::new(ForReaders(self.inner.peers.clone(), Class::Foreground)),
+            fetch_ahead: Arc::new(ForReaders(self.inner.peers.clone(), Class::Copy)),
             mend,
         };
         let started: Result<Mount, io::Error> = Mount::start(listen, settings.allow, options).await;
