@@ -152,7 +152,10 @@ impl AsRef<Task> for Task {
 pub struct Tally {
     /// Bytes that are due.
     pub due_bytes: u64,
+    /// When something was verified last, in milliseconds since 1970; 0 for never.
+    pub last: u64,
     oldest: Option<u64>,
+    next: Option<u64>,
 }
 
 impl Tally {
@@ -161,7 +164,9 @@ impl Tally {
         if due(task, period) <= now {
             self.due_bytes = self.due_bytes.saturating_add(task.left());
         }
-        let at = task.verified.at;
+        let (at, due) = (task.verified.at, due(task, period));
+        self.last = self.last.max(at);
+        self.next = Some(self.next.map_or(due, |next| next.min(due)));
         self.oldest = Some(self.oldest.map_or(at, |oldest| oldest.min(at)));
     }
 
@@ -169,6 +174,11 @@ impl Tally {
     /// nothing.
     pub fn all_since(&self) -> Option<u64> {
         self.oldest.filter(|&at| at > 0)
+    }
+
+    /// When something is due next, in milliseconds since 1970, perhaps long ago; `None` if there is nothing.
+    pub fn next(&self) -> Option<u64> {
+        self.next
     }
 }
 
@@ -322,6 +332,8 @@ mod tests {
             prop_assert_eq!(tally.due_bytes, left.sum::<u64>());
             let oldest = tasks.iter().map(|task| task.verified.at).min();
             prop_assert_eq!(tally.all_since(), oldest.filter(|&at| at > 0));
+            prop_assert_eq!(tally.last, tasks.iter().map(|task| task.verified.at).max().unwrap_or(0));
+            prop_assert_eq!(tally.next(), tasks.iter().map(|task| super::due(task, period)).min());
         }
 
         #[test]

@@ -33,7 +33,7 @@ use tree::{BlobId, ByteRange, UnixTime};
 use crate::{
     event::{Event, Reporter, summary},
     failure::{Code, Failure, WhileDoing},
-    node::{CopyScope, HistoryScope, LimitChange, Node, ScanTotals, Scope, rfc3339},
+    node::{CopyScope, HistoryScope, LimitChange, Node, ScanTotals, Scope, in_words, rfc3339},
     target::{BlobPrefix, JsonPath, Target},
 };
 
@@ -225,6 +225,7 @@ async fn status(State(node): State<Node>) -> Answer {
             "keep_free": cache.keep_free,
         },
         "pins": node.pins_in_short(),
+        "under_way": node.under_way().status(),
         "scrub": node.scrub_status(),
         "nfs": node.mount_address(),
         "seq": node.namespace().mark()?.seq,
@@ -239,7 +240,8 @@ async fn add_arena(State(node): State<Node>, body: Body_<AddArena>) -> Result<Re
     let AddArena { name, dir, public } = understood(body)?;
     let dir = dir.map(|dir| path_of(&dir)).transpose()?;
     let arena = Arena { name: name.parse().map_err(usage)?, dir, public, root: None };
-    Ok(report(async move |reporter| {
+    let command = format!("arena add {}", arena.name);
+    Ok(report_under_way(&node.clone(), command, async move |reporter| {
         let totals = node.add_arena(arena, &reporter).await?;
         reporter.send(summary(json!(totals))).await?;
         Ok(Code::Ok)
@@ -253,12 +255,16 @@ async fn remove_arena(State(node): State<Node>, Path(name): Path<String>) -> Ans
 
 async fn scan(State(node): State<Node>, Path(name): Path<String>) -> Result<Response, Failure> {
     let name = name.parse().map_err(usage)?;
-    Ok(report(async move |reporter| scanned(node.scan(&name, &reporter).await?, &reporter).await))
+    Ok(report_under_way(&node.clone(), format!("arena scan {name}"), async move |reporter| {
+        scanned(node.scan(&name, &reporter).await?, &reporter).await
+    }))
 }
 
 async fn accept_file_systems(State(node): State<Node>, Path(name): Path<String>) -> Result<Response, Failure> {
     let name = name.parse().map_err(usage)?;
-    Ok(report(async move |reporter| scanned(node.scan_accepting(&name, &reporter).await?, &reporter).await))
+    Ok(report_under_way(&node.clone(), format!("arena scan --accept {name}"), async move |reporter| {
+        scanned(node.scan_accepting(&name, &reporter).await?, &reporter).await
+    }))
 }
 
 async fn scanned(totals: ScanTotals, reporter: &Reporter) -> Result<Code, Failure> {
@@ -411,7 +417,8 @@ async fn get_trees(State(node): State<Node>, body: Body_<Get>) -> Result<Respons
     if targets.len() + blobs.len() > 1 && !to.is_dir() {
         return Err(Failure::new(Code::Usage, format!("{to:?} is not a directory, and there are several sources")));
     }
-    Ok(report(async move |reporter| {
+    let command = format!("{} {}", in_words("get", &targets), to.display());
+    Ok(report_under_way(&node.clone(), command, async move |reporter| {
         for prefix in &blobs {
             let got = async {
                 let (blob, size) = node.find_blob(prefix.clone()).await?;
@@ -432,7 +439,8 @@ async fn copy(State(node): State<Node>, body: Body_<CopyScope>) -> Result<Respon
     if scope.sources.is_empty() {
         return Err(Failure::new(Code::Usage, "nothing to copy"));
     }
-    Ok(report(async move |reporter| node.copy(scope, &reporter).await))
+    let command = scope.to_string();
+    Ok(report_under_way(&node.clone(), command, async move |reporter| node.copy(scope, &reporter).await))
 }
 
 async fn verify(State(node): State<Node>, body: Body_<Scope>) -> Result<Response, Failure> {
@@ -440,13 +448,15 @@ async fn verify(State(node): State<Node>, body: Body_<Scope>) -> Result<Response
     if scope.sample.is_some_and(|sample| !(sample > 0.0 && sample <= 1.0)) {
         return Err(Failure::new(Code::Usage, "a sample is more than nothing, and at most all"));
     }
-    Ok(report(async move |reporter| node.verify(scope, &reporter).await))
+    let command = in_words("verify", &scope.targets);
+    Ok(report_under_way(&node.clone(), command, async move |reporter| node.verify(scope, &reporter).await))
 }
 
 async fn repair(State(node): State<Node>, body: Body_<Repair>) -> Result<Response, Failure> {
     let Repair { targets, suspect, undo, retry_s } = understood(body)?;
     let consent = if suspect { Consent::Suspect } else { Consent::Damage };
-    Ok(report(async move |reporter| match undo {
+    let command = in_words("repair", &targets);
+    Ok(report_under_way(&node.clone(), command, async move |reporter| match undo {
         true => node.undo_repair(targets, &reporter).await,
         false => node.repair(targets, consent, Duration::from_secs(retry_s), &reporter).await,
     }))
@@ -468,7 +478,31 @@ async fn logged(request: Request, next: Next) -> Response {
 
 /// Answers with what `work` reports, line by line; the last line is `{"type":"exit","code":N}`. The work runs on
 /// its own: if the reader goes away, it stops where it is safe, not where it is.
+/// The same for work that takes its time: it is shown by `blob status` as long as somebody reads the report.
+fn report_under_way<W>(node: &Node, command: String, work: impl FnOnce(Reporter) -> W + Send + 'static) -> Response
+where
+    W: Future<Output = Result<Code, Failure>> + Send + 'static,
+{
+    let entry = node.under_way().begin(command);
+    report_to(work, move |event| {
+        if let Event::Progress { done, total, files, .. } = event {
+            entry.note(*done, *total, *files);
+        }
+    })
+}
+
 fn report<W>(work: impl FnOnce(Reporter) -> W + Send + 'static) -> Response
+where
+    W: Future<Output = Result<Code, Failure>> + Send + 'static,
+{
+    report_to(work, |_| {})
+}
+
+/// The same; `hear` hears of each event that is read.
+fn report_to<W>(
+    work: impl FnOnce(Reporter) -> W + Send + 'static,
+    mut hear: impl FnMut(&Event) + Send + 'static,
+) -> Response
 where
     W: Future<Output = Result<Code, Failure>> + Send + 'static,
 {
@@ -490,6 +524,7 @@ where
         events.poll_recv_many(context, &mut waiting, EVENTS_AT_ONCE).map(|count| {
             let mut lines = Vec::new();
             for event in waiting.drain(..) {
+                hear(&event);
                 lines.extend(serde_json::to_vec(&event).unwrap_or_default());
                 lines.push(b'\n');
             }
@@ -558,6 +593,10 @@ fn peer_json(node: &Node, roles: Option<&Roles>, status: PeerStatus) -> Value {
         "id": status.peer.id.to_string(),
         "addresses": status.peer.addresses.iter().chain(&status.peer.told).collect::<Vec<_>>(),
         "connected": status.connected,
+        "connected_s": status.connection.map(|connection| connection.age.as_secs()),
+        "round_trip_ms": status.connection.map(|connection| connection.round_trip.as_micros() as f64 / 1000.0),
+        "received_bytes": status.connection.map(|connection| connection.received_bytes),
+        "sent_bytes": status.connection.map(|connection| connection.sent_bytes),
         "last_connected": status.last_connected.map(|seconds| rfc3339(UnixTime { seconds, nanos: 0 })),
         "last_error": status.last_error,
         "refused": status.refused,

@@ -7,7 +7,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
 };
-use tracing::{error, info};
+use tracing::{error, info, warn};
 
 use crate::{
     control,
@@ -88,9 +88,14 @@ fn raise_open_files() {
     if current.is_some_and(|current| current < wanted) {
         let _ = setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum });
     }
+    if let Some(files) = getrlimit(Resource::Nofile).current.filter(|files| *files < OPEN_FILES_FEW) {
+        warn!(files, "few files may be open at once: raise LimitNOFILE in the unit, or the hard limit, ulimit -Hn");
+    }
 }
 
 const OPEN_FILES_MAX: u64 = 4096;
+/// With fewer, copies of many files and many readers fail.
+const OPEN_FILES_FEW: u64 = 512;
 
 /// Waits for SIGINT or SIGTERM.
 async fn interrupted() -> Result<(), Failure> {

@@ -41,6 +41,8 @@ pub struct PeerStatus {
     pub peer: Peer,
     /// The address it is connected from, if it is.
     pub connected: Option<SocketAddr>,
+    /// How that connection is doing.
+    pub connection: Option<ConnectionStatus>,
     /// When its last connection ended, in seconds since 1970, if it had one since this program started.
     pub last_connected: Option<i64>,
     /// Why the last dial failed, if it did and there is no connection.
@@ -53,6 +55,19 @@ pub struct PeerStatus {
     pub next_dial: Option<Duration>,
 }
 
+/// How a connection with a peer is doing.
+#[derive(Debug, Clone, Copy)]
+pub struct ConnectionStatus {
+    /// For how long it has been there.
+    pub age: Duration,
+    /// How long a packet and its acknowledgement take, as it is estimated.
+    pub round_trip: Duration,
+    /// Bytes that came over it, and that went: all that is in UDP packets.
+    pub received_bytes: u64,
+    /// See there.
+    pub sent_bytes: u64,
+}
+
 pub(crate) fn status(inner: &Inner) -> Vec<PeerStatus> {
     let now = Instant::now();
     let contacts = inner.contacts();
@@ -62,6 +77,15 @@ pub(crate) fn status(inner: &Inner) -> Vec<PeerStatus> {
             let contact = contacts.get(&peer.id);
             let twins = contact.is_some_and(|contact| contact.runs.has_twins(now));
             let connected = contact.and_then(|contact| contact.live.as_ref());
+            let connection = connected.map(|live| {
+                let stats = live.connection.stats();
+                ConnectionStatus {
+                    age: live.since.elapsed(),
+                    round_trip: live.connection.rtt(),
+                    received_bytes: stats.udp_rx.bytes,
+                    sent_bytes: stats.udp_tx.bytes,
+                }
+            });
             let connected = connected.map(|live| plain(live.connection.remote_address()));
             let contact = contact.filter(|_| connected.is_none());
             let dialler = contact.map(|contact| &contact.dialler);
@@ -70,6 +94,7 @@ pub(crate) fn status(inner: &Inner) -> Vec<PeerStatus> {
             PeerStatus {
                 peer,
                 connected,
+                connection,
                 last_connected: contact.and_then(|contact| contact.last_connected),
                 last_error: dialler.and_then(|dialler| dialler.last_error.clone()),
                 twins,

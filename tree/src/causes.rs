@@ -33,12 +33,13 @@ pub fn reason(error: &(dyn Error + 'static)) -> String {
     causes(error).join(": ")
 }
 
-/// `text` without the numbers of the system's errors.
+/// `text` without the numbers of the system's errors; the one that the user can help at once says how.
 fn without_numbers(text: &str) -> String {
     let mut parts = text.split(OS_ERROR);
     let mut plain = parts.next().unwrap_or_default().to_owned();
     for part in parts {
         match part.split_once(')') {
+            Some((TOO_MANY_FILES, rest)) => plain.extend([MORE_FILES, rest]),
             Some((number, rest)) if number.bytes().all(|b| b.is_ascii_digit()) => plain += rest,
             _ => plain.extend([OS_ERROR, part]),
         }
@@ -47,6 +48,8 @@ fn without_numbers(text: &str) -> String {
 }
 
 const OS_ERROR: &str = " (os error ";
+const TOO_MANY_FILES: &str = "24";
+const MORE_FILES: &str = " (allow more: ulimit -n NUMBER, or LimitNOFILE=NUMBER in its unit)";
 /// No chain is that long, unless it goes round in a circle.
 const CAUSES_MAX: usize = 16;
 

@@ -150,7 +150,12 @@ pub(crate) async fn status(home: &Home, common: &Common, skipped: bool, check: b
                 lines.push(format!("  twins       two machines run with its key: {TWIN_REMEDY}"));
             }
         }
+        lines.extend(status["under_way"].as_array().into_iter().flatten().map(command_line));
         lines.push(scrub_line(&status["scrub"]));
+        lines.push(match status["nfs"].as_str() {
+            Some(address) => format!("mount         {address}; to mount it: blob mount DIR"),
+            None => "mount         none".to_owned(),
+        });
         let cache = |name| HumanBytes(status["cache"][name].as_u64().unwrap_or_default());
         lines.push(format!(
             "cache         {} of {}, {} pinned; {} free on its disk",
@@ -197,8 +202,12 @@ pub(super) fn arena_line(arena: &Value) -> String {
     let (name, status) = (text(arena, "name"), &arena["status"]);
     let Some(dir) = arena["dir"].as_str() else { return format!("{name}  (followed only)") };
     let mut line = format!("{name}  {dir}  {}", text(status, "state"));
-    if let Some(files) = status["files_so_far"].as_u64().filter(|_| status["state"] == "indexing") {
-        line += &format!(", {files} files so far");
+    if status["state"] == "indexing" {
+        let count = |field: &str| status[field].as_u64().unwrap_or(0);
+        line += &match (count("files_read"), count("files_to_read"), count("files_so_far")) {
+            (_, 0, files) => format!(", {files} files so far"),
+            (read, of, _) => format!(" {read} of {of} files"),
+        };
     }
     if let Some(reason) = status["reason"].as_str() {
         line += &format!(": {reason}");
@@ -207,6 +216,11 @@ pub(super) fn arena_line(arena: &Value) -> String {
         None | Some(0) => line,
         Some(skipped) => format!("{line}; {skipped} skipped, see blob status --skipped"),
     }
+}
+
+/// A number of milliseconds with no more digits than it deserves.
+fn shortly(millis: f64) -> String {
+    if millis < 10.0 { format!("{millis:.1}") } else { format!("{millis:.0}") }
 }
 
 /// The parts of an arena that are offline, and what to type if they are gone for good.
@@ -229,7 +243,11 @@ fn pins_line(pins: &Value) -> Option<String> {
         files => {
             let reasons: Vec<_> = pins["reasons"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
             let reasons = printable(reasons.join("; ").as_bytes());
-            format!("{files} files, {} not here yet: {reasons}", HumanBytes(count("missing_bytes")))
+            let rate = match count("bytes_per_s") {
+                0 => String::new(),
+                rate => format!(", {}/s, {} left", HumanBytes(rate), span(count("missing_bytes").div_ceil(rate))),
+            };
+            format!("{files} files, {} not here yet{rate}: {reasons}", HumanBytes(count("missing_bytes")))
         }
     };
     let kept = match count("kept_files") {
@@ -239,11 +257,43 @@ fn pins_line(pins: &Value) -> Option<String> {
     (count("count") > 0).then(|| format!("pins          {}, {missing}{kept}", count("count")))
 }
 
+/// A command that is under way.
+fn command_line(command: &Value) -> String {
+    let count = |field: &str| command[field].as_u64();
+    let bytes = HumanBytes(count("bytes").unwrap_or(0));
+    let of = count("total_bytes").map_or_else(String::new, |total| format!(" of {}", HumanBytes(total)));
+    let left = count("seconds_left").map_or_else(String::new, |left| format!(", {} left", span(left)));
+    let rate = HumanBytes(count("bytes_per_s").unwrap_or(0));
+    let files = match count("files").unwrap_or(0) {
+        0 => String::new(),
+        files => format!("{files} files, "),
+    };
+    format!("under way     {}: {files}{bytes}{of}, {rate}/s{left}", printable(text(command, "command").as_bytes()))
+}
+
+/// A time in words.
+fn span(seconds: u64) -> String {
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds / 60),
+        7200..172_800 => format!("{} h", seconds / 3600),
+        _ => format!("{} days", seconds / 86_400),
+    }
+}
+
 fn scrub_line(scrub: &Value) -> String {
-    let since = scrub["all_since"].as_i64().and_then(|at| jiff::Timestamp::from_millisecond(at).ok());
-    let since = since.map_or("not everything here has been verified yet".to_owned(), |since| {
+    // Milliseconds are of no use to people.
+    let time = |field: &str| Some(jiff::Timestamp::from_second(scrub[field].as_i64()? / 1000).ok()?.to_string());
+    let since = time("all_since").map_or("not everything here has been verified yet".to_owned(), |since| {
         format!("everything here was verified since {since}")
     });
+    let last = time("last").map_or_else(String::new, |last| format!("; last {last}"));
+    let next = match (scrub["due_bytes"].as_u64(), time("next")) {
+        (None | Some(0), Some(next)) => format!("; next {next}"),
+        (Some(due), Some(_)) => format!("; {} are due", HumanBytes(due)),
+        (_, None) => String::new(),
+    };
+    let since = format!("{since}{last}{next}");
     let count = |name: &str| scrub[name].as_u64().unwrap_or_default();
     let mut found = match (count("damaged_files"), count("found_files"), count("repaired_files")) {
         (0, 0, _) => String::new(),
@@ -259,7 +309,12 @@ fn scrub_line(scrub: &Value) -> String {
 
 fn peer_line(peer: &Value) -> String {
     let mut state = match (peer["connected"].as_str(), peer["last_connected"].as_str()) {
-        (Some(address), _) => format!("connected from {address}"),
+        (Some(address), _) => {
+            let (age, away) = (peer["connected_s"].as_u64(), peer["round_trip_ms"].as_f64());
+            let age = age.map_or_else(String::new, |age| format!(" for {}", span(age)));
+            let away = away.map_or_else(String::new, |away| format!(", {} ms away", shortly(away)));
+            format!("connected from {address}{age}{away}")
+        }
         (None, Some(time)) => format!("not connected since {time}"),
         (None, None) => "not connected".to_owned(),
     };
@@ -268,8 +323,7 @@ fn peer_line(peer: &Value) -> String {
         let next = match peer["next_dial_s"].as_u64() {
             None => String::new(),
             Some(0) => "now".to_owned(),
-            Some(seconds) if seconds < 120 => format!("in {seconds} s"),
-            Some(seconds) => format!("in {} min", seconds / 60),
+            Some(seconds) => format!("in {}", span(seconds)),
         };
         // Somebody else has to do something first, so it is not tried often.
         let until = if peer["refused"] == true { ", or with: blob peer dial" } else { "" };

@@ -8,10 +8,10 @@ use axum::{
 };
 use serde_json::json;
 
-use super::{Answer, Body_, Targets, report, understood};
+use super::{Answer, Body_, Targets, report, report_under_way, understood};
 use crate::{
     failure::{Code, Failure},
-    node::{CacheLimit, Node, PinScope, Trim, WarmScope},
+    node::{CacheLimit, Node, PinScope, Trim, WarmScope, in_words},
 };
 
 pub(super) fn routes() -> Router<Node> {
@@ -33,7 +33,8 @@ async fn pins(State(node): State<Node>) -> Answer {
 async fn pin(State(node): State<Node>, body: Body_<PinScope>) -> Result<Response, Failure> {
     let scope = understood(body)?;
     some(&scope.targets)?;
-    Ok(report(async move |reporter| node.pin(scope, &reporter).await))
+    let command = in_words("pin", &scope.targets);
+    Ok(report_under_way(&node.clone(), command, async move |reporter| node.pin(scope, &reporter).await))
 }
 
 async fn unpin(State(node): State<Node>, body: Body_<Targets>) -> Answer {
@@ -56,7 +57,8 @@ async fn accept(State(node): State<Node>, body: Body_<Targets>) -> Result<Respon
 async fn warm(State(node): State<Node>, body: Body_<WarmScope>) -> Result<Response, Failure> {
     let scope = understood(body)?;
     some(&scope.targets)?;
-    Ok(report(async move |reporter| node.warm(scope, &reporter).await))
+    let command = in_words("warm", &scope.targets);
+    Ok(report_under_way(&node.clone(), command, async move |reporter| node.warm(scope, &reporter).await))
 }
 
 async fn cache(State(node): State<Node>) -> Answer {

@@ -18,6 +18,7 @@ mod repair;
 mod scrub;
 mod stall;
 mod suspect;
+mod under_way;
 mod verify;
 mod versions;
 mod warm;
@@ -62,7 +63,8 @@ pub(crate) use mount::{MountListen, MountSettings};
 pub(crate) use pins::PinScope;
 pub(crate) use read::READ_BYTES_MAX;
 pub(crate) use scrub::{ScrubSettings, ScrubStatus};
-pub(crate) use verify::Scope;
+pub(crate) use under_way::UnderWay;
+pub(crate) use verify::{Scope, in_words};
 pub(crate) use versions::HistoryScope;
 pub(crate) use warm::WarmScope;
 pub(crate) use watch::WatchSettings;
@@ -123,6 +125,8 @@ struct Inner {
     hinted: Mutex<Option<News>>,
     /// The home record as it was written last.
     record: Mutex<Option<String>>,
+    /// What was asked for and has not come to its end.
+    under_way: UnderWay,
 }
 
 /// The store's root for each arena held here.
@@ -258,6 +262,7 @@ impl Node {
             hints,
             hinted: Mutex::new(Some(hinted)),
             record: Mutex::default(),
+            under_way: UnderWay::default(),
         };
         let node = Self { inner: Arc::new(inner) };
         node.make_aside();
@@ -320,6 +325,11 @@ impl Node {
     /// What this machine calls itself.
     pub fn name(&self) -> &str {
         &self.inner.name
+    }
+
+    /// The commands that are under way here.
+    pub(crate) fn under_way(&self) -> &UnderWay {
+        &self.inner.under_way
     }
 
     /// Its home.

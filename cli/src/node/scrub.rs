@@ -43,6 +43,10 @@ pub(crate) struct ScrubStatus {
     pub all_since: Option<u64>,
     /// Bytes that are due now.
     pub due_bytes: u64,
+    /// When something was verified last, in milliseconds since 1970; none if nothing ever was.
+    pub last: Option<u64>,
+    /// When something is due next, in milliseconds since 1970; none if there is nothing here.
+    pub next: Option<u64>,
     /// Files under quarantine, in all or part; suspect ones are counted apart.
     pub damaged_files: u64,
     /// Files that await the user's decision.
@@ -130,7 +134,8 @@ impl Node {
         })?;
         self.update_scrub(|status| {
             let (all_since, due_bytes) = (tally.all_since(), tally.due_bytes);
-            *status = ScrubStatus { all_since, due_bytes, damaged_files, suspect_files, ..status.clone() };
+            let (last, next) = (Some(tally.last).filter(|&last| last > 0), tally.next());
+            *status = ScrubStatus { all_since, due_bytes, last, next, damaged_files, suspect_files, ..status.clone() };
         });
         Ok(agenda)
     }

@@ -217,6 +217,9 @@ impl Node {
             {
                 verdict = Verdict::Unreadable(io::Error::other(why));
             }
+            if matches!(verdict, Verdict::Missing) && self.is_being_moved(subject)? {
+                return Ok(None);
+            }
             all = all.and(verdict);
             task.verified = task.after(part, now());
             if !matches!(all, Verdict::Sound | Verdict::Damaged { .. } | Verdict::Suspect { .. }) {
@@ -226,6 +229,13 @@ impl Node {
                 return Ok(Some((all, task.verified)));
             }
         }
+    }
+
+    /// Whether a move takes the file away just now, or has done so.
+    fn is_being_moved(&self, subject: &Subject) -> Result<bool, Failure> {
+        let (Some(arena), Item::File(file)) = (&subject.arena, &subject.task.item) else { return Ok(false) };
+        let is_aside = |path| self.inner.moving.is_aside(&(arena.clone(), path));
+        Ok(RelPath::try_from(file.path.clone()).is_ok_and(is_aside) || self.inner.store.file(file)?.is_none())
     }
 
     /// What a file is that lacks `data` and was found suspect, by what the watcher saw: edited, if a program wrote it and no pass
@@ -462,7 +472,7 @@ impl VerifyTotals {
 }
 
 /// What is being done to what, for errors.
-pub(super) fn in_words(verb: &str, targets: &[Target]) -> String {
+pub(crate) fn in_words(verb: &str, targets: &[Target]) -> String {
     match targets {
         [] => format!("{verb} everything here"),
         [target] => format!("{verb} {target}"),

@@ -297,6 +297,7 @@ impl Keeper {
         let now = self.now();
         if self.lacks_room() && self.node.home_full().is_none() {
             info!("the disk of the home has room again");
+            self.node.look_at_pins();
             for kept in self.arenas.values_mut().filter(|kept| kept.lacks_room) {
                 (kept.lacks_room, kept.rescan_at) = (false, now);
             }

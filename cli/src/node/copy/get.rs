@@ -5,7 +5,7 @@ use std::{
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -40,6 +40,9 @@ pub(super) struct Getting {
     /// The directory, for messages.
     dir: PathBuf,
     pub(super) done: Arc<AtomicU64>,
+    /// Bytes of all that is to be got, once that is known, and of what of it need not come.
+    all_bytes: OnceLock<u64>,
+    spared_bytes: AtomicU64,
     totals: Mutex<Totals>,
     /// What became of files with several names.
     linked: Linked<(Option<PeerId>, FileId, BlobId), Placed>,
@@ -116,6 +119,8 @@ impl Node {
             destination,
             dir,
             done: Arc::default(),
+            all_bytes: OnceLock::new(),
+            spared_bytes: AtomicU64::new(0),
             totals: Mutex::default(),
             linked: Linked::default(),
             patience: Patience::new(self, reporter, retry),
@@ -130,6 +135,8 @@ impl Node {
                 reporter.send(Event::Failed { file, reason, copy: None }).await?;
             }
         }
+        let (summing, all) = (getting.clone(), targets.clone());
+        tokio::task::spawn_blocking(move || summing.sum(&all));
         for target in &targets {
             let top = name.clone().map_or_else(|| last_component(target), Ok)?;
             getting.get(target, &top).await.while_doing(format!("get {target}"))?;
@@ -176,6 +183,30 @@ impl Node {
 impl Getting {
     fn totals(&self) -> MutexGuard<'_, Totals> {
         self.totals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sums up how many bytes there are to get, for who looks how far it is. Blocks.
+    fn sum(&self, targets: &[Target]) {
+        let mut bytes = 0;
+        for target in targets {
+            let listed = self.node.inner.namespace.list(&target.arena, target.path.as_ref(), true, &mut |entry| {
+                if let EntryKind::Leaf(Content::File { size, .. }) = &entry.kind {
+                    bytes += size;
+                }
+                if self.reporter.is_closed() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            });
+            if listed.is_err() {
+                return;
+            }
+        }
+        let _ = self.all_bytes.set(bytes);
+    }
+
+    fn progress(&self) {
+        let (done, spared) = (self.done.load(Ordering::Relaxed), self.spared_bytes.load(Ordering::Relaxed));
+        let total = self.all_bytes.get().map(|all| all.saturating_sub(spared).max(done));
+        let files = self.totals().files;
+        self.reporter.progress("getting", done, total, files);
     }
 
     /// Counts what cannot be got of a target, as the machine says that has most of it.
@@ -337,9 +368,11 @@ impl Getting {
             }
             Ok(Got::Skipped) => {
                 self.totals().skipped_files += 1;
+                self.spared_bytes.fetch_add(bytes, Ordering::Relaxed);
                 Event::Skipped(line(0))
             }
             Err(failure) => {
+                self.spared_bytes.fetch_add(bytes, Ordering::Relaxed);
                 let mut totals = self.totals();
                 totals.failed_files += 1;
                 totals.unreachable |= failure.code == Code::Unreachable;
@@ -348,8 +381,7 @@ impl Getting {
             }
         };
         self.reporter.send(event).await?;
-        let files = self.totals().files;
-        self.reporter.progress("getting", self.done.load(Ordering::Relaxed), None, files);
+        self.progress();
         Ok(())
     }
 
@@ -395,6 +427,7 @@ impl Getting {
         first = back;
         if is_linked {
             self.totals().hard_links += 1;
+            self.spared_bytes.fetch_add(job.bytes(), Ordering::Relaxed);
             return Ok(Got::Copied(Fetched::default(), Lost::default()));
         }
         let got = self.place(job).await?;
@@ -438,10 +471,10 @@ impl Getting {
             }
             Content::File { blob, size, mode } => {
                 let _pass = self.node.inner.gate.pass(*size).await;
-                let (done, reporter, files) = (self.done.clone(), self.reporter.clone(), self.totals().files);
+                let getting = self.clone();
                 let on_bytes = move |bytes| {
-                    let done = done.fetch_add(bytes, Ordering::Relaxed) + bytes;
-                    reporter.progress("getting", done, None, files);
+                    getting.done.fetch_add(bytes, Ordering::Relaxed);
+                    getting.progress();
                 };
                 let (getting, to) = (self.clone(), self.absolute(&job.to));
                 let there = blocking(move || getting.node.target_of(&to)).await?;

@@ -69,6 +69,19 @@ impl Place {
     }
 }
 
+impl fmt::Display for CopyScope {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", if self.moves { "mv" } else { "cp" })?;
+        for source in self.sources.iter().take(1) {
+            write!(f, " {source}")?;
+        }
+        if self.sources.len() > 1 {
+            write!(f, " and {} more", self.sources.len() - 1)?;
+        }
+        write!(f, " {}", self.to)
+    }
+}
+
 impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.peer {

@@ -13,7 +13,10 @@ mod witness;
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, PoisonError},
+    sync::{
+        Arc, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -89,6 +92,9 @@ pub(super) struct ArenaState {
     lacks_room: bool,
     /// How many files the pass has looked at that is under way, or was the last.
     so_far: u64,
+    /// How many files it has read of those that it found to be read.
+    read: Arc<AtomicU64>,
+    to_read: u64,
     /// How much the watcher had missed when the last such pass began, if the arena was watched without a gap since.
     watched_since: Option<u64>,
     /// Whether something may have changed unseen since the last pass began.
@@ -126,6 +132,9 @@ pub(crate) struct ArenaStatus {
     pub(crate) reason: Option<String>,
     /// How many files were looked at so far, while it is `indexing`.
     pub(crate) files_so_far: Option<u64>,
+    /// How many files were read of those that are to be, so far as they were found, while it is `indexing`.
+    pub(crate) files_read: Option<u64>,
+    pub(crate) files_to_read: Option<u64>,
     /// How many entries are not indexed, so far as they were counted: up to some ten thousand in one pass.
     pub(crate) skipped: usize,
     /// The parts below the root that are offline.
@@ -303,6 +312,8 @@ impl Node {
                 .or_else(|| (unwatched > 0).then(limited))
                 .or_else(silent),
             files_so_far: (!state.scanned).then_some(state.so_far),
+            files_read: (!state.scanned).then(|| state.read.load(Ordering::Relaxed)),
+            files_to_read: (!state.scanned).then_some(state.to_read),
             skipped: state.skipped.len(),
             offline_parts: state
                 .parts

@@ -1,7 +1,15 @@
 //! One pass over parts of an arena: what is there beside what was said and what is linked. Rules and order of commits:
 //! spec/namespace.md, "Scan".
 
-use std::{fs, path::PathBuf, time::SystemTime};
+use std::{
+    fs,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::SystemTime,
+};
 
 use blobstore::{FileRef, FileRow, FileState, RootId};
 use namespace::{
@@ -53,6 +61,8 @@ pub(super) struct Reconcile<'a> {
     unlinked: Vec<RelPath>,
     /// Whether something was left out because the disk of the home is full.
     lacks_room: bool,
+    /// How many files were read.
+    read: Arc<AtomicU64>,
 }
 
 pub(super) struct Fresh {
@@ -111,6 +121,7 @@ impl<'a> Reconcile<'a> {
             said: Vec::new(),
             unlinked: Vec::new(),
             lacks_room: false,
+            read: Arc::default(),
         })
     }
 
@@ -121,6 +132,7 @@ impl<'a> Reconcile<'a> {
         self.node.put_back_left(&self.arena.name, &self.dir)?;
         let (node, arena) = (self.node, self.arena.name.clone());
         let watched_since = paths.contains(&None).then(|| node.watch_losses());
+        node.arena_state(&arena, |state| (state.read, state.to_read) = (self.read.clone(), 0));
         self.seen = witness::Seen::take(node, &arena, &self.dir, paths);
         let done = self.look_at(paths);
         match &done {
@@ -386,6 +398,8 @@ impl<'a> Reconcile<'a> {
         self.recall_vanished()?;
         self.relink_moved()?;
         let names = self.take_further_names();
+        let (found, name) = (self.fresh.len() as u64, &self.arena.name);
+        self.node.arena_state(name, |state| state.to_read = self.read.load(Ordering::Relaxed) + found);
         // Small ones first: what rests for a moment only has changed again once a large one is hashed.
         let fresh = std::mem::take(&mut self.fresh).into_iter();
         let (large, small): (Vec<_>, Vec<_>) = fresh.partition(|file| file.fingerprint.size >= LARGE);
@@ -463,7 +477,12 @@ impl<'a> Reconcile<'a> {
         let synced = SystemTime::now();
         store.sync_file_systems(self.root, fresh.iter().map(|file| (file.fingerprint.device, file.path.as_bytes())))?;
         let dir = &self.dir;
-        let hash = |file: &Fresh| hash_at_rest(store, dir, &file.path, Some(synced));
+        let read = &self.read;
+        let hash = |file: &Fresh| {
+            let outcome = hash_at_rest(store, dir, &file.path, Some(synced));
+            read.fetch_add(1, Ordering::Relaxed);
+            outcome
+        };
         // On threads of its own: those of a pass over a file system that hangs are missed by no other pass.
         let threads = rayon::ThreadPoolBuilder::new().build()?;
         let outcomes: Vec<Outcome> = threads.install(|| fresh.par_iter().map(hash).collect());

@@ -21,7 +21,7 @@ use serde_json::{Value, json};
 use tokio::{sync::watch, time::sleep};
 use tree::BlobId;
 
-use super::{Node, blocking};
+use super::{Node, blocking, under_way::Course};
 use crate::{
     event::{Event, FileName, Pin, Reason, Reporter, summary},
     failure::{Code, Failure, WhileDoing},
@@ -44,8 +44,9 @@ pub(super) struct Keeping {
     status: watch::Sender<Arc<Status>>,
     nudges: watch::Sender<u64>,
     losses: watch::Sender<u64>,
-    /// Bytes that came so far.
+    /// Bytes that came so far, and how fast.
     came: AtomicU64,
+    course: Mutex<Course>,
     failures: Mutex<Failures>,
     clock: Mutex<EvenClock>,
 }
@@ -87,7 +88,12 @@ impl Keeping {
     }
 
     fn came(&self, bytes: u64) {
-        self.came.fetch_add(bytes, Ordering::Relaxed);
+        let came = self.came.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        self.course().note(came, Instant::now());
+    }
+
+    fn course(&self) -> MutexGuard<'_, Course> {
+        self.course.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn nudge(&self) {
@@ -294,6 +300,7 @@ impl Node {
             "missing_files": sum.missing_files,
             "missing_bytes": sum.missing_bytes,
             "reasons": reasons,
+            "bytes_per_s": self.inner.keeping.course().rate(Instant::now()),
             "kept_files": status.keeps.places.values().map(|keep| keep.files).sum::<u64>(),
             "kept_bytes": status.keeps.places.values().map(|keep| keep.bytes).sum::<u64>(),
             "mass_deletions": self.deleted_many(&status.keeps, None),
@@ -315,8 +322,9 @@ impl Node {
         }
     }
 
-    /// Has the keeper look again at once: there may be more room.
+    /// Has the keeper look again at once, and try what failed: there may be more room.
     pub(super) fn look_at_pins(&self) {
+        self.inner.keeping.failures().clear();
         self.inner.keeping.nudge();
     }
 }
