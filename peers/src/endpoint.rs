@@ -532,6 +532,8 @@ pub fn transport_config() -> TransportConfig {
         .receive_window(CONNECTION_WINDOW_BYTES.into())
         .send_window(CONNECTION_WINDOW_BYTES.into())
         .mtu_discovery_config(Some(mtu))
+        .packet_threshold(REORDERED_PACKETS)
+        .time_threshold(REORDERED_ROUND_TRIPS)
         .keep_alive_interval(Some(Duration::from_secs(5)))
         .max_idle_timeout(Some(VarInt::from_u32(IDLE_LIMIT_MS).into()));
     transport
@@ -567,6 +569,9 @@ const SHUTDOWN_LIMIT: Duration = Duration::from_secs(2);
 const STREAMS_MAX: u32 = 256;
 const STREAM_WINDOW_BYTES: u32 = 8 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 32 << 20;
+/// What arrives so much later than what was sent behind it, is not lost: spec/wire.md, "Transport".
+const REORDERED_PACKETS: u32 = 128;
+const REORDERED_ROUND_TRIPS: f32 = 1.5;
 /// The largest datagrams that are sent, and that are taken.
 pub const UDP_PAYLOAD_BYTES_MAX: u16 = 6500;
 const IDLE_LIMIT_MS: u32 = 15_000;

@@ -41,7 +41,8 @@ fn what_is_under_way() {
     let left = command["seconds_left"].as_u64().unwrap();
     assert!((5..80).contains(&left), "{command}");
     let text = b.ok(["status"]).text();
-    let line = text.lines().find(|line| line.starts_with("under way     get docs ")).unwrap_or_else(|| panic!("{text}"));
+    let line =
+        text.lines().find(|line| line.starts_with("under way     get docs ")).unwrap_or_else(|| panic!("{text}"));
     assert!(line.contains(" of 40.00 MiB, ") && line.ends_with(" left"), "{line}");
     assert!(text.contains("ms away") && text.contains("mount         127.0.0.1:"), "{text}");
 

@@ -151,6 +151,23 @@ fn levels_are_for_all_networks() {
     assert!(bytes * 3 < words.len() as u64, "{bytes} bytes came");
 }
 
+/// A late datagram is not a lost one: nobody slows down for it.
+#[test]
+fn datagrams_that_overtake_each_other() {
+    let scratch = Scratch::new();
+    let noise = random_bytes(8 << 20, &mut Rng::with_seed(6));
+    let far = far(&scratch, &[("noise", &noise)], "");
+    let two = Two::start(&scratch, "near", &far, "");
+    two.link.set(Quality { delay: Duration::from_millis(20), bytes_per_s: Some(6_000_000) });
+    let (_, in_order) = two.get("noise", &noise);
+    two.link
+        .interfere(|_, number| if number % 20 == 0 { Fate::Late(Duration::from_millis(10)) } else { Fate::Carried });
+    fs::remove_file(two.to.join("noise")).unwrap();
+    let (_, overtaking) = two.get("noise", &noise);
+    println!("{in_order:?} in order, {overtaking:?} overtaking");
+    assert!(overtaking < in_order * 3 / 2, "{in_order:?} in order, {overtaking:?} overtaking");
+}
+
 /// Datagrams that are lost, late, doubled, cut off or changed cost time and nothing else.
 #[test]
 fn a_network_that_does_all_it_can() {
