@@ -567,7 +567,8 @@ const INCOMING_MAX: usize = 256;
 const LOOKUPS_MAX: usize = 32;
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(2);
 const STREAMS_MAX: u32 = 256;
-const STREAM_WINDOW_BYTES: u32 = 8 << 20;
+/// No more than quinn-proto can put together, whatever is lost of it: spec/wire.md, "Transport".
+const STREAM_WINDOW_BYTES: u32 = 4 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 32 << 20;
 /// What arrives so much later than what was sent behind it, is not lost: spec/wire.md, "Transport".
 const REORDERED_PACKETS: u32 = 128;

@@ -84,7 +84,7 @@ fn an_interrupted_get_stops_and_goes_on() {
     two.near.ok(["limit", "--down", "8MiB"]);
     let args = ["get".as_ref(), Path::new("docs/large").as_os_str(), two.to.as_os_str()];
     let mut getting = two.near.command(args).stderr(Stdio::null()).spawn().unwrap();
-    // 8 MiB, which is a stream's window, may be on their way.
+    // 4 MiB, which is a stream's window, may be on their way.
     wait_for("some of it", Duration::from_secs(20), || (two.link.carried()[1] > 16 << 20).then_some(()));
     kill_process(Pid::from_child(&getting), Signal::INT).unwrap();
     assert_eq!(getting.wait().unwrap().code(), Some(130));
