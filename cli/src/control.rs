@@ -1,6 +1,7 @@
 //! The control API: HTTP and JSON on the daemon's Unix socket. Format: spec/cli.md, "Control API".
 
 mod keep;
+mod report;
 
 use std::{
     collections::BTreeMap,
@@ -15,7 +16,6 @@ use axum::{
     Json, Router,
     body::{Body, Bytes},
     extract::{Path, Request, State, rejection::JsonRejection},
-    http::header::CONTENT_TYPE,
     middleware::{self, Next},
     response::Response,
     routing::{delete, get, post},
@@ -31,11 +31,13 @@ use tracing::debug;
 use tree::{BlobId, ByteRange, UnixTime};
 
 use crate::{
-    event::{Event, Reporter, summary},
+    event::{Reporter, summary},
     failure::{Code, Failure, WhileDoing},
     node::{CopyScope, HistoryScope, LimitChange, Node, ScanTotals, Scope, in_words, rfc3339},
     target::{BlobPrefix, JsonPath, Target},
 };
+
+use self::report::{report, report_under_way, with_type};
 
 /// The API over an open home.
 pub(crate) fn router(node: Node) -> Router {
@@ -193,9 +195,6 @@ pub(crate) struct Targets {
 
 /// How long joining waits for what the other machine has.
 const CATALOG_LIMIT: Duration = Duration::from_secs(30);
-
-/// How many lines of a report are sent at once, if so many wait.
-const EVENTS_AT_ONCE: usize = 256;
 
 type Body_<T> = Result<Json<T>, JsonRejection>;
 type Answer = Result<Json<Value>, Failure>;
@@ -473,70 +472,6 @@ async fn logged(request: Request, next: Next) -> Response {
     let response = next.run(request).await;
     let (status, duration_ms) = (response.status().as_u16(), began.elapsed().as_millis() as u64);
     debug!(%method, call = path, status, duration_ms, "answered");
-    response
-}
-
-/// Answers with what `work` reports, line by line; the last line is `{"type":"exit","code":N}`. The work runs on
-/// its own: if the reader goes away, it stops where it is safe, not where it is.
-/// The same for work that takes its time: it is shown by `blob status` as long as somebody reads the report.
-fn report_under_way<W>(node: &Node, command: String, work: impl FnOnce(Reporter) -> W + Send + 'static) -> Response
-where
-    W: Future<Output = Result<Code, Failure>> + Send + 'static,
-{
-    let entry = node.under_way().begin(command);
-    report_to(work, move |event| {
-        if let Event::Progress { done, total, files, .. } = event {
-            entry.note(*done, *total, *files);
-        }
-    })
-}
-
-fn report<W>(work: impl FnOnce(Reporter) -> W + Send + 'static) -> Response
-where
-    W: Future<Output = Result<Code, Failure>> + Send + 'static,
-{
-    report_to(work, |_| {})
-}
-
-/// The same; `hear` hears of each event that is read.
-fn report_to<W>(
-    work: impl FnOnce(Reporter) -> W + Send + 'static,
-    mut hear: impl FnMut(&Event) + Send + 'static,
-) -> Response
-where
-    W: Future<Output = Result<Code, Failure>> + Send + 'static,
-{
-    let (reporter, mut events) = Reporter::new();
-    let work = work(reporter.clone());
-    tokio::spawn(async move {
-        let code = match work.await {
-            Ok(code) => code,
-            Err(failure) => {
-                let code = failure.code;
-                let _ = reporter.send(Event::Error(failure)).await;
-                code
-            }
-        };
-        let _ = reporter.send(Event::Exit { code }).await;
-    });
-    let mut waiting = Vec::new();
-    let lines = stream::poll_fn(move |context| {
-        events.poll_recv_many(context, &mut waiting, EVENTS_AT_ONCE).map(|count| {
-            let mut lines = Vec::new();
-            for event in waiting.drain(..) {
-                hear(&event);
-                lines.extend(serde_json::to_vec(&event).unwrap_or_default());
-                lines.push(b'\n');
-            }
-            (count > 0).then(|| Ok::<_, Infallible>(Bytes::from(lines)))
-        })
-    });
-    with_type("application/jsonl", Body::from_stream(lines))
-}
-
-fn with_type(content_type: &'static str, body: Body) -> Response {
-    let mut response = Response::new(body);
-    response.headers_mut().insert(CONTENT_TYPE, axum::http::HeaderValue::from_static(content_type));
     response
 }
 

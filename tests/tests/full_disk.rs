@@ -76,8 +76,7 @@ impl Small {
 
     fn names(&self, arena: &str) -> Vec<String> {
         let listed = self.b.run(["ls", "--json", arena]);
-        let names = listed.of_type("entry").iter().map(|entry| entry["path"].as_str().unwrap().to_owned()).collect();
-        names
+        listed.of_type("entry").iter().map(|entry| entry["path"].as_str().unwrap().to_owned()).collect()
     }
 
     fn state(&self) -> (String, bool) {

@@ -8,7 +8,11 @@ use axum::{
 };
 use serde_json::json;
 
-use super::{Answer, Body_, Targets, report, report_under_way, understood};
+use super::{
+    Answer, Body_, Targets,
+    report::{report, report_under_way},
+    understood,
+};
 use crate::{
     failure::{Code, Failure},
     node::{CacheLimit, Node, PinScope, Trim, WarmScope, in_words},

@@ -78,7 +78,7 @@ impl<F: StorageBackend> StorageBackend for Roomy<F> {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.note(self.write_or_keep(|file| file.set_len(len), |kept, _| Ok(kept.set_len(len))))
+        self.note(self.write_or_keep(|file| file.set_len(len), |kept, _| kept.set_len(len)))
     }
 
     fn sync_data(&self) -> io::Result<()> {
@@ -116,7 +116,7 @@ impl<F: StorageBackend> StorageBackend for Unwritten<F> {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        self.file.keep(|kept, _| Ok(kept.set_len(len)))
+        self.file.keep(|kept, _| kept.set_len(len))
     }
 
     fn sync_data(&self) -> io::Result<()> {
@@ -250,13 +250,14 @@ impl<F: StorageBackend> Overlaid<F> {
 }
 
 impl Kept {
-    fn set_len(&mut self, len: u64) {
+    fn set_len(&mut self, len: u64) -> io::Result<()> {
         (self.len, self.cut) = (Some(len), self.cut.min(len));
         self.blocks.split_off(&len.div_ceil(BLOCK));
         // What is cut off reads as zeros if the file grows again.
         if let Some(last) = self.blocks.get_mut(&(len / BLOCK)) {
             last[(len % BLOCK) as usize..].fill(0);
         }
+        Ok(())
     }
 
     fn write(&mut self, file: &impl StorageBackend, offset: u64, data: &[u8]) -> io::Result<()> {

@@ -8,6 +8,7 @@ mod offline;
 mod pages;
 mod reconcile;
 mod root;
+mod skipped;
 mod volume;
 mod witness;
 

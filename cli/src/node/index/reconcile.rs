@@ -13,8 +13,8 @@ use std::{
 
 use blobstore::{FileRef, FileRow, FileState, RootId};
 use namespace::{
-    Arena, ArenaName, Change, Content, Decision, Known, LastRead, ReadState, RelPath, Seen, SeenKind, Walk, WalkError,
-    Witness, decide, look,
+    Arena, ArenaName, Change, Content, Decision, Known, LastRead, ReadState, RelPath, Seen, SeenKind, Walk, Witness,
+    decide, look,
 };
 use rayon::prelude::*;
 use tracing::warn;
@@ -29,7 +29,7 @@ use super::{
     witness,
 };
 use crate::{
-    event::{Event, FileName, Reporter},
+    event::Reporter,
     failure::{Code, Failure},
 };
 
@@ -40,17 +40,17 @@ pub(super) struct Reconcile<'a> {
     pub(super) dir: PathBuf,
     /// The arena root that this pass is about.
     standing: Standing,
-    reporter: &'a Reporter,
+    pub(super) reporter: &'a Reporter,
     /// What the watcher saw of the paths of this pass.
     pub(super) seen: witness::Seen,
     /// Whether damaged and suspect files are published as they are: the user says that they were edited.
     pub(super) accept: bool,
     pub(super) totals: ScanTotals,
     /// Directories that could not be read: what was known below them stands.
-    unreadable: Vec<RelPath>,
+    pub(super) unreadable: Vec<RelPath>,
     /// What is to be looked at again, for it changed meanwhile.
     pub(super) again: Vec<RelPath>,
-    skipped: Vec<Skipped>,
+    pub(super) skipped: Vec<Skipped>,
     /// Files that have to be hashed, unless they were moved here.
     pub(super) fresh: Vec<Fresh>,
     /// What is no longer there.
@@ -188,7 +188,7 @@ impl<'a> Reconcile<'a> {
         }
     }
 
-    fn offline(&self, why: String) -> Failure {
+    pub(super) fn offline(&self, why: String) -> Failure {
         self.node.note_offline(&self.arena.name, Some(why.clone()));
         let failure = Failure::new(Code::Error, why).hint(format!(
             "nothing was changed; is its disk mounted? If all was replaced on purpose: blob arena scan --accept {}",
@@ -343,44 +343,6 @@ impl<'a> Reconcile<'a> {
             Some(_) => self.gone.push(Gone { path, linked }),
             None => self.unlinked.push(path),
         }
-    }
-
-    fn skip(&mut self, error: WalkError) -> Result<(), Failure> {
-        self.totals.unreadable += 1;
-        match error {
-            WalkError::Unreadable { path, source } => {
-                let reason = tree::reason(&source);
-                warn!(arena = %self.arena.name, %path, reason, "not indexed");
-                self.skipped(&path, reason)?;
-                self.unreadable.push(path);
-                Ok(())
-            }
-            WalkError::Name { path } => {
-                let below = path.strip_prefix(&self.dir).unwrap_or(&path);
-                let reason = "its path is too long";
-                warn!(arena = %self.arena.name, path = %below.display(), reason, "not indexed");
-                self.skipped_bytes(below.as_os_str().as_encoded_bytes(), reason.into())
-            }
-            WalkError::Root { source, .. } => Err(self.offline(tree::reason(&source))),
-        }
-    }
-
-    fn not_indexed(&mut self, path: &RelPath, reason: String) -> Result<(), Failure> {
-        self.totals.unreadable += 1;
-        warn!(arena = %self.arena.name, %path, reason, "not indexed");
-        self.skipped(path, reason)
-    }
-
-    fn skipped(&mut self, path: &RelPath, reason: String) -> Result<(), Failure> {
-        self.skipped_bytes(path.as_bytes(), reason)
-    }
-
-    fn skipped_bytes(&mut self, path: &[u8], reason: String) -> Result<(), Failure> {
-        if self.skipped.len() < SKIPPED_MAX {
-            self.skipped.push(Skipped { path: path.to_owned(), reason: reason.clone() });
-        }
-        let file = FileName::new(&self.arena.name, path);
-        Ok(self.reporter.send_blocking(Event::Unindexed { file, reason })?)
     }
 
     /// What the directory of `path` is like now: its mtime moved with what is in it.
@@ -616,5 +578,3 @@ pub(super) const BATCH_FILES: usize = 4096;
 const BATCH_BYTES: u64 = 1 << 30;
 /// From this size on a file takes long to hash.
 const LARGE: u64 = 64 << 20;
-/// How many entries that are not indexed are remembered, of one pass.
-const SKIPPED_MAX: usize = 10_000;

@@ -1,0 +1,53 @@
+//! What a pass does not index, and why.
+
+use namespace::{RelPath, WalkError};
+use tracing::warn;
+
+use super::{Skipped, reconcile::Reconcile};
+use crate::{
+    event::{Event, FileName},
+    failure::Failure,
+};
+
+impl Reconcile<'_> {
+    pub(super) fn skip(&mut self, error: WalkError) -> Result<(), Failure> {
+        self.totals.unreadable += 1;
+        match error {
+            WalkError::Unreadable { path, source } => {
+                let reason = tree::reason(&source);
+                warn!(arena = %self.arena.name, %path, reason, "not indexed");
+                self.skipped(&path, reason)?;
+                self.unreadable.push(path);
+                Ok(())
+            }
+            WalkError::Name { path } => {
+                let below = path.strip_prefix(&self.dir).unwrap_or(&path);
+                let reason = "its path is too long";
+                warn!(arena = %self.arena.name, path = %below.display(), reason, "not indexed");
+                self.skipped_bytes(below.as_os_str().as_encoded_bytes(), reason.into())
+            }
+            WalkError::Root { source, .. } => Err(self.offline(tree::reason(&source))),
+        }
+    }
+
+    pub(super) fn not_indexed(&mut self, path: &RelPath, reason: String) -> Result<(), Failure> {
+        self.totals.unreadable += 1;
+        warn!(arena = %self.arena.name, %path, reason, "not indexed");
+        self.skipped(path, reason)
+    }
+
+    pub(super) fn skipped(&mut self, path: &RelPath, reason: String) -> Result<(), Failure> {
+        self.skipped_bytes(path.as_bytes(), reason)
+    }
+
+    fn skipped_bytes(&mut self, path: &[u8], reason: String) -> Result<(), Failure> {
+        if self.skipped.len() < SKIPPED_MAX {
+            self.skipped.push(Skipped { path: path.to_owned(), reason: reason.clone() });
+        }
+        let file = FileName::new(&self.arena.name, path);
+        Ok(self.reporter.send_blocking(Event::Unindexed { file, reason })?)
+    }
+}
+
+/// How many entries that are not indexed are remembered, of one pass.
+const SKIPPED_MAX: usize = 10_000;
