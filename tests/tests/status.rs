@@ -68,3 +68,20 @@ fn what_is_under_way() {
     assert!(text.contains("; last 20") && text.contains("; next 20"), "{text}");
     println!("{text}");
 }
+
+/// An arena is not up to date as long as something that changed in it is not published; `--check` has no complaint of that.
+#[test]
+fn what_changed_and_is_not_published_yet() {
+    let scratch = Scratch::new();
+    let docs = scratch.dir("docs");
+    fs::write(docs.join("old"), "old").unwrap();
+    let a = Machine::up_with_config(&scratch, "a", &[&docs], "[watch]\nsettle = \"2s\"\n");
+    let state = || a.status()["arenas"][0]["status"]["state"].as_str().unwrap().to_owned();
+    wait_for("it is up to date", LIMIT, || (state() == "up to date").then_some(()));
+    fs::write(docs.join("new"), "new").unwrap();
+    wait_for("the change is heard of", LIMIT, || (state() == "catching up").then_some(()));
+    assert!(!a.ok(["ls", "docs"]).text().contains("docs/new"));
+    a.ok(["status", "--check"]);
+    wait_for("it is taken in", LIMIT, || (state() == "up to date").then_some(()));
+    assert!(a.ok(["ls", "docs"]).text().contains("docs/new"));
+}

@@ -184,7 +184,8 @@ fn health(status: &Value) -> Code {
     }
     let is_some = |field: &str| status[field].as_array().is_some_and(|all| !all.is_empty());
     let arenas = status["arenas"].as_array().into_iter().flatten().map(|arena| &arena["status"]);
-    let is_well = |arena: &Value| arena.is_null() || arena["state"] == "up to date" && count(&arena["skipped"]) == 0;
+    let is_current = |state: &Value| state == "up to date" || state == "catching up";
+    let is_well = |arena: &Value| arena.is_null() || is_current(&arena["state"]) && count(&arena["skipped"]) == 0;
     let masses = pins["mass_deletions"].as_array().is_some_and(|masses| !masses.is_empty());
     let needs_a_look = status["twin"] == true
         || !status["home_full"].is_null()

@@ -64,6 +64,8 @@ struct Kept {
     rescan_at: Duration,
     /// Whether all of it is to be looked at once the disk of the home has room.
     lacks_room: bool,
+    /// Whether the pass that is under way is over changes that were heard of.
+    takes_in: bool,
 }
 
 /// The passes that are under way, one an arena at most.
@@ -179,6 +181,7 @@ impl Node {
         let mut jobs = Jobs::new();
         loop {
             keeper.begin(&mut jobs);
+            keeper.tell();
             let next = keeper.next_due().unwrap_or(IDLE);
             tokio::select! {
                 _ = stopped.wait_for(|&stop| stop) => return,
@@ -241,7 +244,18 @@ impl Keeper {
                 let mounts = self.node.mounts_around(&true_dir).unwrap_or_default();
                 let (pending, is_silent) = (Pending::new(settle, settle_max), self.node.is_silent(&true_dir));
                 let (took, began) = (Duration::ZERO, Duration::ZERO);
-                Kept { dir, true_dir, pending, mounts, is_silent, took, began, rescan_at, lacks_room: false }
+                Kept {
+                    dir,
+                    true_dir,
+                    pending,
+                    mounts,
+                    is_silent,
+                    took,
+                    began,
+                    rescan_at,
+                    lacks_room: false,
+                    takes_in: false,
+                }
             });
         }
     }
@@ -314,6 +328,7 @@ impl Keeper {
             }
             // With what is due in a moment: of a rename, both names are heard of at nearly the same time.
             let mut paths = kept.pending.take_due(now + (self.settings.settle / 10).min(AT_ONCE_MAX));
+            kept.takes_in = !paths.is_empty();
             if kept.rescan_at <= now || paths.contains(&None) {
                 paths = vec![None];
                 kept.rescan_at = now + kept.period(&self.settings);
@@ -334,9 +349,20 @@ impl Keeper {
         }
     }
 
+    /// Notes for the status which arenas have changes that were not taken in yet.
+    fn tell(&self) {
+        for (arena, kept) in &self.arenas {
+            let is_taking_in = kept.takes_in && self.running.contains(arena);
+            let is_behind = is_taking_in || kept.pending.next_due().is_some();
+            self.node.arena_state(arena, |state| state.is_behind = is_behind);
+        }
+    }
+
     fn end(&mut self, arena: ArenaName, ended: Result<Reconciled, Failure>) {
         let now = self.now();
         self.running.remove(&arena);
+        let failed = ended.as_ref().err().filter(|_| !self.node.is_offline(&arena)).map(Failure::reason);
+        self.node.arena_state(&arena, |state| state.failed = failed);
         let is_incomplete = self.node.watching().is_none_or(|watching| watching.is_incomplete());
         // It may have been given up meanwhile.
         self.refresh(now + self.settings.rescan);

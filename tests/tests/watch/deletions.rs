@@ -69,7 +69,7 @@ fn the_whole_tree() {
     }
     w.shows_all();
     shows(&b, &w.root);
-    assert_eq!(w.state(), "up to date");
+    w.becomes("up to date");
     let told = deleted(&history(&w.a, before));
     assert_eq!(told.len(), 501 + 20, "files and directories");
     w.a.rests();
@@ -84,7 +84,7 @@ fn the_whole_tree() {
     fs::remove_file(w.path("new")).unwrap();
     w.a.restart();
     w.shows_all();
-    assert_eq!(w.state(), "up to date");
+    w.becomes("up to date");
 }
 
 /// As editors save: nothing says that the file was away, neither in the log nor in between.

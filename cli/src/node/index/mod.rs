@@ -91,6 +91,10 @@ pub(super) struct ArenaState {
     scanned: bool,
     /// Whether the last pass left something out because the disk of the home is full.
     lacks_room: bool,
+    /// Whether changes that were heard of have not been taken in yet.
+    pub(super) is_behind: bool,
+    /// Why what changed could not be taken in the last time, if it could not.
+    pub(super) failed: Option<String>,
     /// How many files the pass has looked at that is under way, or was the last.
     so_far: u64,
     /// How many files it has read of those that it found to be read.
@@ -126,10 +130,10 @@ const SPECIAL: &str = "a socket, FIFO or device";
 /// What `blob status` tells of an arena that is held here.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct ArenaStatus {
-    /// `indexing` until a first scan has come to its end, `not responding`, `offline`, `waiting for room`, `partly offline`,
-    /// `partly watched`, or `up to date`.
+    /// `indexing` until a first scan has come to its end, `not responding`, `offline`, `waiting for room`, `failing`,
+    /// `partly offline`, `partly watched`, `catching up` with changes, or `up to date`.
     pub(crate) state: &'static str,
-    /// Why, if it is offline, waiting or partly watched.
+    /// Why, if it is offline, waiting, failing or partly watched.
     pub(crate) reason: Option<String>,
     /// How many files were looked at so far, while it is `indexing`.
     pub(crate) files_so_far: Option<u64>,
@@ -301,15 +305,18 @@ impl Node {
                 ArenaState { stalled: true, .. } => "not responding",
                 ArenaState { offline: Some(_), .. } => "offline",
                 ArenaState { lacks_room: true, .. } => "waiting for room",
+                ArenaState { failed: Some(_), .. } => "failing",
                 ArenaState { scanned: false, .. } => "indexing",
                 ArenaState { parts, .. } if parts.parts().next().is_some() => "partly offline",
                 _ if unwatched > 0 => "partly watched",
+                ArenaState { is_behind: true, .. } => "catching up",
                 _ => "up to date",
             },
             reason: state
                 .offline
                 .clone()
                 .or_else(|| state.lacks_room.then(|| "new and changed files are not indexed; see home".to_owned()))
+                .or_else(|| state.failed.clone())
                 .or_else(|| (unwatched > 0).then(limited))
                 .or_else(silent),
             files_so_far: (!state.scanned).then_some(state.so_far),
