@@ -1,12 +1,15 @@
 //! A fetch under way, whose pieces go to those who wait as soon as they are proven, and into the cache.
 
-use std::sync::{
-    Arc, Mutex, MutexGuard, PoisonError,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 use blobstore::{Partial, Sink, Store, StoreError};
-use tokio::sync::Notify;
+use tokio::{sync::Notify, time::Instant};
 use tracing::warn;
 use tree::{BlobId, ByteRange, RangeSet, Verified, VerifiedData};
 
@@ -28,9 +31,10 @@ pub(crate) struct AllFlights {
     held: AtomicU64,
 }
 
-#[derive(Default)]
 struct State {
     pieces: Vec<VerifiedData>,
+    /// When the last of them came, or it began.
+    last: Instant,
     came: RangeSet,
     /// How it ended, if it has.
     ended: Option<Result<(), Lost>>,
@@ -47,12 +51,18 @@ pub(crate) enum Lost {
 
 impl Flight {
     pub(crate) fn new(ranges: RangeSet, is_ahead: bool, all: Arc<AllFlights>) -> Self {
-        Self { ranges, is_ahead, all, state: Mutex::default(), changed: Notify::new() }
+        let state = State { pieces: Vec::new(), last: Instant::now(), came: RangeSet::new(), ended: None };
+        Self { ranges, is_ahead, all, state: Mutex::new(state), changed: Notify::new() }
     }
 
     /// The pieces that came so far of `wanted`.
     pub(crate) fn so_far(&self, wanted: &RangeSet) -> Vec<VerifiedData> {
         self.state().pieces.iter().filter(|piece| wanted.overlaps(piece.range())).cloned().collect()
+    }
+
+    /// Whether nothing came for so long.
+    pub(crate) fn rests_since(&self, time: Duration) -> bool {
+        self.state().last.elapsed() >= time
     }
 
     /// What of `wanted` this flight brings and has not brought yet.
@@ -84,6 +94,7 @@ impl Flight {
 
     fn take(&self, piece: &VerifiedData) {
         let (bytes, held) = (piece.range().len(), &self.all.held);
+        self.state().last = Instant::now();
         // What finds no room here waits until the cache has it.
         if held.fetch_add(bytes, Ordering::Relaxed) + bytes > HELD_BYTES_MAX {
             held.fetch_sub(bytes, Ordering::Relaxed);

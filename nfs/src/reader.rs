@@ -281,15 +281,14 @@ impl Reader {
                 return Ok((pieces, false));
             }
             if began.elapsed() >= LATE && late.is_empty() {
-                let lacks =
-                    |flight: &Arc<Flight>| if flight.is_ahead { flight.lacks(missing) } else { RangeSet::new() };
-                let lacking = flights.iter().map(lacks).fold(RangeSet::new(), |all, lacks| all.union(&lacks));
-                if !lacking.is_empty() {
-                    let again = self.begin(blob, size, &lacking);
-                    let is_late = |flight: &Arc<Flight>| flight.is_ahead && !flight.lacks(missing).is_empty();
-                    (late, flights) = flights.into_iter().partition(is_late);
-                    flights.extend(again);
-                }
+                // One that moves is only slow: what it brings would come twice.
+                let is_late = |flight: &Arc<Flight>| {
+                    flight.is_ahead && flight.rests_since(LATE) && !flight.lacks(missing).is_empty()
+                };
+                (late, flights) = flights.into_iter().partition(is_late);
+                let lacking = late.iter().map(|flight| flight.lacks(missing));
+                let lacking = lacking.fold(RangeSet::new(), |all, lacks| all.union(&lacks));
+                flights.extend(self.begin(blob, size, &lacking));
             }
             // While bytes arrive, be they for other reads, this one only waits its turn.
             let now = received();
@@ -473,7 +472,7 @@ async fn join<T>(handle: JoinHandle<T>) -> T {
     }
 }
 
-/// A read whose bytes were being read ahead for so long, and have not come, asks for them once more, before others.
+/// A read whose bytes are being read ahead asks for them once more, before others, when nothing of that came for so long.
 const LATE: Duration = Duration::from_secs(1);
 /// How often a waiting read checks whether its beginning has arrived.
 const LOOK: Duration = Duration::from_millis(250);
