@@ -153,6 +153,14 @@ pub fn is_leaving_name(name: &[u8]) -> bool {
     is_numbered(name, LEAVING_SUFFIX)
 }
 
+/// Whether a file of this name is one that was deleted while a program had it open: libfuse calls it `.fuse_hidden` and 16
+/// hex digits, Linux's NFS client `.nfs` and 24. It goes when the program closes it, and nobody is told.
+pub fn is_deleted_name(name: &[u8]) -> bool {
+    let is_hex = |digits: &[u8], count| digits.len() == count && digits.iter().all(u8::is_ascii_hexdigit);
+    name.strip_prefix(b".fuse_hidden").is_some_and(|digits| is_hex(digits, 16))
+        || name.strip_prefix(b".nfs").is_some_and(|digits| is_hex(digits, 24))
+}
+
 fn is_numbered(name: &[u8], suffix: &str) -> bool {
     let number = name.strip_prefix(STAGING_PREFIX.as_bytes()).and_then(|rest| rest.strip_suffix(suffix.as_bytes()));
     number.is_some_and(|digits| digits.len() == 16 && digits.iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')))
@@ -221,6 +229,16 @@ mod tests {
         assert_eq!(dir.parent(), Some(RelPath::try_from("a").unwrap()));
         assert_eq!(dir.parent().unwrap().parent(), None);
         assert!(within("a/b") && within("a/b/c") && !within("a/bc") && !within("a"));
+    }
+
+    #[test]
+    fn deleted_and_open() {
+        for name in [".fuse_hidden0000000c00000004", ".nfs00000000a1b2c3d40000001f"] {
+            assert!(is_deleted_name(name.as_bytes()), "{name}");
+        }
+        for name in [".fuse_hidden", ".fuse_hidden0000000c0000000", ".nfs", ".nfs0", ".nfsx0000000a1b2c3d40000001f"] {
+            assert!(!is_deleted_name(name.as_bytes()), "{name}");
+        }
     }
 
     #[test]

@@ -12,7 +12,7 @@ use rustix::{
 };
 use tree::{Fingerprint, UnixTime};
 
-use crate::{RelPath, is_leaving_name, is_staging_name};
+use crate::{RelPath, is_deleted_name, is_leaving_name, is_staging_name};
 
 /// An entry that a walk through an arena root met.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,7 +47,7 @@ pub enum SeenKind {
         /// Its own mtime.
         mtime: UnixTime,
     },
-    /// A socket, FIFO or device: not indexed.
+    /// Not indexed: a socket, FIFO or device, or a file that [was deleted and is still open](crate::is_deleted_name).
     Special,
 }
 
@@ -216,6 +216,7 @@ impl Walk {
         let fingerprint = fingerprint(&stat);
         let mode = stat.stx_mode & 0o777;
         Ok(match FileType::from_raw_mode(stat.stx_mode.into()) {
+            FileType::RegularFile if is_deleted_name(name) => SeenKind::Special,
             FileType::RegularFile => SeenKind::File { fingerprint, mode },
             FileType::Symlink => {
                 let target = rustix::fs::readlinkat(dir, name, Vec::new())?.into_bytes();

@@ -115,6 +115,25 @@ fn a_file_system_by_way_of_fuse() {
 }
 
 #[test]
+fn deleted_by_way_of_fuse_and_still_open() {
+    let scratch = Scratch::new();
+    let Some(mounted) = bindfs(&scratch) else { return skipped("bindfs cannot be mounted") };
+    let path = mounted.dir.join("x");
+    fs::write(&path, b"soon gone").unwrap();
+    let a = open(&scratch, "a", &mounted.dir);
+    let skipped = || a.ok(["status", "--skipped", "--json"]).json();
+    let file = fs::File::open(&path).unwrap();
+    fs::remove_file(&path).unwrap();
+    let hidden = fs::read_dir(&mounted.dir).unwrap().next().unwrap().unwrap().file_name();
+    a.ok(["arena", "scan"]);
+    assert_eq!(skipped()[0]["path"].as_str(), hidden.to_str());
+    assert_eq!(a.ok(["verify", "--json"]).summary()["files"], 0);
+    drop(file);
+    a.ok(["arena", "scan"]);
+    assert!(skipped().is_empty());
+}
+
+#[test]
 fn a_file_system_whose_files_have_one_name() {
     let scratch = Scratch::new();
     match exfat(&scratch) {

@@ -1,9 +1,11 @@
-//! What a pass does not index, and why.
+//! Entries that a pass does not index, with their reasons.
 
-use namespace::{RelPath, WalkError};
+use std::os::unix::ffi::OsStrExt;
+
+use namespace::{RelPath, WalkError, is_deleted_name};
 use tracing::warn;
 
-use super::{Skipped, reconcile::Reconcile};
+use super::{SPECIAL, Skipped, reconcile::Reconcile};
 use crate::{
     event::{Event, FileName},
     failure::Failure,
@@ -30,13 +32,20 @@ impl Reconcile<'_> {
         }
     }
 
+    pub(super) fn special(&mut self, path: &RelPath) -> Result<(), Failure> {
+        self.totals.special += 1;
+        let name = path.as_path().file_name().unwrap_or_default().as_bytes();
+        let reason = if is_deleted_name(name) { "deleted, and still open in a program" } else { SPECIAL };
+        self.skipped(path, reason.into())
+    }
+
     pub(super) fn not_indexed(&mut self, path: &RelPath, reason: String) -> Result<(), Failure> {
         self.totals.unreadable += 1;
         warn!(arena = %self.arena.name, %path, reason, "not indexed");
         self.skipped(path, reason)
     }
 
-    pub(super) fn skipped(&mut self, path: &RelPath, reason: String) -> Result<(), Failure> {
+    fn skipped(&mut self, path: &RelPath, reason: String) -> Result<(), Failure> {
         self.skipped_bytes(path.as_bytes(), reason)
     }
 
@@ -49,5 +58,5 @@ impl Reconcile<'_> {
     }
 }
 
-/// How many entries that are not indexed are remembered, of one pass.
+/// Skipped entries remembered of one pass.
 const SKIPPED_MAX: usize = 10_000;
