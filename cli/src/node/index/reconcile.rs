@@ -59,9 +59,9 @@ pub(super) struct Reconcile<'a> {
     said: Vec<Said>,
     /// What is linked and no longer so.
     unlinked: Vec<RelPath>,
-    /// Whether something was left out because the disk of the home is full.
+    /// Whether files were left out because the disk of the home is full.
     lacks_room: bool,
-    /// How many files were read.
+    /// Files hashed by this pass.
     read: Arc<AtomicU64>,
 }
 
@@ -136,8 +136,9 @@ impl<'a> Reconcile<'a> {
         self.seen = witness::Seen::take(node, &arena, &self.dir, paths);
         let done = self.look_at(paths);
         match &done {
+            // The signs of a file that was left out are needed when it is indexed.
+            Ok(Reconciled { lacks_room: true, .. }) | Err(_) => self.seen.give_back_all(),
             Ok(done) => done.again.iter().for_each(|path| self.seen.give_back(path)),
-            Err(_) => self.seen.give_back_all(),
         }
         if let Some(since) = watched_since
             && done.is_ok()
@@ -316,8 +317,7 @@ impl<'a> Reconcile<'a> {
                 });
             }
             _ => {
-                self.totals.special += 1;
-                self.skipped(&path, super::SPECIAL.into())?;
+                self.special(&path)?;
                 self.vanished(path, said, linked);
             }
         }
@@ -418,7 +418,7 @@ impl<'a> Reconcile<'a> {
     /// Hashes files and links them.
     fn hash(&mut self, mut fresh: Vec<Fresh>) -> Result<(), Failure> {
         let store = &self.node.inner.store;
-        if !fresh.is_empty() && store.short_of_room().is_some() {
+        if !fresh.is_empty() && store.check_room().is_err() {
             self.lacks_room = true;
             fresh.clear();
         }
