@@ -94,7 +94,7 @@ fn raise_open_files() {
 }
 
 const OPEN_FILES_MAX: u64 = 4096;
-/// With fewer, copies of many files and many readers fail.
+/// Open files below which copies of many files and many mount readers fail.
 const OPEN_FILES_FEW: u64 = 512;
 
 /// Waits for SIGINT or SIGTERM.

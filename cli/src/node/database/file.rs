@@ -1,4 +1,4 @@
-//! The database's file, as redb reads and writes it. What of a write is not to go there, or finds no room, is kept in memory.
+//! Storage backends of redb over the database's file. Writes that must not reach the file, or find no free space, stay in memory.
 
 use std::{
     collections::BTreeMap,
@@ -10,13 +10,13 @@ use std::{
     },
 };
 
+use blobstore::is_full;
 use redb::{BackendError, StorageBackend};
 use tokio::sync::watch;
 
-use super::{Failed, Reserve, reserve::is_full};
+use super::{Failed, Reserve};
 
-/// A file that waits for room instead of failing for want of it, and tells when it fails for the first time: spec/store.md, "Full
-/// disks".
+/// A backend that waits for free space instead of failing without it, and publishes its first error: spec/store.md, "Full disks".
 #[derive(Debug)]
 pub(super) struct Roomy<F> {
     file: Overlaid<F>,
@@ -30,8 +30,8 @@ impl<F: StorageBackend> Roomy<F> {
         (Self { file: Overlaid::new(file), reserve, failed }, health)
     }
 
-    /// Does `write` to the file, and `keep`s it in memory instead if there is no room even without the reserve, or if something
-    /// is kept already.
+    /// Runs `write` on the file. Runs `keep` instead if earlier writes are in memory, or if there is no free space even after
+    /// the reserve was released.
     fn write_or_keep(
         &self,
         write: impl Fn(&F) -> io::Result<()>,
@@ -46,7 +46,7 @@ impl<F: StorageBackend> Roomy<F> {
         self.file.keep(keep)
     }
 
-    /// Writes to the file what was kept in memory. Waits for room.
+    /// Flushes the writes in memory to the file. Waits for free space.
     fn write_kept(&self) -> io::Result<()> {
         while self.file.is_keeping() {
             match self.reserve.spend(|| self.file.write_kept()) {
@@ -94,7 +94,7 @@ impl<F: StorageBackend> StorageBackend for Roomy<F> {
     closing_and_locks!();
 }
 
-/// A file that stays as it is: all that is written to it is kept in memory.
+/// A backend that never changes its file: all writes stay in memory.
 #[derive(Debug)]
 pub(super) struct Unwritten<F> {
     file: Overlaid<F>,
@@ -130,7 +130,7 @@ impl<F: StorageBackend> StorageBackend for Unwritten<F> {
     closing_and_locks!();
 }
 
-/// What of a backend is the same for both.
+/// Forwards closing and locking to the file.
 macro_rules! closing_and_locks {
     () => {
         fn close(&self) -> io::Result<()> {
@@ -164,21 +164,21 @@ macro_rules! closing_and_locks {
 }
 use closing_and_locks;
 
-/// A file, and what was written to it and is not in it.
+/// A file with writes in memory over it.
 #[derive(Debug)]
 struct Overlaid<F> {
     file: F,
     kept: Mutex<Kept>,
-    /// Whether anything is kept. Set and cleared under the lock.
+    /// Whether there are writes in memory. Set and cleared under the lock.
     is_keeping: AtomicBool,
 }
 
-/// What was written, by block, and the lengths that were set.
+/// Writes in memory, by block, and the length of the file with them.
 #[derive(Debug)]
 struct Kept {
     blocks: BTreeMap<u64, Vec<u8>>,
     len: Option<u64>,
-    /// The shortest of these: what the file has behind it was cut off.
+    /// The shortest length that was set: bytes of the file behind it were cut off.
     cut: u64,
 }
 
@@ -229,7 +229,7 @@ impl<F: StorageBackend> Overlaid<F> {
         keep(&mut kept, &self.file)
     }
 
-    /// Writes what is kept to the file; what has been written is no longer kept.
+    /// Flushes the writes to the file, and drops those that succeeded.
     fn write_kept(&self) -> io::Result<()> {
         let mut kept = self.kept();
         if kept.cut < self.file.len()? {
@@ -253,7 +253,7 @@ impl Kept {
     fn set_len(&mut self, len: u64) -> io::Result<()> {
         (self.len, self.cut) = (Some(len), self.cut.min(len));
         self.blocks.split_off(&len.div_ceil(BLOCK));
-        // What is cut off reads as zeros if the file grows again.
+        // Bytes that are cut off read as zeros if the file grows again.
         if let Some(last) = self.blocks.get_mut(&(len / BLOCK)) {
             last[(len % BLOCK) as usize..].fill(0);
         }
@@ -274,7 +274,7 @@ impl Kept {
         Ok(())
     }
 
-    /// A block as the file has it; zeros where that ends, or was cut off.
+    /// Reads a block of the file, with zeros behind its end or where it was cut off.
     fn block_of(&self, file: &impl StorageBackend, number: u64) -> io::Result<Vec<u8>> {
         let mut block = vec![0; BLOCK as usize];
         let there = file.len()?.min(self.cut).saturating_sub(number * BLOCK).min(BLOCK) as usize;
@@ -304,7 +304,7 @@ mod tests {
 
     use super::*;
 
-    /// A file whose disk may be full: then nothing that grows it or fills a block anew is written, or a part of it is.
+    /// A file on a disk that may be full: growing it fails, and a write fails after its first half.
     #[derive(Debug)]
     struct Small {
         file: InMemoryBackend,
@@ -340,7 +340,7 @@ mod tests {
         }
     }
 
-    /// Whatever is read is what was written last, full disk or not; and after a sync that returned, it is in the file.
+    /// Reads return the latest writes, full disk or not; and after a sync that succeeds, the file has them all.
     #[test]
     fn what_finds_no_room_is_kept_until_there_is() {
         let dir = tempfile::tempdir().unwrap();

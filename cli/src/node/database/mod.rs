@@ -24,9 +24,9 @@ pub(super) use self::reserve::Reserve;
 /// A database that is open.
 pub(super) struct Opened {
     pub(super) database: Arc<Database>,
-    /// Tells why it failed, once it has.
+    /// The first error of its file.
     pub(super) failed: Failed,
-    /// What it has for when the disk is full.
+    /// Its reserve for a full disk.
     pub(super) reserve: Arc<Reserve>,
 }
 
@@ -160,5 +160,5 @@ const IS_OPEN: u8 = 2;
 /// fills. With this the upper pages of every table stay in memory, and a scan is no slower.
 const CACHE_BYTES: usize = 64 << 20;
 
-/// Beside the database.
+/// Name of the reserve, in the directory of the database.
 const RESERVE: &str = "reserve";

@@ -1,24 +1,25 @@
-//! Room on the home's disk that is given up when it is full: spec/store.md, "Full disks".
+//! A file that reserves space on the home's disk, and is truncated when the disk is full: spec/store.md, "Full disks".
 
 use std::{
     fs::File,
     io,
-    os::unix::fs::FileExt,
+    os::unix::fs::{FileExt, OpenOptionsExt},
     path::PathBuf,
     sync::{Condvar, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
+use blobstore::is_full;
 use rustix::{
-    fs::{FallocateFlags, fallocate},
+    fs::{FallocateFlags, OFlags, fallocate},
     io::Errno,
 };
 use tracing::{info, warn};
 
-/// A file that holds blocks of the home's disk.
+/// The reserve file.
 #[derive(Debug)]
 pub(in super::super) struct Reserve {
-    /// None where it could not be made.
+    /// `None` if it could not be created.
     file: Option<File>,
     state: Mutex<State>,
     moved: Condvar,
@@ -26,18 +27,21 @@ pub(in super::super) struct Reserve {
 
 #[derive(Debug, Default)]
 struct State {
-    /// How many bytes it holds.
+    /// Bytes reserved.
     held: u64,
-    /// Whether who finds no room waits for some.
+    /// Whether commits wait for free space.
     waits: bool,
-    /// How many do now.
+    /// Commits that wait now.
     waiting: usize,
 }
 
 impl Reserve {
-    /// Opens it, and takes what it lacks.
+    /// Opens or creates the reserve, and fills it.
     pub(super) fn open(path: PathBuf) -> Self {
-        let file = File::options().read(true).write(true).create(true).truncate(false).open(&path);
+        // The file is truncated later, so a symbolic link at its path must not lead to another one.
+        let mut options = File::options();
+        options.read(true).write(true).create(true).truncate(false).custom_flags(OFlags::NOFOLLOW.bits().cast_signed());
+        let file = options.open(&path);
         let file = file.inspect_err(|error| {
             warn!(?path, reason = tree::reason(error), "cannot be made; on a full disk, nothing can be deleted");
         });
@@ -50,7 +54,7 @@ impl Reserve {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Does `work`, and if there is no room for it, gives up the reserve and does it once more.
+    /// Runs `work`. If the disk is full, releases the reserve and runs it once more.
     pub(in super::super) fn spend<T>(&self, work: impl Fn() -> io::Result<T>) -> io::Result<T> {
         match work() {
             Err(error) if is_full(&error) && self.release() => work(),
@@ -58,7 +62,7 @@ impl Reserve {
         }
     }
 
-    /// Gives up what it holds. Tells whether that was anything.
+    /// Releases the reserved space. Returns whether there was any.
     fn release(&self) -> bool {
         let mut state = self.state();
         let Some(file) = self.file.as_ref().filter(|_| state.held > 0) else { return false };
@@ -71,13 +75,13 @@ impl Reserve {
         true
     }
 
-    /// Takes what it lacks, as far as there is any.
+    /// Reserves the rest of [`RESERVE_BYTES`], as far as there is free space.
     pub(in super::super) fn refill(&self) {
         let mut state = self.state();
         let Some(file) = self.file.as_ref().filter(|_| state.held < RESERVE_BYTES) else { return };
         while state.held < RESERVE_BYTES {
             let taken = match fallocate(file, FallocateFlags::empty(), state.held, STEP_BYTES) {
-                // Whatever the file system makes of zeros, it has to keep these.
+                // Zeros might be stored as a hole, or compressed.
                 Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
                     let mut noise = vec![0; STEP_BYTES as usize];
                     fastrand::fill(&mut noise);
@@ -92,18 +96,18 @@ impl Reserve {
         }
     }
 
-    /// Sets whether who finds no room waits for some.
+    /// Sets whether commits wait for free space; wakes those that do.
     pub(in super::super) fn set_waits(&self, waits: bool) {
         self.state().waits = waits;
         self.moved.notify_all();
     }
 
-    /// Whether somebody waits for room now.
+    /// Whether a commit waits for free space.
     pub(in super::super) fn is_waited_for(&self) -> bool {
         self.state().waiting > 0
     }
 
-    /// Waits a moment until there may be room. `false` if nobody is to wait.
+    /// Waits before another attempt to write. Returns `false` if commits must not wait.
     pub(super) fn wait(&self) -> bool {
         let mut state = self.state();
         state.waiting += 1;
@@ -114,14 +118,60 @@ impl Reserve {
     }
 }
 
-/// Whether a write failed for want of room.
-pub(super) fn is_full(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
-}
-
-/// How much it holds where there is enough.
+/// Bytes reserved if the disk has them.
 const RESERVE_BYTES: u64 = 4 << 20;
-/// How much it takes at a time.
+/// Bytes reserved with one system call.
 const STEP_BYTES: u64 = 256 << 10;
-/// How long to wait until another attempt.
+/// Pause between two attempts to write.
 const PAUSE: Duration = Duration::from_millis(200);
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::symlink};
+
+    use super::*;
+
+    fn full() -> io::Error {
+        io::ErrorKind::StorageFull.into()
+    }
+
+    #[test]
+    fn it_is_given_up_once_and_taken_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("reserve");
+        let reserve = Reserve::open(path.clone());
+        let bytes = || fs::metadata(&path).unwrap().len();
+        assert_eq!(bytes(), RESERVE_BYTES);
+        // Work that succeeds, or fails for another reason, costs nothing.
+        reserve.spend(|| Ok(())).unwrap();
+        reserve.spend(|| Err::<(), _>(io::ErrorKind::NotFound.into())).unwrap_err();
+        assert_eq!(bytes(), RESERVE_BYTES);
+        reserve.spend(|| if bytes() > 0 { Err(full()) } else { Ok(()) }).unwrap();
+        assert!(is_full(&reserve.spend(|| Err::<(), _>(full())).unwrap_err()), "there is no more to give up");
+        reserve.refill();
+        assert_eq!(bytes(), RESERVE_BYTES);
+        assert_eq!(Reserve::open(path.clone()).state().held, RESERVE_BYTES, "it is found again");
+    }
+
+    #[test]
+    fn what_a_link_leads_to_is_not_touched() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, other) = (dir.path().join("reserve"), dir.path().join("other"));
+        fs::write(&other, "precious").unwrap();
+        symlink(&other, &path).unwrap();
+        let reserve = Reserve::open(path);
+        reserve.spend(|| Err::<(), _>(full())).unwrap_err();
+        assert_eq!(fs::read_to_string(&other).unwrap(), "precious");
+    }
+
+    #[test]
+    fn nobody_waits_unless_told_to() {
+        let dir = tempfile::tempdir().unwrap();
+        let reserve = Reserve::open(dir.path().join("reserve"));
+        assert!(!reserve.wait());
+        reserve.set_waits(true);
+        assert!(reserve.wait());
+        reserve.set_waits(false);
+        assert!(!reserve.wait() && !reserve.is_waited_for());
+    }
+}
