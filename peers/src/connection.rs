@@ -6,6 +6,7 @@ use std::{
 };
 
 use namespace::PeerId;
+use quinn::ConnectionError;
 use tokio::{sync::Semaphore, time::sleep};
 use tracing::{Instrument, debug, error, error_span, info, warn};
 
@@ -41,10 +42,12 @@ pub struct PeerStatus {
     pub peer: Peer,
     /// The address it is connected from, if it is.
     pub connected: Option<SocketAddr>,
-    /// How that connection is doing.
+    /// State of that connection.
     pub connection: Option<ConnectionStatus>,
     /// When its last connection ended, in seconds since 1970, if it had one since this program started.
     pub last_connected: Option<i64>,
+    /// Whether that connection ended without the peer closing it: the peer may be frozen, off, or out of reach.
+    pub fell_silent: bool,
     /// Why the last dial failed, if it did and there is no connection.
     pub last_error: Option<String>,
     /// Whether the peer did not let us in the last time, or another machine was in its place.
@@ -55,16 +58,16 @@ pub struct PeerStatus {
     pub next_dial: Option<Duration>,
 }
 
-/// How a connection with a peer is doing.
+/// State of a connection with a peer.
 #[derive(Debug, Clone, Copy)]
 pub struct ConnectionStatus {
-    /// For how long it has been there.
+    /// Time since the connection was established.
     pub age: Duration,
-    /// How long a packet and its acknowledgement take, as it is estimated.
+    /// Estimated round-trip time.
     pub round_trip: Duration,
-    /// Bytes that came over it, and that went: all that is in UDP packets.
+    /// UDP payload bytes received over it.
     pub received_bytes: u64,
-    /// See there.
+    /// UDP payload bytes sent over it.
     pub sent_bytes: u64,
 }
 
@@ -96,6 +99,7 @@ pub(crate) fn status(inner: &Inner) -> Vec<PeerStatus> {
                 connected,
                 connection,
                 last_connected: contact.and_then(|contact| contact.last_connected),
+                fell_silent: contact.is_some_and(|contact| contact.fell_silent),
                 last_error: dialler.and_then(|dialler| dialler.last_error.clone()),
                 twins,
                 refused: dialler.is_some_and(|dialler| dialler.redial.is_refused()),
@@ -304,6 +308,8 @@ async fn run(inner: Arc<Inner>, connection: quinn::Connection, peer: PeerId, nam
             if let Some(lost) = lost {
                 let redial = &mut contact.dialler.redial;
                 redial.handle_lost(Instant::now(), lost.since.elapsed(), fastrand::f64());
+                let is_closed_there = matches!(error, ConnectionError::ApplicationClosed(_) | ConnectionError::Reset);
+                contact.fell_silent = !is_closed_there;
                 if Close::Duplicate.is(&error) {
                     redial.handle_replaced(Instant::now());
                 }

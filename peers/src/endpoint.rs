@@ -110,7 +110,7 @@ pub(crate) struct Inner {
     /// Limits on what is sent, and on what is received.
     pub(crate) up: Limits,
     pub(crate) down: Limits,
-    /// Bytes of answers that came, proven or not.
+    /// Bytes of answers received, proven or not.
     pub(crate) received: Arc<AtomicU64>,
     advertise: Vec<String>,
     /// What tells this run of the program from others.
@@ -154,6 +154,8 @@ pub(crate) struct Contact {
     pub(crate) runs: Runs,
     /// When the last connection ended, in seconds since 1970.
     pub(crate) last_connected: Option<i64>,
+    /// Whether that connection ended without the peer closing it.
+    pub(crate) fell_silent: bool,
     pub(crate) dialler: Dialler,
     /// Permits for what is fetched on its behalf.
     pub(crate) turns: Turns,
@@ -567,10 +569,10 @@ const INCOMING_MAX: usize = 256;
 const LOOKUPS_MAX: usize = 32;
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(2);
 const STREAMS_MAX: u32 = 256;
-/// No more than quinn-proto can put together, whatever is lost of it: spec/wire.md, "Transport".
+/// Bounds the gaps that packet loss can leave in a stream below quinn-proto's limit: spec/wire.md, "Transport".
 const STREAM_WINDOW_BYTES: u32 = 4 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 32 << 20;
-/// What arrives so much later than what was sent behind it, is not lost: spec/wire.md, "Transport".
+/// Packets and round trips by which a packet may be overtaken before it counts as lost: spec/wire.md, "Transport".
 const REORDERED_PACKETS: u32 = 128;
 const REORDERED_ROUND_TRIPS: f32 = 1.5;
 /// The largest datagrams that are sent, and that are taken.

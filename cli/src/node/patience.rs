@@ -70,16 +70,17 @@ impl Patience {
             return false;
         }
         // A machine that has been silent for long is about to be disconnected.
-        let was_silent = began.elapsed() >= STALLED;
-        if was_silent && *moved.borrow() == moves {
-            let _ = timeout(STALLED, moved.changed()).await;
+        if began.elapsed() >= STALLED && *moved.borrow() == moves {
+            let _ = timeout(DISCONNECT_LIMIT, moved.changed()).await;
         }
         let connected = self.node.connected();
         let is_away = |peer: &PeerId| !connected.contains(peer);
         if !(peers.iter().any(is_away) || *moved.borrow_and_update() != moves) {
             return false;
         }
-        let limit = if was_silent { self.limit.min(SILENT_LIMIT) } else { self.limit };
+        let fell_silent =
+            self.node.peers().status().into_iter().any(|status| status.fell_silent && peers.contains(&status.peer.id));
+        let limit = if fell_silent { self.limit.min(SILENT_LIMIT) } else { self.limit };
         let waiting = {
             let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
             let was = *waiting;
@@ -114,8 +115,11 @@ impl Patience {
 
 /// The least time between two notices.
 const NOTIFY_INTERVAL: Duration = Duration::from_secs(10);
-/// An attempt that took this long failed because a machine stopped answering. Its disconnection is awaited as long.
+/// Duration from which on an attempt may have failed because a machine stopped answering.
 const STALLED: Duration = Duration::from_secs(5);
+/// The longest wait for the disconnection of such a machine. An answer counts as stalled after 15 s, and a connection is idle 15 s after
+/// the first keep-alive that nobody acknowledged, which is sent within 5 s.
+const DISCONNECT_LIMIT: Duration = Duration::from_secs(8);
 /// The limit for a machine that stopped answering without closing its connection: it may be frozen, or off.
 const SILENT_LIMIT: Duration = Duration::from_secs(20);
 /// The longest pause between two attempts while all machines are away.
