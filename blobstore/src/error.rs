@@ -84,7 +84,7 @@ pub enum StoreError {
         /// Bytes that the cache leaves free there.
         keep_free: u64,
     },
-    /// The disk of the store's rows has no room for more of them.
+    /// The disk of the database has no room for more rows.
     #[error("the disk of the home is full: it has {free} bytes free, of which {keep_free} are kept free")]
     HomeFull {
         /// Bytes free there.
@@ -103,7 +103,7 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Whether it is only for want of room.
+    /// Whether more free space would avoid the error.
     pub fn is_full(&self) -> bool {
         match self {
             Self::CacheFull { .. } | Self::HomeFull { .. } => true,
@@ -118,7 +118,7 @@ impl StoreError {
     }
 }
 
-/// Whether a write failed for want of room.
-pub(crate) fn is_full(error: &io::Error) -> bool {
+/// Whether a write failed because the disk or the user's quota is full.
+pub fn is_full(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }

@@ -82,7 +82,7 @@ pub trait Fetch: Send + Sync {
         sink: SharedSink,
     ) -> Pin<Box<dyn Future<Output = Result<Fetched, FetchError>> + Send + '_>>;
 
-    /// How many bytes of answers came so far, proven or not, for whomever: it moves as long as anything comes.
+    /// Returns how many bytes of answers all fetches have received, proven or not. The number grows while any peer sends.
     fn received_bytes(&self) -> u64;
 }
 

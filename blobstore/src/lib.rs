@@ -41,7 +41,7 @@ mod verify;
 pub use cache::{CacheDirs, CacheUsage, Lease, Partial, Passage, SmallBlob};
 pub use candidate::{Candidate, in_the_same_place};
 pub use disk::{Access, Disk, DiskFile, RealDisk, fs_type, is_open_for_writing};
-pub use error::StoreError;
+pub use error::{StoreError, is_full};
 pub use fetch::{Collected, Fetch, FetchError, Fetched, SharedSink, Sink, Want};
 pub use link::{Move, NewFile};
 pub use mend::{Consent, Mending};

@@ -52,7 +52,7 @@ impl Store {
     ) -> Result<Rebuilt, StoreError> {
         let store = Self::new(disk, db, settings)?;
         store.make_tables()?;
-        // Rows of another format mean something else.
+        // Rows of another format would be misread.
         let damaged = damaged.filter(|damaged| strange_format(damaged).is_none());
         let mut rebuilt = Rebuilt::default();
         if let Some(damaged) = damaged {
@@ -195,8 +195,8 @@ impl Store {
     }
 }
 
-/// Returns why the rows of a damaged database are not to be read: another version of this program made them. Reading may panic,
-/// which is caught.
+/// Returns [`StoreError::Format`] if another version of this program wrote the rows of a damaged database. Panics of redb are
+/// caught.
 pub fn strange_format(damaged: &ReadOnlyDatabase) -> Option<StoreError> {
     let mut format = None;
     read_what_can_be(damaged, META, META_ROWS_MAX, &mut |name, value| {
@@ -236,5 +236,5 @@ const ROWS_AT_ONCE: usize = 4096;
 const BLOBS_MAX: u64 = 200_000;
 const REPAIRS_MAX: u64 = 1_000_000;
 const META_ROWS_MAX: u64 = 100;
-/// A higher one is rot.
+/// A higher number is taken for rot, not for a format.
 const FORMAT_MAX: u32 = 100;

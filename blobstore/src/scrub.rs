@@ -152,7 +152,7 @@ impl AsRef<Task> for Task {
 pub struct Tally {
     /// Bytes that are due.
     pub due_bytes: u64,
-    /// When something was verified last, in milliseconds since 1970; 0 for never.
+    /// Time of the latest verification of any task, in milliseconds since 1970; 0 for never.
     pub last: u64,
     oldest: Option<u64>,
     next: Option<u64>,
@@ -176,7 +176,7 @@ impl Tally {
         self.oldest.filter(|&at| at > 0)
     }
 
-    /// When something is due next, in milliseconds since 1970, perhaps long ago; `None` if there is nothing.
+    /// Returns when the first task is due, in milliseconds since 1970, possibly in the past; `None` without tasks.
     pub fn next(&self) -> Option<u64> {
         self.next
     }

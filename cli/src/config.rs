@@ -468,9 +468,9 @@ const TEMPLATE: &str = r#"# blobd's settings. Everything has a default, shown he
 #iroh = false
 
 [nfs]
-# Everything as a folder: where to listen for `blob mount`, or "none"; another port if this one is taken. Whose clients are let in: they
-# read everything. How far ahead of who reads in order is fetched, how long a read waits without any byte arriving, and
-# whether files look read-only.
+# Everything as a folder. `listen`: the address for `blob mount`, or "none"; another port if this one is taken. `allow`: networks whose
+# clients may read everything. `read_ahead`: bytes fetched ahead of sequential readers. `fetch_timeout`: time without a received byte
+# after which a read fails. `read_only`: whether files look read-only.
 #listen = "127.0.0.1:7701"
 #allow = ["127.0.0.0/8", "::1"]
 #read_ahead = "8 MiB"

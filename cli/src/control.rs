@@ -180,7 +180,7 @@ pub(crate) struct Repair {
     /// Whether the latest repair is undone instead.
     #[serde(default)]
     pub undo: bool,
-    /// For how many seconds machines that went away are waited for.
+    /// Seconds to wait for machines that disconnect during the command.
     #[serde(default)]
     pub retry_s: u64,
 }

@@ -17,7 +17,7 @@ use tree::{BlobId, ByteRange, RangeSet, Verified, VerifiedData};
 pub(crate) struct Flight {
     /// What is to come.
     pub(crate) ranges: RangeSet,
-    /// Whether nobody waited for it when it began.
+    /// Whether it is read-ahead: no READ waited for it when it began.
     pub(crate) is_ahead: bool,
     state: Mutex<State>,
     changed: Notify,
@@ -33,7 +33,7 @@ pub(crate) struct AllFlights {
 
 struct State {
     pieces: Vec<VerifiedData>,
-    /// When the last of them came, or it began.
+    /// When the latest piece arrived, or the flight began.
     last: Instant,
     came: RangeSet,
     /// How it ended, if it has.
@@ -60,12 +60,12 @@ impl Flight {
         self.state().pieces.iter().filter(|piece| wanted.overlaps(piece.range())).cloned().collect()
     }
 
-    /// Whether nothing came for so long.
+    /// Whether no piece has arrived for `time`.
     pub(crate) fn rests_since(&self, time: Duration) -> bool {
         self.state().last.elapsed() >= time
     }
 
-    /// What of `wanted` this flight brings and has not brought yet.
+    /// Returns the part of `wanted` that this flight fetches and has not received yet.
     pub(crate) fn lacks(&self, wanted: &RangeSet) -> RangeSet {
         self.ranges.intersection(wanted).difference(&self.state().came)
     }

@@ -58,9 +58,9 @@ pub struct Options {
     pub namespace: Namespace,
     /// The bytes that are here.
     pub store: Store,
-    /// Where the others come from, for who waits.
+    /// Fetches missing bytes that a READ waits for.
     pub fetch: Arc<dyn Fetch>,
-    /// The same for what nobody waits for yet.
+    /// Fetches read-ahead and siblings.
     pub fetch_ahead: Arc<dyn Fetch>,
     /// Hears of blobs that are damaged in place, and of which the damaged bytes have been fetched.
     pub mend: mpsc::Sender<BlobId>,

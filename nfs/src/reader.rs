@@ -30,7 +30,7 @@ pub(crate) struct Reader {
 
 struct Inner {
     store: Store,
-    /// For who waits, and for what nobody waits for yet.
+    /// For READs that wait, and for read-ahead.
     fetch: [Arc<dyn Fetch>; 2],
     read_ahead: u64,
     limit: Duration,
@@ -257,7 +257,7 @@ impl Reader {
         let received = || self.inner.fetch[0].received_bytes();
         let (began, mut last) = (Instant::now(), (received(), Instant::now()));
         let first = missing.iter().next().map_or(range.start(), |first| first.start().max(range.start()));
-        // Read ahead and late, and so asked for once more.
+        // Read-ahead flights that stand still, and whose bytes were requested once more.
         let mut late = Vec::new();
         loop {
             let all = async {
@@ -281,7 +281,7 @@ impl Reader {
                 return Ok((pieces, false));
             }
             if began.elapsed() >= LATE && late.is_empty() {
-                // One that moves is only slow: what it brings would come twice.
+                // A flight that still receives pieces is only slow: requesting its bytes again would fetch them twice.
                 let is_late = |flight: &Arc<Flight>| {
                     flight.is_ahead && flight.rests_since(LATE) && !flight.lacks(missing).is_empty()
                 };
@@ -290,7 +290,7 @@ impl Reader {
                 let lacking = lacking.fold(RangeSet::new(), |all, lacks| all.union(&lacks));
                 flights.extend(self.begin(blob, size, &lacking));
             }
-            // While bytes arrive, be they for other reads, this one only waits its turn.
+            // While any fetch receives bytes, this READ only waits its turn.
             let now = received();
             if now != last.0 {
                 last = (now, Instant::now());
@@ -363,13 +363,13 @@ impl Reader {
         Ok(bringing)
     }
 
-    /// Begins to fetch `ranges` for who waits, on their way or not.
+    /// Fetches `ranges` for a READ that waits, even if a read-ahead flight fetches them already.
     fn begin(&self, blob: BlobId, size: u64, ranges: &RangeSet) -> Vec<Arc<Flight>> {
         let new = self.inner.with(blob, |state| self.flights(state, ranges, false));
         self.launch(blob, size, new)
     }
 
-    /// New flights, which others find.
+    /// Makes flights for `ranges`, and registers them with the blob.
     fn flights(&self, state: &mut Blob, ranges: &RangeSet, is_ahead: bool) -> Vec<Arc<Flight>> {
         let flight = |ranges| Arc::new(Flight::new(ranges, is_ahead, self.inner.flights.clone()));
         let new: Vec<_> = split(ranges).map(flight).collect();
@@ -472,7 +472,7 @@ async fn join<T>(handle: JoinHandle<T>) -> T {
     }
 }
 
-/// A read whose bytes are being read ahead asks for them once more, before others, when nothing of that came for so long.
+/// Time without a piece after which a READ requests the bytes of a read-ahead flight once more, with priority.
 const LATE: Duration = Duration::from_secs(1);
 /// How often a waiting read checks whether its beginning has arrived.
 const LOOK: Duration = Duration::from_millis(250);

@@ -121,8 +121,10 @@ async fn hear(inner: &Arc<Inner>, connection: &quinn::Connection, peer: PeerId) 
                 }
             }
         };
-        while inner.store.short_of_room().is_some() && connection.close_reason().is_none() {
-            sleep(FULL_PAUSE).await;
+        while inner.store.check_room().is_err() {
+            if timeout(FULL_PAUSE, connection.closed()).await.is_ok() {
+                return Ok(());
+            }
         }
         let (origin, mark) = (batch.origin, batch.mark);
         debug!(%peer, %origin, rows = batch.statements.len(), seq = mark.seq, "heard");
@@ -268,7 +270,7 @@ const ASKED_ANEW: u32 = 0;
 /// So long passes between two questions, whatever the other side tells.
 const AGAIN: Duration = Duration::from_millis(100);
 const RETRY: Duration = Duration::from_secs(5);
-/// How long to wait until there may be room for what was heard.
+/// How often to check for room while the disk of the home is full.
 const FULL_PAUSE: Duration = Duration::from_secs(1);
 /// Of so many peers rumours are kept; so many are known at most.
 const RUMOURS_MAX: usize = 1000;

@@ -27,7 +27,7 @@ pub(crate) struct Terms {
     pub(crate) manner: Manner,
     peer: PeerId,
     limits: Limits,
-    /// Counts all that is read.
+    /// Counts the bytes read of all answers.
     received: Arc<AtomicU64>,
 }
 
@@ -58,7 +58,7 @@ impl Terms {
         Self { manner: Manner::plain(class), peer, limits, received }
     }
 
-    /// Counts what was read, and waits until more may be.
+    /// Counts bytes that were read, and waits until the limits allow to read more.
     pub(crate) async fn take(&self, bytes: usize) {
         self.received.fetch_add(bytes as u64, Ordering::Relaxed);
         if self.limits.is_limited() {

@@ -33,7 +33,7 @@ pub fn reason(error: &(dyn Error + 'static)) -> String {
     causes(error).join(": ")
 }
 
-/// `text` without the numbers of the system's errors; the one that the user can help at once says how.
+/// Removes the numbers of system errors from `text`, and adds the remedy for too many open files.
 fn without_numbers(text: &str) -> String {
     let mut parts = text.split(OS_ERROR);
     let mut plain = parts.next().unwrap_or_default().to_owned();

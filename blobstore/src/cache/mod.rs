@@ -53,7 +53,7 @@ pub struct CacheUsage {
     pub limit: u64,
     /// Bytes that are free on its file system.
     pub free: u64,
-    /// Bytes that it leaves free there.
+    /// Bytes that it leaves free there: the configured ones, or 8 MiB if these are fewer.
     pub keep_free: u64,
 }
 
@@ -112,7 +112,8 @@ impl Store {
         let settings = &self.inner.settings;
         let free = self.inner.disk.free_bytes(&settings.cache);
         let free = free.map_err(StoreError::file("ask how much is free at", &settings.cache))?;
-        let (limit, keep_free) = (self.inner.cache_limit.load(Ordering::Relaxed), settings.cache_keep_free);
+        let (limit, keep_free) =
+            (self.inner.cache_limit.load(Ordering::Relaxed), settings.cache_keep_free.max(ROOM_BYTES));
         let ledger = self.ledger();
         Ok(CacheUsage { bytes: ledger.used_bytes(), pinned: ledger.pinned_bytes(), limit, free, keep_free })
     }
@@ -197,7 +198,7 @@ impl Store {
         own_file(&self.inner.settings.cache, blob, "obao4")
     }
 
-    /// Deletes what the cache has of a blob. The caller is alone with it.
+    /// Deletes the cached bytes of a blob, whole or partial. Nobody else may be fetching the blob: see `Peers::alone_with`.
     pub fn discard(&self, blob: BlobId) -> Result<(), StoreError> {
         let _alone = self.inner.cache_files.write().unwrap_or_else(PoisonError::into_inner);
         if self.cached_row(blob)?.is_some() { self.discard_cached(blob) } else { Ok(()) }
@@ -281,12 +282,10 @@ impl Store {
     /// its file system, or until nothing is left that may be evicted. What is in use is not; so the limit may be
     /// exceeded by that. Fails with [`StoreError::CacheFull`] if they would not leave enough free.
     ///
-    /// If they do not `count`, as what is pinned or only passes through, the budget is none of their business. Whatever
-    /// `cache.keep_free` says, there is room for rows.
+    /// Pinned and pass-through blobs do not `count` toward the budget.
     pub(crate) fn make_room(&self, incoming: u64, count: bool) -> Result<(), StoreError> {
         for _ in 0..EVICTION_ROUNDS {
             let CacheUsage { bytes, limit, free, keep_free, .. } = self.cache_usage()?;
-            let keep_free = keep_free.max(ROOM_BYTES);
             let over = if count { (bytes + incoming).saturating_sub(limit) } else { 0 };
             let short = keep_free.saturating_add(incoming).saturating_sub(free);
             let needed = over.max(short);
@@ -297,13 +296,17 @@ impl Store {
                 break;
             }
         }
-        self.short_of_room().map_or(Ok(()), |free| Err(StoreError::HomeFull { free, keep_free: ROOM_BYTES }))
+        self.check_room()
     }
 
-    /// Returns how many bytes are free on the disk of the store's rows, if those are too few to add any: spec/store.md, "Full
-    /// disks".
-    pub fn short_of_room(&self) -> Option<u64> {
-        self.inner.disk.free_bytes(&self.inner.settings.outboards).ok().filter(|free| *free < ROOM_BYTES)
+    /// Fails with [`StoreError::HomeFull`] if the disk of the database has too little free space to add rows: spec/store.md,
+    /// "Full disks".
+    pub fn check_room(&self) -> Result<(), StoreError> {
+        match self.inner.disk.free_bytes(&self.inner.settings.outboards) {
+            Ok(free) if free < ROOM_BYTES => Err(StoreError::HomeFull { free, keep_free: ROOM_BYTES }),
+            // A disk that does not tell shows at the first write.
+            _ => Ok(()),
+        }
     }
 
     /// Evicts until the cache takes at most `bytes` on the disk beside what is pinned, or until only what is in use is left.
@@ -441,7 +444,7 @@ impl Drop for Passage {
     }
 }
 
-/// So much stays free on the disk of the rows, beside what makes room.
+/// Free bytes that the cache and the database leave on their disks.
 const ROOM_BYTES: u64 = 8 << 20;
 
 /// Evicting less at a time would cost more transactions than it saves fetches. Small caches evict less.

@@ -127,9 +127,8 @@ pub(crate) async fn status(home: &Home, common: &Common, skipped: bool, check: b
             format!("database      was damaged, and was made anew; what it was before is in {dir}: delete it if nothing is missed")
         }));
         if let Some(full) = status["home_full"].as_str() {
-            let waits =
-                if status["waits_for_room"] == true { "; what was begun waits until it can be written" } else { "" };
-            lines.push(format!("home          {full}{waits}: make room there, or: blob cache trim"));
+            let waits = if status["waits_for_room"] == true { "; a commit waits for free space" } else { "" };
+            lines.push(format!("home          {full}{waits}; make room: blob cache trim, or delete files there"));
         }
         if status["twin"] == true {
             lines.push(format!("  twin        another machine runs with this one's key: {TWIN_REMEDY}"));
@@ -219,7 +218,7 @@ pub(super) fn arena_line(arena: &Value) -> String {
     }
 }
 
-/// A number of milliseconds with no more digits than it deserves.
+/// Formats milliseconds with two significant digits or more.
 fn shortly(millis: f64) -> String {
     if millis < 10.0 { format!("{millis:.1}") } else { format!("{millis:.0}") }
 }
@@ -258,7 +257,7 @@ fn pins_line(pins: &Value) -> Option<String> {
     (count("count") > 0).then(|| format!("pins          {}, {missing}{kept}", count("count")))
 }
 
-/// A command that is under way.
+/// Formats a running command with its progress.
 fn command_line(command: &Value) -> String {
     let count = |field: &str| command[field].as_u64();
     let bytes = HumanBytes(count("bytes").unwrap_or(0));
@@ -272,7 +271,7 @@ fn command_line(command: &Value) -> String {
     format!("under way     {}: {files}{bytes}{of}, {rate}/s{left}", printable(text(command, "command").as_bytes()))
 }
 
-/// A time in words.
+/// Formats a duration in the largest unit of which there are two or more.
 fn span(seconds: u64) -> String {
     match seconds {
         0..120 => format!("{seconds} s"),
@@ -283,7 +282,7 @@ fn span(seconds: u64) -> String {
 }
 
 fn scrub_line(scrub: &Value) -> String {
-    // Milliseconds are of no use to people.
+    // Seconds are precise enough for people.
     let time = |field: &str| Some(jiff::Timestamp::from_second(scrub[field].as_i64()? / 1000).ok()?.to_string());
     let since = time("all_since").map_or("not everything here has been verified yet".to_owned(), |since| {
         format!("everything here was verified since {since}")

@@ -1,4 +1,4 @@
-//! Answers that are reports: one event a line, as it happens.
+//! Responses that stream events, one JSON line each.
 
 use std::convert::Infallible;
 
@@ -15,7 +15,7 @@ use crate::{
     node::Node,
 };
 
-/// The same as [`report`] for work that takes its time: it is shown by `blob status` as long as somebody reads the report.
+/// Like [`report`], but lists `command` in `blob status` while the client reads the response.
 pub(super) fn report_under_way<W>(
     node: &Node,
     command: String,
@@ -41,10 +41,10 @@ where
     report_to(work, |_| {})
 }
 
-/// The same; `hear` hears of each event that is read.
+/// Like [`report`], but calls `observe` with each event before it is sent.
 fn report_to<W>(
     work: impl FnOnce(Reporter) -> W + Send + 'static,
-    mut hear: impl FnMut(&Event) + Send + 'static,
+    mut observe: impl FnMut(&Event) + Send + 'static,
 ) -> Response
 where
     W: Future<Output = Result<Code, Failure>> + Send + 'static,
@@ -67,7 +67,7 @@ where
         events.poll_recv_many(context, &mut waiting, EVENTS_AT_ONCE).map(|count| {
             let mut lines = Vec::new();
             for event in waiting.drain(..) {
-                hear(&event);
+                observe(&event);
                 lines.extend(serde_json::to_vec(&event).unwrap_or_default());
                 lines.push(b'\n');
             }
@@ -77,12 +77,12 @@ where
     with_type("application/jsonl", Body::from_stream(lines))
 }
 
-/// A response of that type.
+/// Builds a response with a content type.
 pub(super) fn with_type(content_type: &'static str, body: Body) -> Response {
     let mut response = Response::new(body);
     response.headers_mut().insert(CONTENT_TYPE, axum::http::HeaderValue::from_static(content_type));
     response
 }
 
-/// How many lines of a report are sent at once, if so many wait.
+/// Events sent in one write, if that many are queued.
 const EVENTS_AT_ONCE: usize = 256;

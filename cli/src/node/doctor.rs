@@ -75,8 +75,8 @@ fn cache_files(cache: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 /// Makes the database of a home anew from the record, the cache and whatever can still be read of the old one, which is put
-/// aside. Nobody may have the home open. Returns what was taken over, and the directory in which the old one is. If nobody asked
-/// for it, one of another format is left as it is.
+/// aside. Nobody may have the home open. Returns what was taken over, and the directory with the old database. Unless the user
+/// asked for the rebuild (`is_asked`), it fails if the old database has another format.
 pub(super) fn rebuild(home: &Home, config: &Config, is_asked: bool) -> Result<(Rebuilt, PathBuf), Failure> {
     let path = home.database();
     let making = || format!("make {path:?} anew");

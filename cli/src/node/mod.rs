@@ -125,7 +125,7 @@ struct Inner {
     hinted: Mutex<Option<News>>,
     /// The home record as it was written last.
     record: Mutex<Option<String>>,
-    /// What was asked for and has not come to its end.
+    /// Running commands, for `blob status`.
     under_way: UnderWay,
 }
 
@@ -289,6 +289,8 @@ impl Node {
 
     /// Ends all connections. Work that is under way is left where it is safe.
     pub async fn shutdown(&self) {
+        // A commit that waits for free space must not keep the daemon from stopping.
+        self.inner.database.reserve.set_waits(false);
         self.stop_moving().await;
         // A scan or a mending stops between two files once nobody listens any more.
         let all = async {
@@ -300,7 +302,6 @@ impl Node {
             drop(self.inner.settling_turn.lock().await);
         };
         let _ = tokio::time::timeout(Duration::from_secs(5), all).await;
-        self.inner.database.reserve.set_waits(false);
         self.inner.peers.shutdown().await;
         let store = self.inner.store.clone();
         if let Err(failure) = blocking(move || Ok(store.note_uses()?)).await {
@@ -327,7 +328,7 @@ impl Node {
         &self.inner.name
     }
 
-    /// The commands that are under way here.
+    /// Returns the running commands.
     pub(crate) fn under_way(&self) -> &UnderWay {
         &self.inner.under_way
     }
@@ -511,7 +512,7 @@ fn open_files_max() -> u64 {
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
-/// The failure of a store that may have another format.
+/// Explains a store error that may be about the format.
 fn format_failure(error: StoreError) -> Failure {
     match error {
         StoreError::Format { found, known } => made_by_another(error, found > known),
@@ -551,6 +552,5 @@ const PLACED_AT_ONCE: usize = 64;
 const HINTS_MAX: usize = 65_536;
 const DEFAULT_LISTEN: &str = "[::]:7700";
 const ANY_PORT: &str = "[::]:0";
-/// In how many places a blob may be for it to be found public.
 /// In how many places a blob may be for it to be found public.
 const HOLDERS_ASKED: usize = 64;

@@ -37,7 +37,7 @@ pub(crate) enum MountListen {
     Nowhere,
 }
 
-/// Fetches for readers: before copies if somebody waits, and else beside them.
+/// Fetches for the mount, in one class.
 struct ForReaders(Peers, Class);
 
 impl Fetch for ForReaders {

@@ -1,6 +1,6 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
-use blobstore::{Collected, Fetch, FetchError, Fetched, StoreError, Want};
+use blobstore::{Collected, FetchError, Fetched, StoreError, Want};
 use bytes::Bytes;
 use peers::Class;
 use tree::{BlobId, ByteRange, Geometry, RangeSet, VerifiedData};
@@ -56,7 +56,7 @@ impl Node {
         let brought = self.inner.peers.bring(Class::Foreground, blob, size, missing, |_| {}).await;
         let fetched = match brought {
             Err(FetchError::Sink { source, .. }) if source.is_full() => {
-                return self.read_through_memory(blob, size, range).await;
+                return self.read_through_memory(Class::Foreground, blob, size, range).await;
             }
             brought => brought.map_err(fetch_failure)?,
         };
@@ -67,9 +67,10 @@ impl Node {
         }
     }
 
-    /// Reads `range`, which is bounded, without leaving it in the cache.
+    /// Reads `range` without the cache. The range must be small enough for memory.
     pub(super) async fn read_through_memory(
         &self,
+        class: Class,
         blob: BlobId,
         size: u64,
         range: ByteRange,
@@ -83,12 +84,12 @@ impl Node {
         let ranges = geometry.round_out_all(&missing).union(&geometry.last_group().into());
         let collected = Arc::new(Mutex::new(Collected::default()));
         let want = Want { blob, size, ranges };
-        let fetched = self.inner.peers.fetch(want, collected.clone()).await.map_err(fetch_failure)?;
+        let fetched = self.inner.peers.fetch_as(class, want, collected.clone()).await.map_err(fetch_failure)?;
         let fetched_pieces = std::mem::take(&mut collected.lock().unwrap_or_else(PoisonError::into_inner).pieces);
         let is_missing = |piece: VerifiedData| missing.iter().map(move |range| piece.slice(range));
         pieces.extend(fetched_pieces.into_iter().flat_map(is_missing));
         pieces.sort_by_key(VerifiedData::offset);
-        // Some may have come twice.
+        // Peers may have sent some pieces twice.
         let (mut bytes, mut end) = (Vec::new(), range.start());
         for piece in pieces {
             let piece = piece.slice(ByteRange::new(end, range.end()).unwrap_or_default());
@@ -98,7 +99,7 @@ impl Node {
             }
         }
         if end != range.end() {
-            return Err(Failure::new(Code::Error, format!("only the bytes before {end} came")));
+            return Err(Failure::new(Code::Error, format!("no peer sent the byte at {end}")));
         }
         Ok((bytes, fetched))
     }

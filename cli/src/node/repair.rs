@@ -33,8 +33,8 @@ pub(super) struct Mended {
 
 impl Node {
     /// Verifies everything here, or what `targets` name, and mends all damage: from other copies here, and what no
-    /// copy here has from whichever peer has it; for `retry` machines that went away are waited for. Suspect files are mended
-    /// only if the user consents.
+    /// copy here has from whichever peer has it. Waits up to `retry` for machines that disconnect. Suspect files are mended only
+    /// if the user consents.
     pub async fn repair(
         &self,
         targets: Vec<Target>,
@@ -100,7 +100,7 @@ impl Node {
         })
     }
 
-    /// Mends one file, and goes on with it when machines come back that went away.
+    /// Mends one file, and resumes when machines that disconnected are back.
     async fn mend_patiently(
         &self,
         consent: Consent,

@@ -43,9 +43,9 @@ pub(crate) struct ScrubStatus {
     pub all_since: Option<u64>,
     /// Bytes that are due now.
     pub due_bytes: u64,
-    /// When something was verified last, in milliseconds since 1970; none if nothing ever was.
+    /// Time of the latest verification, in milliseconds since 1970; `None` for never.
     pub last: Option<u64>,
-    /// When something is due next, in milliseconds since 1970; none if there is nothing here.
+    /// Time when the first file is due, in milliseconds since 1970; `None` without files.
     pub next: Option<u64>,
     /// Files under quarantine, in all or part; suspect ones are counted apart.
     pub damaged_files: u64,

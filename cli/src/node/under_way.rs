@@ -1,4 +1,4 @@
-//! What is under way, how far it is, and how fast: for `blob status`.
+//! Running commands with their progress and rate, for `blob status`.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -8,7 +8,7 @@ use std::{
 
 use serde::Serialize;
 
-/// The commands that are under way. Cheap to clone; the clones are one.
+/// The running commands. Cheap to clone; clones share the list.
 #[derive(Clone, Default)]
 pub(crate) struct UnderWay {
     commands: Arc<Mutex<BTreeMap<u64, Command>>>,
@@ -22,28 +22,28 @@ struct Command {
     course: Course,
 }
 
-/// A command that is under way as long as this lives.
+/// Registration of a running command; removed on drop.
 pub(crate) struct Entry {
     under_way: UnderWay,
     number: u64,
 }
 
-/// A command as `blob status` shows it.
+/// A running command, as `blob status` shows it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct CommandStatus {
-    /// As it was typed, about.
+    /// The command line, shortened.
     pub(crate) command: String,
-    /// For how long it has been under way.
+    /// Seconds since it began.
     pub(crate) seconds: u64,
-    /// Files that are done.
+    /// Files completed.
     pub(crate) files: u64,
-    /// Bytes that are done.
+    /// Bytes completed.
     pub(crate) bytes: u64,
-    /// Of how many, if that is known.
+    /// Bytes of the whole command, if known.
     pub(crate) total_bytes: Option<u64>,
-    /// As of the last ten seconds.
+    /// Mean rate of the last ten seconds.
     pub(crate) bytes_per_s: u64,
-    /// How long it still takes if it goes on so.
+    /// Seconds left at that rate, if the total is known and bytes move.
     pub(crate) seconds_left: Option<u64>,
 }
 
@@ -52,7 +52,7 @@ impl UnderWay {
         self.commands.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes that a command begins.
+    /// Registers a command.
     pub(crate) fn begin(&self, text: String) -> Entry {
         let mut commands = self.commands();
         let number = commands.last_key_value().map_or(0, |(last, _)| last + 1);
@@ -62,7 +62,7 @@ impl UnderWay {
         Entry { under_way: self.clone(), number }
     }
 
-    /// Those that are, in the order in which they began.
+    /// Returns the running commands, oldest first.
     pub(crate) fn status(&self) -> Vec<CommandStatus> {
         let now = Instant::now();
         let shown = |Command { text, began, files, total, course }: &Command| CommandStatus {
@@ -79,7 +79,7 @@ impl UnderWay {
 }
 
 impl Entry {
-    /// Notes how far it is.
+    /// Records progress.
     pub(crate) fn note(&self, done: u64, total: Option<u64>, files: u64) {
         if let Some(command) = self.under_way.commands().get_mut(&self.number) {
             command.course.note(done, Instant::now());
@@ -94,10 +94,10 @@ impl Drop for Entry {
     }
 }
 
-/// How far something has come, and how fast it went lately. Pure: time is passed in.
+/// Progress in bytes with its recent rate. Pure: time is passed in.
 #[derive(Debug)]
 pub(super) struct Course {
-    /// Oldest first, a second apart at least, and the latest.
+    /// Times with the bytes completed by then, oldest first; at least a second apart, but for the latest.
     samples: VecDeque<(Instant, u64)>,
 }
 
@@ -112,7 +112,7 @@ impl Course {
         Self { samples: VecDeque::from([(now, 0)]) }
     }
 
-    /// Takes note that it has come to `done`.
+    /// Records that `done` bytes are completed.
     pub(super) fn note(&mut self, done: u64, now: Instant) {
         let newest = self.samples.len() - 1;
         let is_close = newest > 0 && now < self.samples[newest - 1].0 + SAMPLES_APART;
@@ -130,14 +130,14 @@ impl Course {
         self.samples.back().map_or(0, |(_, done)| *done)
     }
 
-    /// Bytes a second, as of the last ten seconds or so.
+    /// Returns the mean rate of the last ten seconds or so, in bytes a second.
     pub(super) fn rate(&self, now: Instant) -> u64 {
         let Some((since, from)) = self.samples.front() else { return 0 };
         let seconds = now.saturating_duration_since(*since).as_secs_f64();
         if seconds > 0.0 { (self.done().saturating_sub(*from) as f64 / seconds) as u64 } else { 0 }
     }
 
-    /// How long the rest of `total` takes at that rate; `None` if nothing moves.
+    /// Returns the time that the rest of `total` takes at that rate; `None` at rate 0.
     fn left(&self, total: u64, now: Instant) -> Option<Duration> {
         let rate = self.rate(now);
         (rate > 0).then(|| Duration::from_secs(total.saturating_sub(self.done()).div_ceil(rate)))
@@ -157,7 +157,7 @@ mod tests {
         let at = |millis| start + Duration::from_millis(millis);
         let mut course = Course::new(start);
         assert_eq!((course.rate(start), course.rate(at(1000)), course.left(10, at(1000))), (0, 0, None));
-        // A minute at a megabyte a second, told of ten times a second; then half of that.
+        // A minute at 1 MB/s, sampled ten times a second; then 20 s at half the rate.
         (1..=600).for_each(|tenth| course.note(tenth * 100_000, at(tenth * 100)));
         assert_eq!(course.done(), 60_000_000);
         let rate = course.rate(at(60_000));
@@ -166,7 +166,7 @@ mod tests {
         (1..=200).for_each(|tenth| course.note(60_000_000 + tenth * 50_000, at(60_000 + tenth * 100)));
         let rate = course.rate(at(80_000));
         assert!((490_000..=510_000).contains(&rate), "{rate}");
-        // When nothing moves any more, it falls.
+        // Without progress, the rate falls.
         assert!(course.rate(at(180_000)) < 50_000);
         assert_eq!(course.left(1, at(180_000)).unwrap(), Duration::ZERO);
         assert!(course.samples.len() <= SAMPLES_MAX);

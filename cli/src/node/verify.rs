@@ -231,7 +231,7 @@ impl Node {
         }
     }
 
-    /// Whether a move takes the file away just now, or has done so.
+    /// Whether a move is removing the file, or has removed it.
     fn is_being_moved(&self, subject: &Subject) -> Result<bool, Failure> {
         let (Some(arena), Item::File(file)) = (&subject.arena, &subject.task.item) else { return Ok(false) };
         let is_aside = |path| self.inner.moving.is_aside(&(arena.clone(), path));

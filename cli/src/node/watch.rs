@@ -62,9 +62,9 @@ struct Kept {
     began: Duration,
     /// When all of it is looked at next.
     rescan_at: Duration,
-    /// Whether all of it is to be looked at once the disk of the home has room.
+    /// Whether a whole pass is due once the disk of the home has free space.
     lacks_room: bool,
-    /// Whether the pass that is under way is over changes that were heard of.
+    /// Whether the running pass covers changes that the watcher reported.
     takes_in: bool,
 }
 
@@ -310,7 +310,7 @@ impl Keeper {
     fn begin(&mut self, jobs: &mut Jobs) {
         let now = self.now();
         if self.lacks_room() && self.node.home_full().is_none() {
-            info!("the disk of the home has room again");
+            info!("the disk of the home has free space: indexing resumes");
             self.node.look_at_pins();
             for kept in self.arenas.values_mut().filter(|kept| kept.lacks_room) {
                 (kept.lacks_room, kept.rescan_at) = (false, now);
@@ -349,7 +349,7 @@ impl Keeper {
         }
     }
 
-    /// Notes for the status which arenas have changes that were not taken in yet.
+    /// Publishes for the status which arenas have reported changes that are not indexed yet.
     fn tell(&self) {
         for (arena, kept) in &self.arenas {
             let is_taking_in = kept.takes_in && self.running.contains(arena);
@@ -370,7 +370,7 @@ impl Keeper {
         match ended {
             Ok(Reconciled { totals, again, is_whole, lacks_room }) => {
                 if lacks_room && !kept.lacks_room {
-                    warn!(%arena, "the disk of the home is full; what is new or changed is indexed when there is room");
+                    warn!(%arena, "the disk of the home is full: indexing is paused");
                 }
                 kept.lacks_room |= lacks_room;
                 if is_whole {
@@ -419,7 +419,7 @@ const LOOKED_PART: u32 = 20;
 /// How often an arena root that is not there is looked for.
 const OFFLINE_RETRY: Duration = Duration::from_secs(5);
 const FAILED_RETRY: Duration = Duration::from_secs(60);
-/// How often it is looked whether there is room again.
+/// Interval of checks for free space on the disk of the home.
 const ROOM_RETRY: Duration = Duration::from_secs(1);
 /// How often everything is looked at where not everything is watched.
 const UNWATCHED_RESCAN: Duration = Duration::from_secs(600);

@@ -6,6 +6,7 @@ use std::{io, sync::Arc};
 use blobstore::{FetchError, Fetched, HashedFile, Passage, Presence, Store};
 use bytes::Bytes;
 use namespace::RelPath;
+use peers::Class;
 use tokio::sync::OwnedMutexGuard;
 use tracing::info;
 use tree::{BlobId, ByteRange, Geometry};
@@ -56,7 +57,7 @@ impl Node {
         if size > SMALL_BYTES_MAX {
             return self.arrive_by_cache(blob, size, destination, to, near, on_bytes).await;
         }
-        let (pieces, fetched) = self.read_through_memory(blob, size, Geometry::new(size).all()).await?;
+        let (pieces, fetched) = self.read_through_memory(Class::Copy, blob, size, Geometry::new(size).all()).await?;
         let (destination, to) = (destination.clone(), to.clone());
         let staged = blocking(move || Ok(stage(&destination, &to, &pieces, size)?)).await?;
         on_bytes(size);
@@ -99,7 +100,7 @@ impl Node {
             }
         };
         let fetched = match self.bring(blob, size, &like, on_brought).await {
-            // The destination may be on another disk. What the cache could take is read from there.
+            // The destination may be on another disk. Ranges that the cache has are read from it.
             Err(FetchError::Sink { source, .. }) if source.is_full() => {
                 info!(%blob, size, reason = tree::reason(&source), "fetched straight to where it is to be");
                 let copied = self.copy_from_here(blob, size, destination, to, |bytes| on_bytes(bytes)).await?;
@@ -117,7 +118,7 @@ impl Node {
         Ok((Arrived::Copied(staged, passing), fetched))
     }
 
-    /// Copies what is here, proven once more, and fetches what is not.
+    /// Copies a blob to a staged file, proven: from this machine, and missing ranges from peers.
     async fn copy_from_here(
         &self,
         blob: BlobId,

@@ -40,7 +40,7 @@ pub(super) struct Getting {
     /// The directory, for messages.
     dir: PathBuf,
     pub(super) done: Arc<AtomicU64>,
-    /// Bytes of all that is to be got, once that is known, and of what of it need not come.
+    /// Bytes of all files of the targets, once they are listed; and of those that were skipped, linked or failed.
     all_bytes: OnceLock<u64>,
     spared_bytes: AtomicU64,
     totals: Mutex<Totals>,
@@ -185,7 +185,7 @@ impl Getting {
         self.totals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sums up how many bytes there are to get, for who looks how far it is. Blocks.
+    /// Sums the sizes of all files of the targets, for progress. Blocks.
     fn sum(&self, targets: &[Target]) {
         let mut bytes = 0;
         for target in targets {

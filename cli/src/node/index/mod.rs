@@ -68,7 +68,7 @@ pub(super) struct Reconciled {
     pub(super) again: Vec<RelPath>,
     /// Whether it was over all of the arena.
     pub(super) is_whole: bool,
-    /// Whether something was left out because the disk of the home is full.
+    /// Whether files were left out because the disk of the home is full.
     pub(super) lacks_room: bool,
 }
 
@@ -89,15 +89,15 @@ pub(super) struct ArenaState {
     pub(super) stalled: bool,
     /// Whether a pass over all of it has come to its end since the start.
     scanned: bool,
-    /// Whether the last pass left something out because the disk of the home is full.
+    /// Whether files wait to be indexed because the disk of the home is full.
     lacks_room: bool,
-    /// Whether changes that were heard of have not been taken in yet.
+    /// Whether changes that the watcher reported are not indexed yet.
     pub(super) is_behind: bool,
-    /// Why what changed could not be taken in the last time, if it could not.
+    /// Why the last pass failed, if it did.
     pub(super) failed: Option<String>,
     /// How many files the pass has looked at that is under way, or was the last.
     so_far: u64,
-    /// How many files it has read of those that it found to be read.
+    /// Files hashed by that pass, and files that it has found to hash so far.
     read: Arc<AtomicU64>,
     to_read: u64,
     /// How much the watcher had missed when the last such pass began, if the arena was watched without a gap since.
@@ -133,11 +133,11 @@ pub(crate) struct ArenaStatus {
     /// `indexing` until a first scan has come to its end, `not responding`, `offline`, `waiting for room`, `failing`,
     /// `partly offline`, `partly watched`, `catching up` with changes, or `up to date`.
     pub(crate) state: &'static str,
-    /// Why, if it is offline, waiting, failing or partly watched.
+    /// Reason of that state, except for `indexing`, `catching up` and `up to date`.
     pub(crate) reason: Option<String>,
     /// How many files were looked at so far, while it is `indexing`.
     pub(crate) files_so_far: Option<u64>,
-    /// How many files were read of those that are to be, so far as they were found, while it is `indexing`.
+    /// Files hashed, and files found to hash so far, while it is `indexing`.
     pub(crate) files_read: Option<u64>,
     pub(crate) files_to_read: Option<u64>,
     /// How many entries are not indexed, so far as they were counted: up to some ten thousand in one pass.
@@ -315,7 +315,11 @@ impl Node {
             reason: state
                 .offline
                 .clone()
-                .or_else(|| state.lacks_room.then(|| "new and changed files are not indexed; see home".to_owned()))
+                .or_else(|| {
+                    state
+                        .lacks_room
+                        .then(|| "new and changed files are not indexed while the disk of the home is full".to_owned())
+                })
                 .or_else(|| state.failed.clone())
                 .or_else(|| (unwatched > 0).then(limited))
                 .or_else(silent),
@@ -332,17 +336,14 @@ impl Node {
         })
     }
 
-    /// The failure of what needs more room on the disk of the home than there is, if there is too little.
+    /// Returns the failure of an action that adds rows, if the disk of the home has too little free space for them.
     pub(crate) fn home_full(&self) -> Option<Failure> {
-        let free = self.inner.store.short_of_room()?;
-        let why = format!("the disk of the home is full: {free} bytes are free");
-        Some(
-            Failure::new(Code::Limit, why)
-                .hint("make room there: blob cache trim, or delete files; the daemon goes on by itself"),
-        )
+        let full = self.inner.store.check_room().err()?;
+        let hint = "make room there: blob cache trim, or delete files; the daemon resumes without a restart";
+        Some(Failure::from(full).code(Code::Limit).hint(hint))
     }
 
-    /// Whether something that was begun waits for room there.
+    /// Whether a commit waits for free space on the disk of the home.
     pub(crate) fn waits_for_room(&self) -> bool {
         self.inner.database.reserve.is_waited_for()
     }

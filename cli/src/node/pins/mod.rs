@@ -44,7 +44,7 @@ pub(super) struct Keeping {
     status: watch::Sender<Arc<Status>>,
     nudges: watch::Sender<u64>,
     losses: watch::Sender<u64>,
-    /// Bytes that came so far, and how fast.
+    /// Bytes received for pins since the start, and their rate.
     came: AtomicU64,
     course: Mutex<Course>,
     failures: Mutex<Failures>,
@@ -69,7 +69,7 @@ pub(crate) struct PinScope {
     /// Whether to wait until it is here.
     #[serde(default)]
     pub wait: bool,
-    /// For how many seconds machines that went away meanwhile are waited for.
+    /// Seconds to wait for machines that disconnect meanwhile.
     #[serde(default)]
     pub retry_s: u64,
 }
@@ -207,8 +207,8 @@ impl Node {
         Ok(())
     }
 
-    /// Waits until all below `places` is here, or nothing of what is missing has been on its way for a while; for `retry` if a
-    /// machine went away since this began.
+    /// Waits until all files below `places` are here, or none of the missing ones has been in transfer for 10 s; for `retry` if
+    /// a machine disconnected since the call.
     async fn wait_for_pins(&self, places: &[Place], retry: Duration, reporter: &Reporter) -> Result<(), Failure> {
         let mut looks = self.inner.keeping.status.subscribe();
         let (mut last_coming, mut is_notified, expected) = (Instant::now(), false, self.connected());
@@ -237,7 +237,7 @@ impl Node {
                 return Ok(());
             } else if let Some(&away) = away.filter(|_| !retry.is_zero() && !is_notified) {
                 is_notified = true;
-                let reason = format!("{} went away", self.peer_name(Some(away)));
+                let reason = format!("{} disconnected", self.peer_name(Some(away)));
                 reporter.send(Event::Waiting { reason, for_s: limit.as_secs() }).await?;
             }
             let came = self.inner.keeping.came.load(Ordering::Relaxed).saturating_sub(status.came);
@@ -322,7 +322,7 @@ impl Node {
         }
     }
 
-    /// Has the keeper look again at once, and try what failed: there may be more room.
+    /// Wakes the keeper, and lets it retry failed blobs at once, because there may be more free space.
     pub(super) fn look_at_pins(&self) {
         self.inner.keeping.failures().clear();
         self.inner.keeping.nudge();
