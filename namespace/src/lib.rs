@@ -39,7 +39,9 @@ pub use catalog::{Applied, ApplyError, Batch, Cursor, Key, Mark, Part, Statement
 pub use decide::{Decision, LastRead, ReadState, Witness, decide};
 pub use departed::{AT_ONCE_MS, Departed, MassDeletion};
 pub use list::{Entry, EntryKind};
-pub use names::{ArenaName, NameError, RelPath, is_deleted_name, is_leaving_name, is_staging_name, leaving_name, staging_name};
+pub use names::{
+    ArenaName, NameError, RelPath, is_deleted_name, is_leaving_name, is_staging_name, leaving_name, staging_name,
+};
 pub use namespace::{Arena, Change, Happened, Known, Namespace, NamespaceError, Origin};
 pub use peer_id::{ParsePeerIdError, PeerId};
 pub use pins::{FileBelow, Pins, Place};
