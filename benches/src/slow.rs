@@ -42,7 +42,7 @@ pub(crate) fn slow(work: &Path, rounds: usize, sources: &Path, args: &Args) -> i
     let bytes = args.slow_mib << 20;
     source_text(sources, &tree.join("text"), bytes)?;
     large_file(&tree.join("random"), bytes)?;
-    let slow = Quality { delay: Duration::ZERO, bytes_per_s: Some(args.rate) };
+    let slow = Quality { delay: Duration::ZERO, bytes_per_s: Some(args.rate), ..Quality::default() };
     let off = Far::start(work, &tree, "[transfer]\ncompress = \"off\"\n", slow)?;
     let auto = Far::start(work, &tree, "[transfer]\ncompress = \"auto\"\n", slow)?;
     for what in ["text", "random"] {
@@ -58,7 +58,7 @@ pub(crate) fn slow(work: &Path, rounds: usize, sources: &Path, args: &Args) -> i
     fs::create_dir(tree.join("large"))?;
     large_file(&tree.join("large/large"), args.far_mib << 20)?;
     small_files(&tree.join("small"), args.far_files)?;
-    let long = Quality { delay: Duration::from_millis(args.delay_ms), bytes_per_s: None };
+    let long = Quality { delay: Duration::from_millis(args.delay_ms), bytes_per_s: None, ..Quality::default() };
     let far = Far::start(work, &tree, "", long)?;
     for what in ["large", "small"] {
         let dir = tree.join(what);

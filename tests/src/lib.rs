@@ -32,7 +32,7 @@ pub use file_system::{FileSystem, FileSystemKind};
 pub use ganesha::Ganesha;
 pub use household::{QUICK, listable, write_files, write_tree};
 pub use liar::{Answer, Batches, Liar, Statement, file_statement};
-pub use link::{Fate, Fates, Link, Quality, Way};
+pub use link::{Fate, Fates, IpLink, Link, Quality, Way};
 pub use machine::{Machine, Output, Scratch, blob, blobd};
 pub use mirrored::Mirrored;
 pub use mounted::{Mounted, Volume, may_mount};

@@ -117,7 +117,8 @@ fn far(scratch: &Scratch, files: &[(&str, &[u8])], config: &str) -> Machine {
     Machine::up_with_config(scratch, "far", &[docs], config)
 }
 
-const SLOW: Quality = Quality { delay: Duration::from_millis(5), bytes_per_s: Some(2_000_000) };
+const SLOW: Quality =
+    Quality { delay: Duration::from_millis(5), bytes_per_s: Some(2_000_000), loss: 0.0, late: (0.0, Duration::ZERO) };
 
 #[test]
 fn text_arrives_much_sooner_on_a_slow_network_and_noise_no_later() {
@@ -158,7 +159,7 @@ fn datagrams_that_overtake_each_other() {
     let noise = random_bytes(8 << 20, &mut Rng::with_seed(6));
     let far = far(&scratch, &[("noise", &noise)], "");
     let two = Two::start(&scratch, "near", &far, "");
-    two.link.set(Quality { delay: Duration::from_millis(20), bytes_per_s: Some(6_000_000) });
+    two.link.set(Quality { delay: Duration::from_millis(20), bytes_per_s: Some(6_000_000), ..Quality::default() });
     let (_, in_order) = two.get("noise", &noise);
     two.link
         .interfere(|_, number| if number % 20 == 0 { Fate::Late(Duration::from_millis(10)) } else { Fate::Carried });

@@ -81,7 +81,7 @@ impl Far {
     fn start(work: &Path, tree: &Path, delay: Duration) -> io::Result<Self> {
         let a = Machine::start_with(work, Some(tree), "")?;
         let b = Machine::start_deaf(work, &format!("{QUIET}[nfs]\nlisten = \"127.0.0.1:0\"\n"))?;
-        let link = Link::start(a.address()?, Quality { delay, bytes_per_s: None })?;
+        let link = Link::start(a.address()?, Quality { delay, bytes_per_s: None, ..Quality::default() })?;
         b.pair_at("a", &a, link.address())?;
         b.wait_for_all_of(&a)?;
         Ok(Self { nfs: b.nfs_address()?, _a: a, b, _link: link })

@@ -19,7 +19,7 @@ fn what_is_not_here_is_fetched_once_and_ahead() {
     fs::write(docs.join("file"), &bytes).unwrap();
     fs::write(docs.join("other"), &bytes[1..]).unwrap();
     let two = Two::start(&scratch, &docs, "");
-    two.link.set(Quality { delay: Duration::from_millis(20), bytes_per_s: None });
+    two.link.set(Quality { delay: Duration::from_millis(20), bytes_per_s: None, ..Quality::default() });
     let mut nfs = Nfs::connect(&two.near);
     let file = nfs.find("docs/file").unwrap();
     let (before, began) = (two.came(), Instant::now());
@@ -155,7 +155,7 @@ fn many_read_over_a_slow_link() {
         fs::write(docs.join(number.to_string()), bytes).unwrap();
     }
     let two = Two::start(&scratch, &docs, "[nfs]\nfetch_timeout = \"1s\"\n");
-    two.link.set(Quality { delay: Duration::from_millis(20), bytes_per_s: Some(64 * KIB) });
+    two.link.set(Quality { delay: Duration::from_millis(20), bytes_per_s: Some(64 * KIB), ..Quality::default() });
     let began = Instant::now();
     thread::scope(|scope| {
         for (number, bytes) in files.iter().enumerate() {
@@ -187,7 +187,7 @@ fn who_waits_is_before_what_is_read_ahead() {
         (two.near.status()["cache"]["bytes"].as_u64().unwrap() >= 12 << 20).then_some(())
     });
     // What is here is read, and more is read ahead of it: some megabytes of each, while the link has become slow.
-    two.link.set(Quality { delay: Duration::from_millis(5), bytes_per_s: Some(256 * KIB) });
+    two.link.set(Quality { delay: Duration::from_millis(5), bytes_per_s: Some(256 * KIB), ..Quality::default() });
     files.iter().for_each(|file| drop(nfs.read(file, 1 << 20, 1 << 20).unwrap()));
     // By itself it takes two seconds, and ten with a share like theirs.
     let began = Instant::now();
