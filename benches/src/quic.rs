@@ -12,7 +12,7 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use peers::{
-    Identity,
+    Congestion, Identity,
     wire::{ALPN, UDP_PAYLOAD_BYTES_MAX, client_config, server_config, transport_config},
 };
 use quinn::{Connection, Endpoint, EndpointConfig, ServerConfig, TokioRuntime};
@@ -47,7 +47,7 @@ impl Quic {
             let identity = Identity::ephemeral().map_err(io::Error::other)?;
             let tls = client_config(&identity, peer.parse().map_err(io::Error::other)?, ALPN);
             let mut config = quinn::ClientConfig::new(Arc::new(tls.map_err(io::Error::other)?));
-            config.transport_config(Arc::new(transport_config()));
+            config.transport_config(Arc::new(transport_config(Congestion::Auto)));
             runtime.block_on(async {
                 let connecting = endpoint(None)?.connect_with(config, address, "bench.invalid");
                 connecting.map_err(io::Error::other)?.await.map_err(io::Error::other)
@@ -114,7 +114,7 @@ pub(crate) fn serve(file: &Path) -> io::Result<()> {
     let runtime = runtime::Builder::new_multi_thread().enable_all().build()?;
     let tls = server_config(&identity, &[ALPN], Arc::new(|_| true)).map_err(io::Error::other)?;
     let mut config = ServerConfig::with_crypto(Arc::new(tls));
-    config.transport_config(Arc::new(transport_config()));
+    config.transport_config(Arc::new(transport_config(Congestion::Auto)));
     let endpoint = {
         let _entered = runtime.enter();
         endpoint(Some(config))?

@@ -2,7 +2,7 @@ use std::{collections::BTreeMap, fmt, fs, io::Write, path::Path, time::Duration}
 
 use blobstore::Settings;
 use bytesize::ByteSize;
-use peers::{Compress, Roles};
+use peers::{Compress, Congestion, Roles};
 use serde::{
     Deserialize, Deserializer,
     de::{SeqAccess, Visitor},
@@ -122,11 +122,13 @@ pub(crate) struct TransferConfig {
     pub in_flight: ByteSize,
     /// When what is sent is compressed: `auto`, `off`, or a level from 1 to 19.
     pub compress: Compress,
+    /// Which congestion controller what is sent obeys.
+    pub congestion: Congestion,
 }
 
 impl Default for TransferConfig {
     fn default() -> Self {
-        Self { in_flight: ByteSize::mib(64), compress: Compress::Auto }
+        Self { in_flight: ByteSize::mib(64), compress: Compress::Auto, congestion: Congestion::Auto }
     }
 }
 
@@ -422,6 +424,8 @@ const TEMPLATE: &str = r#"# blobd's settings. Everything has a default, shown he
 # Whether what is sent is compressed: "auto" does it for what shrinks, on networks slower than compressing is; or "off", or
 # always at a level from 1 to 19.
 #compress = "auto"
+# Congestion control: "auto" keeps its speed when a network loses packets at random, as Wi-Fi does; or "cubic", or "bbr".
+#congestion = "auto"
 
 [copy]
 # Whether get, cp and mv copy extended attributes (user.*) and POSIX ACLs; "all" also copies security.* and trusted.*, between

@@ -23,6 +23,7 @@ use tree::BlobId;
 use crate::{
     Identity, Roster,
     chunks::Listing,
+    congestion::Congestion,
     connection::{self, Live, PeerStatus, plain},
     details::Describing,
     dial::{self, Dialler},
@@ -65,6 +66,8 @@ pub struct Options {
     pub public: Option<PublicBlobs>,
     /// When answers are compressed.
     pub compress: Compress,
+    /// The congestion controller of what is sent.
+    pub congestion: Congestion,
     /// The trusted peers.
     pub roster: Roster,
     /// The bytes here.
@@ -156,6 +159,8 @@ pub(crate) struct Contact {
     pub(crate) last_connected: Option<i64>,
     /// Whether that connection ended without the peer closing it.
     pub(crate) fell_silent: bool,
+    /// Why it ended.
+    pub(crate) last_ended: Option<String>,
     pub(crate) dialler: Dialler,
     /// Permits for what is fetched on its behalf.
     pub(crate) turns: Turns,
@@ -185,7 +190,7 @@ impl Peers {
         if let Some(address) = not_an_address.or(options.listen.get(SOCKETS_MAX)) {
             return Err(StartError::ListenAddress(address.clone()));
         }
-        let transport = Arc::new(transport_config());
+        let transport = Arc::new(transport_config(options.congestion));
         let admits = {
             let (roster, open) = (options.roster.clone(), options.public.is_some());
             Arc::new(move |peer| {
@@ -522,7 +527,7 @@ fn endpoint(socket: UdpSocket, identity: &Identity, server: Option<ServerConfig>
 }
 
 /// The settings of every connection between peers.
-pub fn transport_config() -> TransportConfig {
+pub fn transport_config(congestion: Congestion) -> TransportConfig {
     let mut transport = TransportConfig::default();
     let mut mtu = MtuDiscoveryConfig::default();
     mtu.upper_bound(UDP_PAYLOAD_BYTES_MAX);
@@ -536,6 +541,7 @@ pub fn transport_config() -> TransportConfig {
         .mtu_discovery_config(Some(mtu))
         .packet_threshold(REORDERED_PACKETS)
         .time_threshold(REORDERED_ROUND_TRIPS)
+        .congestion_controller_factory(congestion.factory())
         .keep_alive_interval(Some(Duration::from_secs(5)))
         .max_idle_timeout(Some(VarInt::from_u32(IDLE_LIMIT_MS).into()));
     transport

@@ -17,6 +17,7 @@ mod batch;
 mod bring;
 mod catalog;
 mod chunks;
+mod congestion;
 mod connection;
 mod details;
 mod dial;
@@ -55,6 +56,7 @@ mod twins;
 
 pub use attributes::{Attribute, Attributes};
 pub use batch::{BLOB_BYTES_MAX as SMALL_BYTES_MAX, Small};
+pub use congestion::Congestion;
 pub use connection::{ConnectionStatus, PeerStatus};
 pub use details::{DETAILS_MAX, Describe, Details, FileId};
 pub use endpoint::{Options, Peers, StartError};

@@ -201,6 +201,7 @@ impl Node {
                 advertise: config.advertise.clone(),
                 public: public.clone(),
                 compress: config.transfer.compress,
+                congestion: config.transfer.congestion,
                 roster: roster.clone(),
                 store: store.clone(),
                 namespace: namespace.clone(),

@@ -11,7 +11,7 @@ use namespace::{
     Applied, Arena, ArenaName, Batch, Change, Content, Mark, Namespace, Origin, Part, PeerId, RelPath, Statement,
     Version,
 };
-use peers::{Compress, Identity, Options, Peer, Peers, Role, Roster, StartError};
+use peers::{Compress, Congestion, Identity, Options, Peer, Peers, Role, Roster, StartError};
 use tempfile::TempDir;
 use tree::{BlobId, ByteRange, Fingerprint, Geometry, Grain, RangeSet, UnixTime};
 
@@ -60,6 +60,7 @@ impl Machine {
             advertise: Vec::new(),
             public: None,
             compress: Compress::Auto,
+            congestion: Congestion::Auto,
             roster: Roster::open(db).unwrap(),
             store: store.clone(),
             namespace: namespace.clone(),

@@ -1,0 +1,266 @@
+//! How fast a connection sends. Rules and figures: spec/wire.md, "Congestion control".
+
+use std::{
+    any::Any,
+    collections::VecDeque,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use quinn::congestion::{BbrConfig, Controller, ControllerFactory, Cubic, CubicConfig};
+use quinn_proto::RttEstimator;
+use serde::Deserialize;
+
+/// Which congestion controller the connections of a machine use for what they send.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Congestion {
+    /// CUBIC, whose window does not fall below what the path has just proven to carry.
+    #[default]
+    Auto,
+    /// CUBIC (RFC 9438).
+    Cubic,
+    /// BBR, version 1, as quinn has it.
+    Bbr,
+}
+
+impl Congestion {
+    pub(crate) fn factory(self) -> Arc<dyn ControllerFactory + Send + Sync> {
+        let mut cubic = CubicConfig::default();
+        cubic.initial_window(INITIAL_WINDOW_BYTES);
+        match self {
+            Self::Auto => Arc::new(TolerantConfig(Arc::new(cubic))),
+            Self::Cubic => Arc::new(cubic),
+            Self::Bbr => Arc::new(BbrConfig::default()),
+        }
+    }
+}
+
+struct TolerantConfig(Arc<CubicConfig>);
+
+impl ControllerFactory for TolerantConfig {
+    fn build(self: Arc<Self>, now: Instant, mtu: u16) -> Box<dyn Controller> {
+        Box::new(Tolerant { cubic: Cubic::new(self.0.clone(), now, mtu), path: Path::new(now) })
+    }
+}
+
+/// CUBIC that does not take every loss for congestion: its window is at least what the path delivers in its shortest round trip,
+/// and a little more.
+#[derive(Clone)]
+struct Tolerant {
+    cubic: Cubic,
+    path: Path,
+}
+
+impl Controller for Tolerant {
+    fn on_sent(&mut self, now: Instant, bytes: u64, last_packet_number: u64) {
+        self.cubic.on_sent(now, bytes, last_packet_number);
+        self.path.sent(now);
+    }
+
+    fn on_ack(&mut self, now: Instant, sent: Instant, bytes: u64, app_limited: bool, rtt: &RttEstimator) {
+        self.cubic.on_ack(now, sent, bytes, app_limited, rtt);
+        self.path.acknowledged(sent, bytes, rtt.min());
+    }
+
+    fn on_end_acks(&mut self, now: Instant, in_flight: u64, app_limited: bool, largest_packet_num_acked: Option<u64>) {
+        self.cubic.on_end_acks(now, in_flight, app_limited, largest_packet_num_acked);
+        self.path.end_acknowledged(now, in_flight, app_limited);
+    }
+
+    fn on_congestion_event(&mut self, now: Instant, sent: Instant, is_persistent: bool, lost_bytes: u64) {
+        self.cubic.on_congestion_event(now, sent, is_persistent, lost_bytes);
+        if is_persistent {
+            self.path = Path::new(now);
+        } else {
+            self.path.lost(lost_bytes);
+        }
+    }
+
+    fn on_mtu_update(&mut self, new_mtu: u16) {
+        self.cubic.on_mtu_update(new_mtu);
+    }
+
+    fn window(&self) -> u64 {
+        self.cubic.window().max(self.path.window())
+    }
+
+    fn clone_box(&self) -> Box<dyn Controller> {
+        Box::new(self.clone())
+    }
+
+    fn initial_window(&self) -> u64 {
+        self.cubic.initial_window()
+    }
+
+    fn into_any(self: Box<Self>) -> Box<dyn Any> {
+        self
+    }
+}
+
+/// What a path has been seen to carry, as BBR measures it (draft-ietf-ccwg-bbr, "Delivery Rate Samples").
+#[derive(Debug, Clone)]
+struct Path {
+    /// Bytes acknowledged so far, when that last changed, and when the newest packet of those was sent.
+    delivered: u64,
+    delivered_at: Instant,
+    newest_sent_at: Instant,
+    /// The moments at which packets were sent that may still be acknowledged, oldest first.
+    moments: VecDeque<Moment>,
+    /// The newest of them that this batch of acknowledgements is for.
+    acknowledged: Option<Moment>,
+    is_idle: bool,
+    shortest_round_trip: Duration,
+    /// The highest rate of each of the last rounds, in bytes per second; that of the current one first.
+    rates: VecDeque<f64>,
+    /// The round ends with the acknowledgement of a packet that was sent when so much was delivered.
+    round_ends_at: u64,
+    delivered_before_round: u64,
+    lost_in_round: u64,
+    was_marked: bool,
+    /// The rate from which growth is judged, and for how many rounds there was none.
+    plateau: f64,
+    flat_rounds: u32,
+    /// Whether the last round lost so much that the path must be full.
+    is_overfull: bool,
+}
+
+/// A moment at which packets were sent, and what was known then.
+#[derive(Debug, Clone, Copy)]
+struct Moment {
+    sent_at: Instant,
+    delivered: u64,
+    delivered_at: Instant,
+    newest_sent_at: Instant,
+}
+
+impl Path {
+    fn new(now: Instant) -> Self {
+        Self {
+            delivered: 0,
+            delivered_at: now,
+            newest_sent_at: now,
+            moments: VecDeque::new(),
+            acknowledged: None,
+            is_idle: true,
+            shortest_round_trip: Duration::MAX,
+            rates: VecDeque::from([0.0]),
+            round_ends_at: 0,
+            delivered_before_round: 0,
+            lost_in_round: 0,
+            was_marked: false,
+            plateau: 0.0,
+            flat_rounds: 0,
+            is_overfull: false,
+        }
+    }
+
+    fn sent(&mut self, now: Instant) {
+        if self.is_idle {
+            (self.delivered_at, self.newest_sent_at, self.is_idle) = (now, now, false);
+        }
+        if self.moments.back().is_none_or(|last| last.sent_at < now) {
+            let Self { delivered, delivered_at, newest_sent_at, .. } = *self;
+            self.moments.push_back(Moment { sent_at: now, delivered, delivered_at, newest_sent_at });
+            if self.moments.len() > MOMENTS_MAX {
+                self.moments.pop_front();
+            }
+        }
+    }
+
+    fn acknowledged(&mut self, sent_at: Instant, bytes: u64, shortest_round_trip: Duration) {
+        self.delivered += bytes;
+        self.shortest_round_trip = shortest_round_trip;
+        if let Ok(at) = self.moments.binary_search_by_key(&sent_at, |moment| moment.sent_at)
+            && self.acknowledged.is_none_or(|newest| newest.sent_at < sent_at)
+        {
+            self.acknowledged = Some(self.moments[at]);
+        }
+    }
+
+    /// Ends a batch of acknowledgements, of which the newest packet gives a sample.
+    fn end_acknowledged(&mut self, now: Instant, in_flight: u64, app_limited: bool) {
+        self.is_idle = in_flight == 0;
+        self.delivered_at = now;
+        let Some(moment) = self.acknowledged.take() else { return };
+        self.newest_sent_at = self.newest_sent_at.max(moment.sent_at);
+        while self.moments.front().is_some_and(|first| first.sent_at + self.shortest_round_trip * 4 < moment.sent_at) {
+            self.moments.pop_front();
+        }
+        if moment.delivered >= self.round_ends_at {
+            self.end_round(app_limited);
+        }
+        // Neither a burst of acknowledgements nor one of packets is taken for the path's rate.
+        let interval = (now - moment.delivered_at).max(moment.sent_at - moment.newest_sent_at);
+        if interval >= self.shortest_round_trip && !interval.is_zero() {
+            let rate = (self.delivered - moment.delivered) as f64 / interval.as_secs_f64();
+            if !app_limited || rate > self.rate() {
+                self.rates[0] = self.rates[0].max(rate);
+            }
+        }
+    }
+
+    fn end_round(&mut self, app_limited: bool) {
+        let delivered = self.delivered - self.delivered_before_round;
+        let is_much = self.lost_in_round as f64 > HEAVY_LOSS * (self.lost_in_round + delivered) as f64;
+        self.is_overfull = self.was_marked || is_much && self.lost_in_round >= HEAVY_LOSS_BYTES;
+        if self.is_overfull {
+            self.rates.truncate(1);
+        }
+        if !app_limited || self.is_overfull {
+            if self.rate() >= self.plateau * GROWTH {
+                (self.plateau, self.flat_rounds) = (self.rate(), 0);
+            } else {
+                self.flat_rounds += 1;
+            }
+            self.rates.push_front(0.0);
+            self.rates.truncate(ROUNDS);
+        }
+        (self.round_ends_at, self.delivered_before_round) = (self.delivered, self.delivered);
+        (self.lost_in_round, self.was_marked) = (0, false);
+    }
+
+    /// Packets were lost; or, if they have no bytes, marked by a router.
+    fn lost(&mut self, bytes: u64) {
+        self.lost_in_round += bytes;
+        self.was_marked |= bytes == 0;
+    }
+
+    /// The highest rate of the last rounds.
+    fn rate(&self) -> f64 {
+        self.rates.iter().copied().fold(0.0, f64::max)
+    }
+
+    /// The bytes in flight that keep the path full.
+    fn window(&self) -> u64 {
+        if self.shortest_round_trip == Duration::MAX {
+            return 0;
+        }
+        let gain = match self.flat_rounds {
+            _ if self.is_overfull => GAIN_OVERFULL,
+            0..FLAT_ROUNDS => GAIN_GROWING,
+            _ => GAIN_STEADY,
+        };
+        (gain * self.rate() * self.shortest_round_trip.as_secs_f64()) as u64
+    }
+}
+
+/// The window of a new connection. RFC 9002 recommends ten datagrams; these are paced over the first round trip.
+const INITIAL_WINDOW_BYTES: u64 = 64 * 1200;
+/// For so many rounds a rate is taken for what the path can carry.
+const ROUNDS: usize = 10;
+/// A path whose rate has not grown by this for so many rounds is full.
+const GROWTH: f64 = 1.25;
+const FLAT_ROUNDS: u32 = 3;
+/// The window, in products of rate and shortest round trip.
+const GAIN_GROWING: f64 = 2.0;
+const GAIN_STEADY: f64 = 1.25;
+const GAIN_OVERFULL: f64 = 0.85;
+/// A round that loses more than this share, and so much, has overfilled the path.
+const HEAVY_LOSS: f64 = 0.15;
+const HEAVY_LOSS_BYTES: u64 = 10 * 1200;
+/// Bounds the memory for a connection: 4,096 moments are 4 s of packets each on its own at 1 ms.
+const MOMENTS_MAX: usize = 4096;
+
+#[cfg(test)]
+mod tests;
