@@ -96,16 +96,24 @@ pub(crate) struct CopyArgs {
 /// How long machines are waited for.
 #[derive(Debug, Clone, Copy, Args)]
 pub(crate) struct Retry {
-    /// How long to wait for a machine that disconnects during the command, such as 30s or 10m; 0s disables waiting.
-    #[arg(long = "retry", value_name = "TIME", default_value = "2m", env = "BLOBD_RETRY", value_parser = time)]
-    limit: Duration,
+    /// How long to wait for a machine that disconnects during the command, such as 30s or 10m; 0s disables waiting. The default is
+    /// 2m, and 20s for the destination of cp and mv if it stops answering without closing its connection.
+    #[arg(long = "retry", value_name = "TIME", env = "BLOBD_RETRY", value_parser = time)]
+    limit: Option<Duration>,
 }
 
 impl Retry {
     pub(crate) fn seconds(self) -> u64 {
-        self.limit.as_secs()
+        self.limit.map_or(DEFAULT_RETRY_S, |limit| limit.as_secs())
+    }
+
+    /// Whether the user chose it.
+    pub(crate) fn is_given(self) -> bool {
+        self.limit.is_some()
     }
 }
+
+const DEFAULT_RETRY_S: u64 = 120;
 
 fn time(text: &str) -> Result<Duration, String> {
     parse_duration(text).ok_or_else(|| "that is no time, such as 30s or 10m".to_owned())

@@ -126,7 +126,16 @@ pub(crate) async fn copy(home: &Home, common: &Common, args: CopyArgs, moves: bo
     let Some(to) = targets.pop() else { return Err(Failure::new(Code::Usage, "nothing to copy")) };
     let (to, into) = Place::parse(&to)?;
     let sources = targets.iter().map(|source| Ok(Place::parse(source)?.0)).collect::<Result<_, Failure>>()?;
-    let scope = CopyScope { sources, to, into, moves, overwrite, dry_run, retry_s: retry.seconds() };
+    let scope = CopyScope {
+        sources,
+        to,
+        into,
+        moves,
+        overwrite,
+        dry_run,
+        retry_s: retry.seconds(),
+        retry_silent: retry.is_given(),
+    };
     show(daemon(home)?.events("/v1/copy", &scope).await?, style(common)).await
 }
 

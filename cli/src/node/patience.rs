@@ -22,8 +22,10 @@ pub(super) struct Patience {
     reporter: Reporter,
     /// Since when nothing has come to anything, at most.
     limit: Duration,
-    /// The machines that were connected when the command began. Nobody waits for others.
-    expected: BTreeSet<PeerId>,
+    /// The machines that were seen connected since the command began. Nobody waits for others.
+    expected: Mutex<BTreeSet<PeerId>>,
+    /// Who is waited for only [`SILENT_LIMIT`] if it falls silent.
+    less_for: Option<PeerId>,
     /// Since when it waits, and how long at most.
     waiting: Mutex<Option<(Instant, Duration)>>,
     /// When the user was last notified.
@@ -39,13 +41,35 @@ pub(super) struct Attempt {
 impl Patience {
     /// That of a command that begins now.
     pub(super) fn new(node: &Node, reporter: &Reporter, limit: Duration) -> Self {
-        let (node, reporter, expected) = (node.clone(), reporter.clone(), node.connected());
-        Self { node, reporter, limit, expected, waiting: Mutex::default(), notified: Mutex::default() }
+        let (node, reporter) = (node.clone(), reporter.clone());
+        Self {
+            node,
+            reporter,
+            limit,
+            expected: Mutex::default(),
+            less_for: None,
+            waiting: Mutex::default(),
+            notified: Mutex::default(),
+        }
+    }
+
+    /// Waits less for this machine if it falls silent: it may be frozen, or off.
+    pub(super) fn less_for(self, peer: Option<PeerId>) -> Self {
+        Self { less_for: peer, ..self }
     }
 
     /// To be called before something is done that machines may fail in.
     pub(super) fn begin(&self) -> Attempt {
-        Attempt { began: Instant::now(), moves: *self.node.peers().moves().borrow() }
+        let moves = *self.node.peers().moves().borrow();
+        self.look();
+        Attempt { began: Instant::now(), moves }
+    }
+
+    /// Notes who is connected.
+    fn look(&self) -> BTreeSet<PeerId> {
+        let connected = self.node.connected();
+        self.expected.lock().unwrap_or_else(PoisonError::into_inner).extend(&connected);
+        connected
     }
 
     /// Something came of an attempt.
@@ -64,22 +88,29 @@ impl Patience {
         if failure.code != Code::Unreachable || self.limit.is_zero() || self.reporter.is_closed() {
             return false;
         }
-        let peers: Vec<_> = peers.into_iter().filter(|peer| self.expected.contains(peer)).collect();
+        self.look();
+        let peers: Vec<_> = {
+            let expected = self.expected.lock().unwrap_or_else(PoisonError::into_inner);
+            peers.into_iter().filter(|peer| expected.contains(peer)).collect()
+        };
         let mut moved = self.node.peers().moves();
         if peers.is_empty() {
             return false;
         }
         // A machine that has been silent for long is about to be disconnected.
-        if began.elapsed() >= STALLED && *moved.borrow() == moves {
+        if began.elapsed() >= STALLED && *moved.borrow_and_update() == moves {
             let _ = timeout(DISCONNECT_LIMIT, moved.changed()).await;
         }
-        let connected = self.node.connected();
+        let connected = self.look();
         let is_away = |peer: &PeerId| !connected.contains(peer);
         if !(peers.iter().any(is_away) || *moved.borrow_and_update() != moves) {
             return false;
         }
-        let fell_silent =
-            self.node.peers().status().into_iter().any(|status| status.fell_silent && peers.contains(&status.peer.id));
+        let is_silent = |peer: &PeerId| {
+            let mut all = self.node.peers().status().into_iter();
+            all.any(|status| status.fell_silent && status.peer.id == *peer)
+        };
+        let fell_silent = self.less_for.filter(|peer| peers.contains(peer)).is_some_and(|peer| is_silent(&peer));
         let limit = if fell_silent { self.limit.min(SILENT_LIMIT) } else { self.limit };
         let waiting = {
             let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
@@ -120,7 +151,7 @@ const STALLED: Duration = Duration::from_secs(5);
 /// The longest wait for the disconnection of such a machine. An answer counts as stalled after 15 s, and a connection is idle 15 s after
 /// the first keep-alive that nobody acknowledged, which is sent within 5 s.
 const DISCONNECT_LIMIT: Duration = Duration::from_secs(8);
-/// The limit for a machine that stopped answering without closing its connection: it may be frozen, or off.
+/// The limit for a destination that stopped answering without closing its connection.
 const SILENT_LIMIT: Duration = Duration::from_secs(20);
 /// The longest pause between two attempts while all machines are away.
 const AWAY_PAUSE: Duration = Duration::from_secs(5);

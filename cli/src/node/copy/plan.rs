@@ -45,6 +45,9 @@ pub(crate) struct CopyScope {
     /// For how many seconds machines are waited for that went away.
     #[serde(default)]
     pub retry_s: u64,
+    /// Whether that holds for a destination, too, that stops answering without closing its connection.
+    #[serde(default)]
+    pub retry_silent: bool,
 }
 
 impl Place {
@@ -189,8 +192,16 @@ mod tests {
             ("docs", "nas:inbox/b/", "x/y", Some("b/x/y")),
         ] {
             let ((to, into), (from, _)) = (place(to), place(source));
-            let scope =
-                CopyScope { sources: vec![], to, into, moves: false, overwrite: false, dry_run: false, retry_s: 0 };
+            let scope = CopyScope {
+                sources: vec![],
+                to,
+                into,
+                moves: false,
+                overwrite: false,
+                dry_run: false,
+                retry_s: 0,
+                retry_silent: false,
+            };
             let top = scope.top(&from.target).unwrap();
             let path = RelPath::try_from(path).unwrap();
             let got = destination(from.target.path.as_ref(), top.as_ref(), &path).unwrap();
