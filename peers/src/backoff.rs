@@ -5,8 +5,10 @@ use crate::race::FlawKind;
 /// When to dial a peer again. Knows no clock. Which wait when: spec/wire.md, "When".
 #[derive(Debug, Default)]
 pub(crate) struct Redial {
-    /// Failures in a row, since there was reason to think that it will work.
-    failures: usize,
+    /// Since when dials have failed that there was reason to think would work.
+    failing_since: Option<Instant>,
+    /// Connections in a row that did not last.
+    short_lived: usize,
     /// When the last dial failed, and of what.
     failed: Option<(Instant, FlawKind)>,
     /// When to dial next; at once if not said.
@@ -40,10 +42,13 @@ impl Redial {
     /// A dial failed at `now`. `random` is between 0 and 1.
     pub(crate) fn handle_failed(&mut self, now: Instant, kind: FlawKind, random: f64) {
         self.failed = Some((now, kind));
-        self.wait(now, random);
-        if kind != FlawKind::Network {
-            self.due = Some(now + less(REFUSED_WAIT, random));
-        }
+        let since = *self.failing_since.get_or_insert(now);
+        let wait = match kind {
+            FlawKind::Network if now < since + OUTAGE_MAX => OUTAGE_WAIT,
+            FlawKind::Network => AWAY_WAIT,
+            FlawKind::Refused | FlawKind::Elsewhere => REFUSED_WAIT,
+        };
+        self.due = Some(now + less(wait, random));
     }
 
     /// A connection that had lasted for so long is gone.
@@ -53,8 +58,10 @@ impl Redial {
             self.urge();
         } else {
             // It let go of us at once: dialling at once again would go round and round. Once, a fetch may have it tried.
-            self.failed = (self.failures > 0).then_some((now, FlawKind::Network));
-            self.wait(now, random);
+            self.failed = (self.short_lived > 0).then_some((now, FlawKind::Network));
+            let wait = SHORT_LIVED_WAITS_S[self.short_lived.min(SHORT_LIVED_WAITS_S.len() - 1)];
+            self.short_lived += 1;
+            self.due = Some(now + less(Duration::from_secs(wait), random));
         }
     }
 
@@ -65,7 +72,7 @@ impl Redial {
 
     /// There is reason to think that it will work now, or somebody asks for it: dial at once, and let waits start anew.
     pub(crate) fn urge(&mut self) {
-        (self.failures, self.failed, self.due) = (0, None, None);
+        (self.failing_since, self.short_lived, self.failed, self.due) = (None, 0, None, None);
     }
 
     /// Somebody wants to fetch from the peer, which is not connected; `can_dial` if there is an address.
@@ -85,12 +92,6 @@ impl Redial {
             }
         }
     }
-
-    fn wait(&mut self, now: Instant, random: f64) {
-        let wait = WAITS_S[self.failures.min(WAITS_S.len() - 1)];
-        self.failures += 1;
-        self.due = Some(now + less(Duration::from_secs(wait), random));
-    }
 }
 
 /// Less a random part of up to a quarter.
@@ -98,7 +99,13 @@ fn less(wait: Duration, random: f64) -> Duration {
     wait.mul_f64(1.0 - random.clamp(0.0, 1.0) / 4.0)
 }
 
-const WAITS_S: [u64; 6] = [5, 15, 30, 60, 120, 300];
+/// Wait after a failed dial while the peer may come back at any moment: this long after it was last connected.
+const OUTAGE_WAIT: Duration = Duration::from_secs(3);
+const OUTAGE_MAX: Duration = Duration::from_secs(600);
+/// Wait after a failed dial of a peer that has been away for longer.
+const AWAY_WAIT: Duration = Duration::from_secs(30);
+/// Waits after connections in a row that did not last.
+const SHORT_LIVED_WAITS_S: [u64; 6] = [5, 15, 30, 60, 120, 300];
 const REFUSED_WAIT: Duration = Duration::from_secs(300);
 /// For how long a failed dial speaks for the next one.
 const FRESH: Duration = Duration::from_secs(3);
@@ -122,15 +129,20 @@ mod tests {
     }
 
     #[test]
-    fn waits_grow_to_five_minutes_and_no_further() {
-        let (mut redial, now) = (Redial::default(), Instant::now());
+    fn an_outage_of_ten_minutes_is_over_within_seconds() {
+        let (mut redial, begun) = (Redial::default(), Instant::now());
         assert_eq!(redial.due(), None, "at once at first");
-        let waits: Vec<u64> = (0..8).map(|_| failed(&mut redial, now)).collect();
-        assert_eq!(waits, [5, 15, 30, 60, 120, 300, 300, 300]);
-        redial.handle_failed(now, FlawKind::Network, 1.0);
-        assert_eq!(wait_s(&redial, now), 225);
+        let at = |s| begun + Duration::from_secs(s);
+        for s in [0, 8, 300, 599] {
+            assert_eq!(failed(&mut redial, at(s)), 3);
+        }
+        for s in [600, 3600] {
+            assert_eq!(failed(&mut redial, at(s)), 30);
+        }
+        redial.handle_failed(at(3600), FlawKind::Network, 1.0);
+        assert_eq!(redial.due(), Some(at(3600) + Duration::from_millis(22_500)));
         redial.urge();
-        assert_eq!((redial.due(), failed(&mut redial, now)), (None, 5));
+        assert_eq!((redial.due(), failed(&mut redial, at(3600))), (None, 3));
     }
 
     #[test]
@@ -150,10 +162,11 @@ mod tests {
     #[test]
     fn what_is_lost_is_dialled_at_once_unless_it_never_held() {
         let (mut redial, now) = (Redial::default(), Instant::now());
-        failed(&mut redial, now);
-        failed(&mut redial, now);
-        redial.handle_lost(now, Duration::from_millis(4999), 0.0);
-        assert_eq!(wait_s(&redial, now), 30);
+        let waits = [(); 7].map(|()| {
+            redial.handle_lost(now, Duration::from_millis(4999), 0.0);
+            wait_s(&redial, now)
+        });
+        assert_eq!(waits, [5, 15, 30, 60, 120, 300, 300]);
         assert_eq!(redial.handle_wanted(now, true), Wanted::NotNow);
         redial.handle_lost(now, Duration::from_secs(5), 0.0);
         assert_eq!(redial.due(), None);
@@ -166,11 +179,12 @@ mod tests {
     fn a_fetch_has_it_dialled_but_not_again_and_again() {
         let (mut redial, now) = (Redial::default(), Instant::now());
         assert_eq!(redial.handle_wanted(now, true), Wanted::Soon);
-        (0..4).for_each(|_| _ = failed(&mut redial, now));
         let at = |ms| now + Duration::from_millis(ms);
+        redial.handle_failed(now - OUTAGE_MAX, FlawKind::Network, 0.0);
+        assert_eq!(failed(&mut redial, now), 30);
         assert_eq!(redial.handle_wanted(at(2999), true), Wanted::NotNow);
         assert_eq!(redial.due(), Some(at(3000)), "it is dialled all the same, a moment later");
-        assert_eq!(failed(&mut redial, now), 120, "and the waits go on");
+        assert_eq!(failed(&mut redial, now), 30, "and the waits go on");
         assert_eq!(redial.handle_wanted(at(3000), true), Wanted::Soon);
         assert_eq!(redial.due(), Some(at(3000)));
     }
@@ -178,8 +192,9 @@ mod tests {
     #[test]
     fn who_says_that_there_is_another_connection_is_waited_for() {
         let (mut redial, now) = (Redial::default(), Instant::now());
-        failed(&mut redial, now);
-        redial.handle_lost(now, Duration::from_millis(10), 0.0);
+        for _ in 0..2 {
+            redial.handle_lost(now, Duration::from_millis(10), 0.0);
+        }
         assert_eq!(redial.handle_wanted(now, true), Wanted::NotNow);
         let due = redial.due();
         redial.handle_replaced(now);

@@ -81,15 +81,13 @@ fn when_the_network_changes_all_are_dialled() {
     let scratch = Scratch::new();
     let a = Machine::up_in(&network, &scratch, "a");
     let b = Machine::up_in(&network, &scratch, "b");
-    a.ok(["peer", "add", "b", &b.id()]);
     let port = a.address().rsplit_once(':').unwrap().1.to_owned();
-    b.ok(["peer", "add", "a", &a.id(), "--address", &format!("10.77.0.1:{port}")]);
-    // Two dials have failed, at once; the next one is far away.
+    b.ok(["peer", "add", "a", &a.id(), "--address", &format!("127.0.0.1:{port}")]);
+    // It is refused; the next dial is far away.
     wait_for("b waits", Duration::from_secs(30), || {
-        b.peer("a").filter(|peer| peer["next_dial_s"].as_u64() >= Some(10))
+        b.peer("a").filter(|peer| peer["next_dial_s"].as_u64() >= Some(100))
     });
-    let error = b.peer("a").unwrap()["last_error"].clone();
-    assert_eq!(error, format!("10.77.0.1:{port}: network is unreachable"));
+    a.ok(["peer", "add", "b", &b.id()]);
     network.run("ip addr add 10.77.0.1/32 dev lo");
     let since = Instant::now();
     b.hears(&a);
