@@ -48,6 +48,8 @@ pub struct PeerStatus {
     pub last_connected: Option<i64>,
     /// Whether that connection ended without the peer closing it: the peer may be frozen, off, or out of reach.
     pub fell_silent: bool,
+    /// Why that connection ended.
+    pub last_ended: Option<String>,
     /// Why the last dial failed, if it did and there is no connection.
     pub last_error: Option<String>,
     /// Whether the peer did not let us in the last time, or another machine was in its place.
@@ -69,6 +71,12 @@ pub struct ConnectionStatus {
     pub received_bytes: u64,
     /// UDP payload bytes sent over it.
     pub sent_bytes: u64,
+    /// Packets sent over it, and how many of them were lost.
+    pub sent_packets: u64,
+    /// See `sent_packets`.
+    pub lost_packets: u64,
+    /// Bytes per second that congestion control lets through: its window, once a round trip.
+    pub send_rate: u64,
 }
 
 pub(crate) fn status(inner: &Inner) -> Vec<PeerStatus> {
@@ -81,15 +89,19 @@ pub(crate) fn status(inner: &Inner) -> Vec<PeerStatus> {
             let twins = contact.is_some_and(|contact| contact.runs.has_twins(now));
             let connected = contact.and_then(|contact| contact.live.as_ref());
             let connection = connected.map(|live| {
-                let stats = live.connection.stats();
+                let (stats, round_trip) = (live.connection.stats(), live.connection.rtt());
                 ConnectionStatus {
                     age: live.since.elapsed(),
-                    round_trip: live.connection.rtt(),
+                    round_trip,
                     received_bytes: stats.udp_rx.bytes,
                     sent_bytes: stats.udp_tx.bytes,
+                    sent_packets: stats.path.sent_packets,
+                    lost_packets: stats.path.lost_packets,
+                    send_rate: (stats.path.cwnd as f64 / round_trip.as_secs_f64()) as u64,
                 }
             });
             let connected = connected.map(|live| plain(live.connection.remote_address()));
+            let last_ended = contact.and_then(|contact| contact.last_ended.clone());
             let contact = contact.filter(|_| connected.is_none());
             let dialler = contact.map(|contact| &contact.dialler);
             let can_dial = !peer.addresses.is_empty() || !peer.told.is_empty();
@@ -100,6 +112,7 @@ pub(crate) fn status(inner: &Inner) -> Vec<PeerStatus> {
                 connection,
                 last_connected: contact.and_then(|contact| contact.last_connected),
                 fell_silent: contact.is_some_and(|contact| contact.fell_silent),
+                last_ended,
                 last_error: dialler.and_then(|dialler| dialler.last_error.clone()),
                 twins,
                 refused: dialler.is_some_and(|dialler| dialler.redial.is_refused()),
@@ -310,6 +323,7 @@ async fn run(inner: Arc<Inner>, connection: quinn::Connection, peer: PeerId, nam
                 redial.handle_lost(Instant::now(), lost.since.elapsed(), fastrand::f64());
                 let is_closed_there = matches!(error, ConnectionError::ApplicationClosed(_) | ConnectionError::Reset);
                 contact.fell_silent = !is_closed_there;
+                contact.last_ended = Some(tree::reason(&error));
                 if Close::Duplicate.is(&error) {
                     redial.handle_replaced(Instant::now());
                 }

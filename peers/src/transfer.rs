@@ -2,7 +2,11 @@
 
 use std::{
     pin::pin,
-    sync::{PoisonError, mpsc::sync_channel},
+    sync::{
+        PoisonError,
+        atomic::{AtomicU64, Ordering},
+        mpsc::sync_channel,
+    },
     thread,
     time::Duration,
 };
@@ -132,9 +136,10 @@ impl Request<'_> {
         let (decoder, sink, unpacker) = (Decoder::new(blob, query).expecting(size), sink.clone(), terms.unpacker());
         let pieces = Pieces { arriving, unpacker, decoder, bytes: 0 };
         let keeping = spawn_blocking(move || keep(pieces, much, &sink, &came));
+        let read_bytes = AtomicU64::new(0);
         let received = tokio::select! {
-            received = receive(&mut recv, &terms, &arrived, way.stall_limit()) => received.map(Some),
-            () = needless => Ok(None),
+            received = receive(&mut recv, &terms, &arrived, way.stall_limit(), &read_bytes) => received,
+            () = needless => Ok(()),
         };
         drop(arrived);
         let (mut kept, proven) = keeping.await.unwrap_or_else(|panic| {
@@ -143,11 +148,12 @@ impl Request<'_> {
         if proven.is_err() {
             let _ = recv.stop(REFUSED.into());
         }
-        let outcome = proven.and(received.as_ref().map(|_| ()).map_err(|error| match error {
-            FrameError::Stalled(limit) => TransferError::Stalled(*limit),
+        let outcome = proven.and(received.map_err(|error| match error {
+            FrameError::Stalled(limit) => TransferError::Stalled(limit),
             other => TransferError::Connection(other.to_string()),
         }));
-        kept.bytes = kept.bytes.max(received.ok().flatten().unwrap_or(0));
+        // What came and was not proven counts, too.
+        kept.bytes = kept.bytes.max(read_bytes.into_inner());
         (kept, outcome)
     }
 }
@@ -172,15 +178,15 @@ async fn ask(
         .map_err(TransferError::Connection)
 }
 
-/// Passes on what arrives until the stream ends, or nobody wants more. Returns the number of bytes. A sender that
+/// Passes on what arrives until the stream ends, or nobody wants more. Counts the bytes in `read_bytes`. A sender that
 /// trickles is given up like one that is silent.
 async fn receive(
     recv: &mut quinn::RecvStream,
     terms: &Terms,
     arrived: &mpsc::Sender<Vec<Bytes>>,
     limit: Duration,
-) -> Result<u64, FrameError> {
-    let mut total = 0;
+    read_bytes: &AtomicU64,
+) -> Result<(), FrameError> {
     loop {
         let mut arriving = Vec::new();
         let gather = async {
@@ -190,17 +196,18 @@ async fn receive(
                 let read = recv.read_chunks(&mut batch).await.map_err(|error| FrameError::Stream(error.into()))?;
                 let Some(count) = read else { return Ok(true) };
                 batch.truncate(count);
-                bytes += batch.iter().map(Bytes::len).sum::<usize>();
+                let len = batch.iter().map(Bytes::len).sum::<usize>();
+                read_bytes.fetch_add(len as u64, Ordering::Relaxed);
+                bytes += len;
                 arriving.append(&mut batch);
             }
             Ok(false)
         };
         let ended = timeout(limit, gather).await.map_err(|_| FrameError::Stalled(limit))??;
         let bytes = arriving.iter().map(Bytes::len).sum();
-        total += bytes as u64;
         terms.take(bytes).await;
         if arrived.send(arriving).await.is_err() || ended {
-            return Ok(total);
+            return Ok(());
         }
     }
 }

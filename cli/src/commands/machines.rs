@@ -313,9 +313,15 @@ fn peer_line(peer: &Value) -> String {
             let (age, away) = (peer["connected_s"].as_u64(), peer["round_trip_ms"].as_f64());
             let age = age.map_or_else(String::new, |age| format!(" for {}", span(age)));
             let away = away.map_or_else(String::new, |away| format!(", {} ms away", shortly(away)));
-            format!("connected from {address}{age}{away}")
+            let [sent, lost] = ["sent_packets", "lost_packets"].map(|field| peer[field].as_f64().unwrap_or(0.0));
+            let share = if sent > 0.0 { lost / sent * 100.0 } else { 0.0 };
+            let loss = if share >= 0.1 { format!(", {share:.1} % of packets lost") } else { String::new() };
+            format!("connected from {address}{age}{away}{loss}")
         }
-        (None, Some(time)) => format!("not connected since {time}"),
+        (None, Some(time)) => {
+            let why = peer["last_ended"].as_str().map_or_else(String::new, |why| format!(" ({why})"));
+            format!("not connected since {time}{why}")
+        }
         (None, None) => "not connected".to_owned(),
     };
     if let Some(error) = peer["last_error"].as_str() {
