@@ -40,6 +40,16 @@ impl Machine {
         Self::start_in(new_home(work, config)?, None, "none")
     }
 
+    /// Starts the daemon of a new or stopped home in another network, where it listens on `listen`.
+    pub(crate) fn start_in_network(
+        network: &Network,
+        home: tempfile::TempDir,
+        arena: Option<&Path>,
+        listen: &str,
+    ) -> io::Result<Self> {
+        Self::start_by(network.command(program("blob")), home, arena, listen)
+    }
+
     /// Starts the daemon of a home that was stopped.
     pub(crate) fn again(home: tempfile::TempDir) -> io::Result<Self> {
         Self::start_in(home, None, LISTEN)
@@ -188,7 +198,7 @@ impl Drop for Machine {
     }
 }
 
-fn new_home(work: &Path, config: &str) -> io::Result<tempfile::TempDir> {
+pub(crate) fn new_home(work: &Path, config: &str) -> io::Result<tempfile::TempDir> {
     let home = tempfile::Builder::new().prefix("home-").tempdir_in(work)?;
     std::fs::write(home.path().join("config.toml"), config)?;
     Ok(home)
@@ -235,8 +245,8 @@ fn peak_bytes(process: u32) -> u64 {
 pub(crate) fn succeed(command: &mut Command) -> io::Result<String> {
     let output = command.output()?;
     if !output.status.success() {
-        let said = String::from_utf8_lossy(&output.stderr);
-        return Err(io::Error::other(format!("{command:?}: {}: {}", output.status, said.trim())));
+        let [errors, lines] = [&output.stderr, &output.stdout].map(|said| String::from_utf8_lossy(said));
+        return Err(io::Error::other(format!("{command:?}: {}: {}\n{lines}", output.status, errors.trim())));
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }

@@ -7,6 +7,7 @@ mod changed;
 mod machine;
 mod mount;
 mod namespace;
+mod network;
 mod quic;
 mod race;
 mod rivals;
@@ -85,6 +86,9 @@ enum Bench {
     },
     /// Move files between machines over loopback; beside rsync, plain QUIC, sendme and casync.
     Transfer(transfer::Args),
+    /// Move files over networks that are slow, far, and lose or reorder packets; beside rsync with CUBIC and with BBR. Needs
+    /// root and TUN devices.
+    Network(network::Args),
     /// Index many tiny files, look at them again, tell another machine, list them; beside find.
     Namespace {
         /// How many files, 100 in each directory.
@@ -115,6 +119,7 @@ fn main() -> io::Result<()> {
         Bench::Index { mib, files } => index(work, rounds, mib, files),
         Bench::Tree { mib, files, sparse_gib } => tree(work, rounds, mib, files, sparse_gib),
         Bench::Store { mib, files } => store(work, rounds, mib, files),
+        Bench::Network(args) => network::network(work, rounds, &args),
         Bench::Transfer(args) => transfer::transfer(work, rounds, &args),
         Bench::Namespace { files } => namespace::namespace(work, rounds, files),
         Bench::Mount(args) => mount::mount(work, rounds, &args),
