@@ -8,6 +8,7 @@ use std::{
     os::unix::process::CommandExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::{Mutex, MutexGuard, PoisonError},
     thread,
     time::{Duration, Instant},
 };
@@ -60,12 +61,14 @@ enum Scenario {
     Reordering,
     /// Many small files at 300 ms.
     Small,
+    /// A file each by blobd and by rsync at the same time, at 50 Mbit/s and 40 ms.
+    Fairness,
     /// Networks that are gone for a while, at 50 Mbit/s and 40 ms.
     Outages,
 }
 
 pub(crate) fn network(work: &Path, rounds: usize, args: &Args) -> io::Result<()> {
-    let Some(mut site) = Site::start(work, args)? else { return Ok(()) };
+    let Some(site) = Site::start(work, args)? else { return Ok(()) };
     for scenario in Scenario::value_variants() {
         if args.scenario.is_some_and(|only| only != *scenario) {
             continue;
@@ -74,6 +77,7 @@ pub(crate) fn network(work: &Path, rounds: usize, args: &Args) -> io::Result<()>
             Scenario::Matrix => site.matrix(rounds, args),
             Scenario::Reordering => site.reordering(rounds),
             Scenario::Small => site.small(rounds),
+            Scenario::Fairness => site.fairness(rounds),
             Scenario::Outages => site.outages(&args.outages),
         }?;
     }
@@ -87,7 +91,7 @@ struct Site<'a> {
     link: IpLink,
     a: Machine,
     /// That of the machine that gets files, while it does not run.
-    home: Option<tempfile::TempDir>,
+    home: Mutex<Option<tempfile::TempDir>>,
     rsync: Option<Child>,
     limit: Duration,
 }
@@ -118,7 +122,7 @@ impl<'a> Site<'a> {
         )?;
         let b = Machine::start_in_network(there, new_home(work, &(QUIET.to_owned() + &config))?, None, "none")?;
         b.pair_at("a", &a, a.address()?)?;
-        let home = Some(b.stop());
+        let home = Mutex::new(Some(b.stop()));
         let rsync = if args.alone || !rivals::is_installed("rsync", "--version") {
             None
         } else {
@@ -139,7 +143,7 @@ impl<'a> Site<'a> {
         self.a.run(&["arena", "scan", "tree"]).map(drop)
     }
 
-    fn matrix(&mut self, rounds: usize, args: &Args) -> io::Result<()> {
+    fn matrix(&self, rounds: usize, args: &Args) -> io::Result<()> {
         println!(
             "MB/s, medians of {rounds}; \"of the goal\" is of the better of rsync with CUBIC and half of rsync with BBR"
         );
@@ -178,7 +182,7 @@ impl<'a> Site<'a> {
         Ok(())
     }
 
-    fn reordering(&mut self, rounds: usize) -> io::Result<()> {
+    fn reordering(&self, rounds: usize) -> io::Result<()> {
         let bytes = 30_000_000;
         self.make("reordered", |path| large_file(path, bytes))?;
         println!("reordering at 50 Mbit/s and 40 ms, medians of {rounds}");
@@ -202,21 +206,66 @@ impl<'a> Site<'a> {
         Ok(())
     }
 
-    fn small(&mut self, rounds: usize) -> io::Result<()> {
+    fn small(&self, rounds: usize) -> io::Result<()> {
         self.make("small", |path| small_files(path, 1000))?;
         println!("1,000 files of 4 KiB at 300 ms, medians of {rounds}");
         for (mbit, loss) in [(0, 0.0), (50, 0.0), (50, 0.01)] {
-            let mut times = Vec::new();
-            for _ in 0..rounds {
-                times.push(self.get("small", Quality { loss, ..quality(300, mbit) }, |_| {})?.time);
+            for before in [0, 1] {
+                let mut times = Vec::new();
+                for _ in 0..rounds {
+                    times.push(self.get_after(before, "small", Quality { loss, ..quality(300, mbit) }, |_| {})?.time);
+                }
+                let time = median(&times).unwrap_or_default().as_secs_f64();
+                let (share, which) =
+                    (loss * 100.0, ["a new connection", "one that has carried as much before"][before]);
+                println!(
+                    "  {mbit:3} Mbit/s, {share:.0} % lost, {which:36} {time:6.2} s, {:.1} round trips",
+                    time / 0.3
+                );
             }
-            let time = median(&times).unwrap_or_default().as_secs_f64();
-            println!("  {mbit:3} Mbit/s, {:.0} % lost {time:8.2} s, {:.1} round trips", loss * 100.0, time / 0.3);
         }
         Ok(())
     }
 
-    fn outages(&mut self, outages: &[u64]) -> io::Result<()> {
+    fn fairness(&self, rounds: usize) -> io::Result<()> {
+        let (bytes, line) = (60_000_000, quality(40, 50));
+        self.make("shared", |path| large_file(path, bytes))?;
+        println!("60 MB each at the same time, at 50 Mbit/s and 40 ms, medians of {rounds}");
+        for (controller, loss) in [("cubic", 0.0), ("bbr", 0.0), ("cubic", 0.001)] {
+            let line = Quality { loss, ..line };
+            for is_first in [true, false] {
+                let (mut ours, mut theirs) = (Vec::new(), Vec::new());
+                for _ in 0..rounds {
+                    let mut time = Ok(None);
+                    if is_first {
+                        ours.push(
+                            self.get("shared", line, |_| {
+                                thread::sleep(HEAD_START);
+                                time = self.rsync("shared", line, controller, bytes);
+                            })?
+                            .time,
+                        );
+                    } else {
+                        thread::scope(|scope| {
+                            scope.spawn(|| time = self.rsync("shared", line, controller, bytes));
+                            thread::sleep(HEAD_START);
+                            self.get("shared", line, |_| {}).map(|got| ours.push(got.time))
+                        })?;
+                    }
+                    theirs.extend(time?);
+                }
+                let [ours, theirs] = [ours, theirs].map(|times| median(&times).unwrap_or_default().as_secs_f64());
+                let first = if is_first { "blob get" } else { "rsync" };
+                println!(
+                    "  {:.1} % lost, {first} begins: blob get {ours:.1} s, rsync with {controller} {theirs:.1} s",
+                    loss * 100.0
+                );
+            }
+        }
+        Ok(())
+    }
+
+    fn outages(&self, outages: &[u64]) -> io::Result<()> {
         println!("outages at 50 Mbit/s and 40 ms, 1 s after the start");
         let line = quality(40, 50);
         self.make("file of 40 MB", |path| large_file(path, 40_000_000))?;
@@ -246,21 +295,36 @@ impl<'a> Site<'a> {
     }
 
     /// Gets something of the tree over a link of that quality, with a connection that is new. `meanwhile` runs beside it.
-    fn get(&mut self, what: &str, quality: Quality, meanwhile: impl FnOnce(&IpLink) + Send) -> io::Result<Got> {
+    fn get(&self, what: &str, quality: Quality, meanwhile: impl FnOnce(&IpLink) + Send) -> io::Result<Got> {
+        self.get_after(0, what, quality, meanwhile)
+    }
+
+    /// The same after it was got so many times over the connection.
+    fn get_after(
+        &self,
+        before: usize,
+        what: &str,
+        quality: Quality,
+        meanwhile: impl FnOnce(&IpLink) + Send,
+    ) -> io::Result<Got> {
         self.link.set(quality);
-        let home = self.home.take().ok_or_else(|| io::Error::other("its home is in use"))?;
+        let home = lock(&self.home).take().ok_or_else(|| io::Error::other("its home is in use"))?;
         let b = Machine::start_in_network(&self.link.networks[1], home, None, "none")?;
         b.wait_for("a connection", |status| status["peers"][0]["connected"].is_string())?;
         b.wait_for_all_of(&self.a)?;
-        let to = self.work.join("to");
+        let (from, to) = (format!("tree/{what}"), self.work.join("to"));
+        let get = || b.summary(&["get", &from, &to.to_string_lossy()]);
+        for _ in 0..before {
+            get()?;
+            put_away(&to)?;
+        }
         let (wire, cpu, start) = (self.wire(), b.cpu()?, Instant::now());
         let got = thread::scope(|scope| {
             scope.spawn(|| meanwhile(&self.link));
-            b.summary(&["get", &format!("tree/{what}"), &to.to_string_lossy()])
+            get().map(|_| start.elapsed())
         });
-        let time = start.elapsed();
-        let got = got.and_then(|_| Ok(Got { time, wire: self.wire() - wire, cpu: b.cpu()? - cpu }));
-        self.home = Some(b.stop());
+        let got = got.and_then(|time| Ok(Got { time, wire: self.wire() - wire, cpu: b.cpu()? - cpu }));
+        *lock(&self.home) = Some(b.stop());
         let got = got?;
         succeed(Command::new("diff").arg("-r").arg(self.tree.join(what)).arg(&to))?;
         put_away(&to)?;
@@ -280,7 +344,7 @@ impl<'a> Site<'a> {
             "dev=$(ip -o route show 10.77.0.0/24 | sed 's/.*dev \\([^ ]*\\).*/\\1/') && ip route replace 10.77.0.0/24 dev $dev congctl {controller}"
         );
         succeed(here.command("sh").args(["-c", &route]))?;
-        let to = self.work.join("to");
+        let to = self.work.join("to by rsync");
         let wire = self.wire();
         let mut command = there.command("rsync");
         command.args(["-aW", &format!("rsync://{}/tree/{name}", IpLink::ADDRESSES[0])]).arg(&to);
@@ -330,6 +394,10 @@ fn kill_group(program: &mut Child) -> io::Result<()> {
     program.wait().map(drop)
 }
 
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn put_away(to: &Path) -> io::Result<()> {
     if to.is_dir() {
         fs::remove_dir_all(to)?
@@ -344,4 +412,5 @@ fn quality(rtt_ms: u64, mbit: u64) -> Quality {
     Quality { delay: Duration::from_micros(rtt_ms * 500), bytes_per_s, ..Quality::default() }
 }
 
+const HEAD_START: Duration = Duration::from_secs(3);
 const UNLIMITED_BYTES: u64 = 100_000_000;

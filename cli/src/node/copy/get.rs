@@ -140,7 +140,6 @@ impl Node {
         for target in &targets {
             let top = name.clone().map_or_else(|| last_component(target), Ok)?;
             getting.get(target, &top).await.while_doing(format!("get {target}"))?;
-            getting.count_special(target).await;
         }
         let syncing = getting.clone();
         blocking(move || syncing.destination.sync().while_doing(format!("sync {:?}", syncing.dir))).await?;
@@ -244,6 +243,12 @@ impl Getting {
                 }
             }
         });
+        // Asked while files are on their way, it takes no round trip of its own.
+        let listing = async {
+            let listed = listing.await;
+            self.count_special(target).await;
+            listed
+        };
         let (listing, ()) = tokio::join!(listing, working);
         listing?;
         if self.reporter.is_closed() { Err(NobodyListens.into()) } else { Ok(()) }
@@ -581,9 +586,9 @@ fn last_component(target: &Target) -> Result<RelPath, Failure> {
 const CATALOG_LIMIT: Duration = Duration::from_secs(10);
 /// So many small files are looked for, asked for and written together; so many bundles of them at a time.
 const BUNDLE_FILES_MAX: usize = 128;
-const BUNDLES_AT_ONCE: usize = 4;
+const BUNDLES_AT_ONCE: usize = 8;
 /// So many questions for details are under way.
-const DESCRIBED_AHEAD: usize = 4;
+const DESCRIBED_AHEAD: usize = 8;
 /// So many others beside a bundle; their bytes are bounded by themselves.
 const OTHERS_AT_ONCE: usize = 16;
 const JOBS_AHEAD: usize = 256;
