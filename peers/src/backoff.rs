@@ -99,8 +99,9 @@ fn less(wait: Duration, random: f64) -> Duration {
     wait.mul_f64(1.0 - random.clamp(0.0, 1.0) / 4.0)
 }
 
-/// Wait after a failed dial while the peer may come back at any moment: this long after it was last connected.
+/// Wait after a failed dial while the peer may come back at any moment.
 const OUTAGE_WAIT: Duration = Duration::from_secs(3);
+/// For so long after the first failure it may.
 const OUTAGE_MAX: Duration = Duration::from_secs(600);
 /// Wait after a failed dial of a peer that has been away for longer.
 const AWAY_WAIT: Duration = Duration::from_secs(30);

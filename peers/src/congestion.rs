@@ -31,7 +31,11 @@ impl Congestion {
         match self {
             Self::Auto => Arc::new(TolerantConfig(Arc::new(cubic))),
             Self::Cubic => Arc::new(cubic),
-            Self::Bbr => Arc::new(BbrConfig::default()),
+            Self::Bbr => {
+                let mut bbr = BbrConfig::default();
+                bbr.initial_window(INITIAL_WINDOW_BYTES);
+                Arc::new(bbr)
+            }
         }
     }
 }
@@ -113,6 +117,8 @@ struct Path {
     shortest_round_trip: Duration,
     /// The highest rate of each of the last rounds, in bytes per second; that of the current one first.
     rates: VecDeque<f64>,
+    /// The highest rate of the current round.
+    round_rate: f64,
     /// The round ends with the acknowledgement of a packet that was sent when so much was delivered.
     round_ends_at: u64,
     delivered_before_round: u64,
@@ -145,6 +151,7 @@ impl Path {
             is_idle: true,
             shortest_round_trip: Duration::MAX,
             rates: VecDeque::from([0.0]),
+            round_rate: 0.0,
             round_ends_at: 0,
             delivered_before_round: 0,
             lost_in_round: 0,
@@ -156,8 +163,10 @@ impl Path {
     }
 
     fn sent(&mut self, now: Instant) {
-        if self.is_idle {
-            (self.delivered_at, self.newest_sent_at, self.is_idle) = (now, now, false);
+        // What else is sent while nothing is in flight, are acknowledgements, of which nothing is heard.
+        let is_old = |moment: &Moment| self.is_old(now - moment.sent_at);
+        if self.is_idle && self.moments.back().is_none_or(is_old) {
+            (self.delivered_at, self.newest_sent_at) = (now, now);
         }
         if self.moments.back().is_none_or(|last| last.sent_at < now) {
             let Self { delivered, delivered_at, newest_sent_at, .. } = *self;
@@ -184,7 +193,7 @@ impl Path {
         self.delivered_at = now;
         let Some(moment) = self.acknowledged.take() else { return };
         self.newest_sent_at = self.newest_sent_at.max(moment.sent_at);
-        while self.moments.front().is_some_and(|first| first.sent_at + self.shortest_round_trip * 4 < moment.sent_at) {
+        while self.moments.front().is_some_and(|first| self.is_old(moment.sent_at - first.sent_at)) {
             self.moments.pop_front();
         }
         if moment.delivered >= self.round_ends_at {
@@ -196,6 +205,7 @@ impl Path {
             let rate = (self.delivered - moment.delivered) as f64 / interval.as_secs_f64();
             if !app_limited || rate > self.rate() {
                 self.rates[0] = self.rates[0].max(rate);
+                self.round_rate = self.round_rate.max(rate);
             }
         }
     }
@@ -205,19 +215,23 @@ impl Path {
         let is_much = self.lost_in_round as f64 > HEAVY_LOSS * (self.lost_in_round + delivered) as f64;
         self.is_overfull = self.was_marked || is_much && self.lost_in_round >= HEAVY_LOSS_BYTES;
         if self.is_overfull {
-            self.rates.truncate(1);
-        }
-        if !app_limited || self.is_overfull {
+            self.rates = VecDeque::from([0.0, self.round_rate]);
+            (self.plateau, self.flat_rounds) = (self.round_rate, FLAT_ROUNDS);
+        } else if !app_limited {
             if self.rate() >= self.plateau * GROWTH {
                 (self.plateau, self.flat_rounds) = (self.rate(), 0);
             } else {
-                self.flat_rounds += 1;
+                self.flat_rounds = self.flat_rounds.saturating_add(1);
             }
             self.rates.push_front(0.0);
             self.rates.truncate(ROUNDS);
         }
         (self.round_ends_at, self.delivered_before_round) = (self.delivered, self.delivered);
-        (self.lost_in_round, self.was_marked) = (0, false);
+        (self.lost_in_round, self.was_marked, self.round_rate) = (0, false, 0.0);
+    }
+
+    fn is_old(&self, age: Duration) -> bool {
+        age > self.shortest_round_trip.saturating_mul(4)
     }
 
     /// Packets were lost; or, if they have no bytes, marked by a router.

@@ -46,8 +46,6 @@ pub struct PeerStatus {
     pub connection: Option<ConnectionStatus>,
     /// When its last connection ended, in seconds since 1970, if it had one since this program started.
     pub last_connected: Option<i64>,
-    /// Whether that connection ended without the peer closing it: the peer may be frozen, off, or out of reach.
-    pub fell_silent: bool,
     /// Why that connection ended.
     pub last_ended: Option<String>,
     /// Why the last dial failed, if it did and there is no connection.
@@ -58,6 +56,17 @@ pub struct PeerStatus {
     pub twins: bool,
     /// In what time it is dialled next, if it is not connected and has an address.
     pub next_dial: Option<Duration>,
+}
+
+/// Whether a peer is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Presence {
+    /// Whether it is connected.
+    pub is_connected: bool,
+    /// Whether its last connection ended without the peer closing it: the peer may be frozen, off, or out of reach.
+    pub fell_silent: bool,
+    /// How often it has been connected and disconnected since this program started.
+    pub changes: u64,
 }
 
 /// State of a connection with a peer.
@@ -77,6 +86,13 @@ pub struct ConnectionStatus {
     pub lost_packets: u64,
     /// Bytes per second that congestion control lets through: its window, once a round trip.
     pub send_rate: u64,
+}
+
+impl Live {
+    /// Whether the connection has not ended.
+    pub(crate) fn is_open(&self) -> bool {
+        self.connection.close_reason().is_none()
+    }
 }
 
 pub(crate) fn status(inner: &Inner) -> Vec<PeerStatus> {
@@ -111,7 +127,6 @@ pub(crate) fn status(inner: &Inner) -> Vec<PeerStatus> {
                 connected,
                 connection,
                 last_connected: contact.and_then(|contact| contact.last_connected),
-                fell_silent: contact.is_some_and(|contact| contact.fell_silent),
                 last_ended,
                 last_error: dialler.and_then(|dialler| dialler.last_error.clone()),
                 twins,
@@ -126,7 +141,7 @@ pub(crate) fn status(inner: &Inner) -> Vec<PeerStatus> {
 pub(crate) fn live(inner: &Inner, peer: PeerId) -> Option<quinn::Connection> {
     let contacts = inner.contacts();
     let live = contacts.get(&peer)?.live.as_ref()?;
-    live.connection.close_reason().is_none().then(|| live.connection.clone())
+    live.is_open().then(|| live.connection.clone())
 }
 
 /// Whether a connected peer knows packed answers.
@@ -138,6 +153,7 @@ pub(crate) fn disconnect(inner: &Inner, peer: PeerId) {
     if let Some(contact) = inner.contacts().get_mut(&peer) {
         if let Some(live) = contact.live.take() {
             live.connection.close(Close::UnknownPeer.code(), b"no longer trusted");
+            contact.changes += 1;
         }
         contact.dialler.wake();
     }
@@ -245,6 +261,7 @@ fn replace(inner: &Inner, new: Live, peer: PeerId, dead: Option<usize>) -> Optio
         old.connection.close(Close::Duplicate.code(), b"there is a newer connection");
     }
     contact.dialler.last_error = None;
+    contact.changes += 1;
     None
 }
 
@@ -323,6 +340,7 @@ async fn run(inner: Arc<Inner>, connection: quinn::Connection, peer: PeerId, nam
                 redial.handle_lost(Instant::now(), lost.since.elapsed(), fastrand::f64());
                 let is_closed_there = matches!(error, ConnectionError::ApplicationClosed(_) | ConnectionError::Reset);
                 contact.fell_silent = !is_closed_there;
+                contact.changes += 1;
                 contact.last_ended = Some(tree::reason(&error));
                 if Close::Duplicate.is(&error) {
                     redial.handle_replaced(Instant::now());

@@ -24,7 +24,7 @@ use crate::{
     Identity, Roster,
     chunks::Listing,
     congestion::Congestion,
-    connection::{self, Live, PeerStatus, plain},
+    connection::{self, Live, PeerStatus, Presence, plain},
     details::Describing,
     dial::{self, Dialler},
     hello::{Hello, is_address, is_listen_address, is_name},
@@ -159,6 +159,8 @@ pub(crate) struct Contact {
     pub(crate) last_connected: Option<i64>,
     /// Whether that connection ended without the peer closing it.
     pub(crate) fell_silent: bool,
+    /// How often the peer has been connected and disconnected.
+    pub(crate) changes: u64,
     /// Why it ended.
     pub(crate) last_ended: Option<String>,
     pub(crate) dialler: Dialler,
@@ -170,6 +172,18 @@ impl Peers {
     /// Whether a peer is connected now.
     pub fn is_connected(&self, peer: PeerId) -> bool {
         self.inner.contacts().get(&peer).is_some_and(|contact| contact.live.is_some())
+    }
+
+    /// Returns for each peer that has been connected since the start whether it is, and how often that has changed.
+    pub fn presences(&self) -> BTreeMap<PeerId, Presence> {
+        let contacts = self.inner.contacts();
+        let presence = |contact: &Contact| Presence {
+            is_connected: contact.live.as_ref().is_some_and(Live::is_open),
+            fell_silent: contact.fell_silent,
+            changes: contact.changes,
+        };
+        let met = contacts.iter().filter(|(_, contact)| contact.changes > 0);
+        met.map(|(peer, contact)| (*peer, presence(contact))).collect()
     }
 
     /// Whether another machine runs with this one's key, by what a peer has said within the hour.

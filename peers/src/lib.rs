@@ -57,7 +57,7 @@ mod twins;
 pub use attributes::{Attribute, Attributes};
 pub use batch::{BLOB_BYTES_MAX as SMALL_BYTES_MAX, Small};
 pub use congestion::Congestion;
-pub use connection::{ConnectionStatus, PeerStatus};
+pub use connection::{ConnectionStatus, PeerStatus, Presence};
 pub use details::{DETAILS_MAX, Describe, Details, FileId};
 pub use endpoint::{Options, Peers, StartError};
 pub use gate::{Gate, Pass};

@@ -55,7 +55,7 @@ impl Two {
         let (start, before) = (Instant::now(), carried());
         let mut command = machine.command(args);
         let mut child = command.env_remove("BLOBD_RETRY").stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-        wait_for("a part of it has come", LIMIT, || (carried() > before + (2 << 20)).then_some(()));
+        wait_for("three quarters of it have come", LIMIT, || (carried() > before + (12 << 20)).then_some(()));
         self.link.set(GONE);
         thread::sleep(OUTAGE);
         assert_eq!(child.try_wait().unwrap(), None, "it did not wait");
@@ -106,7 +106,7 @@ fn an_outage_while_a_tree_comes() {
 
 #[test]
 fn an_outage_while_a_tree_is_copied() {
-    let Some(two) = Two::new(LINE, 40, 400_000) else { return };
+    let Some(two) = Two::new(LINE, 4, 4 << 20) else { return };
     two.outage_during(&two.a, &["cp", "--retry", "1m", "docs", "b:inbox"], "inbox");
 }
 

@@ -132,3 +132,23 @@ fn nobody_waits_for_who_was_not_there() {
     let refused = b.exits(6, ["get", "docs/file", scratch.path("to").to_str().unwrap(), "--retry", "60s"]);
     assert!(!refused.stderr.contains("waiting") && began.elapsed() < Duration::from_secs(30), "{}", refused.stderr);
 }
+
+/// A destination that answers is no progress, when what it says is that it cannot reach the source.
+#[test]
+fn who_gives_to_another_is_gone_for_good() {
+    let scratch = Scratch::new();
+    let (a, b) = pair(&scratch);
+    let c = Machine::quick::<&Path>(&scratch, "c", &[]);
+    for machine in [&a, &b] {
+        let ticket =
+            machine.ok(["invite", "--role", "writer", "--json"]).json()[0]["ticket"].as_str().unwrap().to_owned();
+        c.ok(["join", &ticket]);
+        c.hears(machine);
+    }
+    let mut child = begin(&c, &["cp", "--retry", "3s", "a:docs", "b:inbox"]);
+    let inbox = scratch.path("inbox");
+    wait_for("something has come", LIMIT, || fs::read_dir(inbox.join("tree")).ok()?.next().map(drop));
+    a.stop();
+    let ended = wait_for("it gives up", LIMIT, || child.try_wait().unwrap());
+    assert_ne!(ended.code(), Some(0));
+}

@@ -2,12 +2,13 @@
 //! spec/copy.md, "Pauses".
 
 use std::{
-    collections::BTreeSet,
-    sync::{Mutex, PoisonError},
+    collections::{BTreeMap, BTreeSet},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use namespace::PeerId;
+use peers::Presence;
 use tokio::time::{sleep, timeout};
 
 use super::Node;
@@ -26,31 +27,32 @@ pub(super) struct Patience {
     expected: Mutex<BTreeSet<PeerId>>,
     /// Who is waited for only [`SILENT_LIMIT`] if it falls silent.
     less_for: Option<PeerId>,
-    /// Since when it waits, and how long at most.
-    waiting: Mutex<Option<(Instant, Duration)>>,
+    /// Since when it waits.
+    waiting: Mutex<Option<Instant>>,
     /// When the user was last notified.
     notified: Mutex<Option<Instant>>,
 }
 
-/// When something was begun, and what had happened to machines until then.
+/// When something was begun, and who was there then.
 pub(super) struct Attempt {
     began: Instant,
-    moves: u64,
+    presences: BTreeMap<PeerId, Presence>,
 }
 
 impl Patience {
     /// That of a command that begins now.
     pub(super) fn new(node: &Node, reporter: &Reporter, limit: Duration) -> Self {
-        let (node, reporter) = (node.clone(), reporter.clone());
-        Self {
-            node,
-            reporter,
+        let patience = Self {
+            node: node.clone(),
+            reporter: reporter.clone(),
             limit,
             expected: Mutex::default(),
             less_for: None,
             waiting: Mutex::default(),
             notified: Mutex::default(),
-        }
+        };
+        patience.look();
+        patience
     }
 
     /// Waits less for this machine if it falls silent: it may be frozen, or off.
@@ -60,74 +62,80 @@ impl Patience {
 
     /// To be called before something is done that machines may fail in.
     pub(super) fn begin(&self) -> Attempt {
-        let moves = *self.node.peers().moves().borrow();
-        self.look();
-        Attempt { began: Instant::now(), moves }
+        Attempt { began: Instant::now(), presences: self.look() }
     }
 
     /// Notes who is connected.
-    fn look(&self) -> BTreeSet<PeerId> {
-        let connected = self.node.connected();
-        self.expected.lock().unwrap_or_else(PoisonError::into_inner).extend(&connected);
-        connected
+    fn look(&self) -> BTreeMap<PeerId, Presence> {
+        let presences = self.node.peers().presences();
+        let connected = presences.iter().filter(|(_, presence)| presence.is_connected);
+        lock(&self.expected).extend(connected.map(|(peer, _)| *peer));
+        presences
+    }
+
+    /// Whether a machine came or went since then.
+    pub(super) fn has_changed(&self, attempt: &Attempt) -> bool {
+        self.look() != attempt.presences
     }
 
     /// Something came of an attempt.
     pub(super) fn came(&self) {
-        *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *lock(&self.waiting) = None;
     }
 
     /// Whether an attempt that failed because of one of `peers` is to be made again, now: one of them went away since the
     /// command began, or went and came meanwhile. Waits a while first. Notifies the user that it waits.
     pub(super) async fn again(
         &self,
-        Attempt { began, moves }: Attempt,
+        attempt: Attempt,
         peers: impl IntoIterator<Item = PeerId>,
         failure: &Failure,
     ) -> bool {
         if failure.code != Code::Unreachable || self.limit.is_zero() || self.reporter.is_closed() {
             return false;
         }
-        self.look();
-        let peers: Vec<_> = {
-            let expected = self.expected.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut changed = self.node.peers().moves();
+        let mut now = self.look();
+        let peers: BTreeSet<_> = {
+            let expected = lock(&self.expected);
             peers.into_iter().filter(|peer| expected.contains(peer)).collect()
         };
-        let mut moved = self.node.peers().moves();
-        if peers.is_empty() {
-            return false;
-        }
-        // A machine that has been silent for long is about to be disconnected.
-        if began.elapsed() >= STALLED && *moved.borrow_and_update() == moves {
-            let _ = timeout(DISCONNECT_LIMIT, moved.changed()).await;
-        }
-        let connected = self.look();
-        let is_away = |peer: &PeerId| !connected.contains(peer);
-        if !(peers.iter().any(is_away) || *moved.borrow_and_update() != moves) {
-            return false;
-        }
-        let is_silent = |peer: &PeerId| {
-            let mut all = self.node.peers().status().into_iter();
-            all.any(|status| status.fell_silent && status.peer.id == *peer)
+        let is_away = |now: &BTreeMap<_, Presence>, peer| now.get(peer).is_none_or(|presence| !presence.is_connected);
+        let changes = |seen: &BTreeMap<_, Presence>, peer| seen.get(peer).map_or(0, |presence| presence.changes);
+        let has_moved = |now: &BTreeMap<_, Presence>| {
+            peers.iter().any(|peer| is_away(now, peer) || changes(now, peer) != changes(&attempt.presences, peer))
         };
-        let fell_silent = self.less_for.filter(|peer| peers.contains(peer)).is_some_and(|peer| is_silent(&peer));
-        let limit = if fell_silent { self.limit.min(SILENT_LIMIT) } else { self.limit };
+        // A machine that has been silent for long is about to be disconnected.
+        if !peers.is_empty() && attempt.began.elapsed() >= STALLED {
+            let disconnected = async {
+                while !has_moved(&now) && changed.changed().await.is_ok() {
+                    now = self.look();
+                }
+            };
+            let _ = timeout(DISCONNECT_LIMIT, disconnected).await;
+        }
+        if !has_moved(&now) {
+            return false;
+        }
+        let fell_silent = |peer: &PeerId| now.get(peer).is_some_and(|seen| !seen.is_connected && seen.fell_silent);
+        let is_silent = self.less_for.is_some_and(|peer| peers.contains(&peer) && fell_silent(&peer));
+        let limit = if is_silent { self.limit.min(SILENT_LIMIT) } else { self.limit };
         let waiting = {
-            let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut waiting = lock(&self.waiting);
             let was = *waiting;
-            waiting.get_or_insert_with(|| (Instant::now(), limit));
+            waiting.get_or_insert_with(Instant::now);
             was
         };
         match waiting {
-            Some((since, limit)) if since.elapsed() >= limit => return false,
+            Some(since) if since.elapsed() >= limit => return false,
             None if self.is_time_to_notify() => {
                 let (reason, for_s) = (failure.reason(), limit.as_secs());
                 let _ = self.reporter.send(Event::Waiting { reason, for_s }).await;
             }
             _ => {}
         }
-        if peers.iter().all(is_away) {
-            let _ = timeout(AWAY_PAUSE, moved.changed()).await;
+        if peers.iter().all(|peer| is_away(&now, peer)) {
+            let _ = timeout(AWAY_PAUSE, changed.changed()).await;
         }
         sleep(PAUSE).await;
         true
@@ -135,13 +143,17 @@ impl Patience {
 
     /// Whether it is time to notify the user; if so, the time is noted.
     fn is_time_to_notify(&self) -> bool {
-        let mut notified = self.notified.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut notified = lock(&self.notified);
         let is_time = notified.is_none_or(|at| at.elapsed() >= NOTIFY_INTERVAL);
         if is_time {
             *notified = Some(Instant::now());
         }
         is_time
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The least time between two notices.

@@ -208,15 +208,15 @@ impl Getting {
         self.reporter.progress("getting", done, total, files);
     }
 
-    /// Counts what cannot be got of a target, as the machine says that has most of it.
-    async fn count_special(&self, target: &Target) {
-        let (mut most, holders) = (0, std::mem::take(&mut self.totals().holders));
+    /// Returns how many files of a target cannot be got, as the machine says that has most of it.
+    async fn special_files(&self, target: &Target) -> u64 {
+        let (mut most, holders) = (0, self.totals().holders.clone());
         for holder in
             holders.into_iter().filter(|holder| holder.is_none_or(|peer| self.node.peers().is_connected(peer)))
         {
             most = most.max(self.node.special(holder, &target.arena, target.path.as_ref()).await);
         }
-        self.totals().special_files += most;
+        most
     }
 
     /// Gets one target, with `top` as its name here.
@@ -245,12 +245,22 @@ impl Getting {
         });
         // Asked while files are on their way, it takes no round trip of its own.
         let listing = async {
-            let listed = listing.await;
-            self.count_special(target).await;
-            listed
+            listing.await?;
+            let before = self.patience.begin();
+            let special = self.special_files(target).await;
+            Ok::<_, Failure>((special, before))
         };
-        let (listing, ()) = tokio::join!(listing, working);
-        listing?;
+        let (listed, ()) = tokio::join!(listing, working);
+        let (mut special, before) = listed?;
+        if self.patience.has_changed(&before) {
+            // Who was asked may have been away.
+            special = special.max(self.special_files(target).await);
+        }
+        {
+            let mut totals = self.totals();
+            totals.special_files += special;
+            totals.holders.clear();
+        }
         if self.reporter.is_closed() { Err(NobodyListens.into()) } else { Ok(()) }
     }
 
@@ -314,10 +324,19 @@ impl Getting {
             while !left.is_empty() {
                 let attempt = self.patience.begin();
                 let got = self.place_bundle(&left).await;
-                let lost = got.iter().position(|got| matches!(got, Err(failure) if failure.code == Code::Unreachable));
-                let is_again = match lost.map(|at| (&left[at], &got[at])) {
-                    Some((job, Err(failure))) => self.patience.again(attempt, job.peers(), failure).await,
-                    _ => false,
+                let mut lost = None;
+                let mut peers = BTreeSet::new();
+                for (job, got) in left.iter().zip(&got) {
+                    if let Err(failure) = got
+                        && failure.code == Code::Unreachable
+                    {
+                        lost.get_or_insert(failure);
+                        peers.extend(job.peers());
+                    }
+                }
+                let is_again = match lost {
+                    Some(failure) => self.patience.again(attempt, peers, failure).await,
+                    None => false,
                 };
                 let mut again = Vec::new();
                 for (job, got) in left.iter().zip(got) {
@@ -590,5 +609,5 @@ const BUNDLES_AT_ONCE: usize = 8;
 /// So many questions for details are under way.
 const DESCRIBED_AHEAD: usize = 8;
 /// So many others beside a bundle; their bytes are bounded by themselves.
-const OTHERS_AT_ONCE: usize = 16;
+const OTHERS_AT_ONCE: usize = 8;
 const JOBS_AHEAD: usize = 256;

@@ -9,7 +9,7 @@ use std::{
 };
 
 use namespace::PeerId;
-use peers::{Done, Order, OrderError, Ordering as Orders};
+use peers::{Done, Order, OrderError, Ordering as Orders, Why};
 use tokio::{sync::Mutex, time::interval};
 
 use super::super::{Node, patience::Patience};
@@ -85,7 +85,10 @@ impl There {
             };
             match asked {
                 Ok(done) => {
-                    self.patience.came();
+                    // That a destination cannot reach the source is no progress.
+                    if !matches!(done, Done::Failed { why: Why::Unreachable, .. }) {
+                        self.patience.came();
+                    }
                     return Ok(done);
                 }
                 Err(OrderError::Broken(_)) if tries < TRIES_MAX => {}
