@@ -232,7 +232,10 @@ impl Node {
             }
             Ok(())
         };
-        self.measure(places, &mut Manner { pins: false, jobs_max: 0, room: u64::MAX, each: &mut each })?;
+        self.measure(
+            places,
+            &mut Manner { pins: false, all_reachable: false, jobs_max: 0, room: u64::MAX, each: &mut each },
+        )?;
         Ok((need, unreachable))
     }
 

@@ -20,6 +20,8 @@ use crate::{failure::Failure, target::Target};
 pub(in crate::node) struct Manner<'a> {
     /// Whether the cache is never to evict what it should have from now on.
     pub(in crate::node) pins: bool,
+    /// Whether what nobody who is connected has is counted like the rest, as if it could be fetched.
+    pub(in crate::node) all_reachable: bool,
     /// How many jobs are kept.
     pub(in crate::node) jobs_max: usize,
     /// What may be taken on the disk.
@@ -86,6 +88,9 @@ impl Node {
             let job = Job { blob, size, file: Target { arena: places[number].arena.clone(), path: Some(path) } };
             let mut failed = Ok(());
             let missing = tally.note(number, job.clone(), here, || {
+                if manner.all_reachable {
+                    return None;
+                }
                 reach.keeps(blob, &peers).unwrap_or_else(|failure| {
                     failed = Err(failure);
                     None

@@ -121,7 +121,8 @@ impl Node {
         let places: Vec<Place> = self.inner.namespace.pins()?.iter().cloned().collect();
         let came = self.inner.keeping.came.load(Ordering::Relaxed);
         let room = self.room()?;
-        let mut manner = Manner { pins: true, jobs_max: JOBS_MAX, room, each: &mut |_, _, _| Ok(()) };
+        let mut manner =
+            Manner { pins: true, all_reachable: false, jobs_max: JOBS_MAX, room, each: &mut |_, _, _| Ok(()) };
         let tally = self.measure(&places, &mut manner)?;
         let keeps = self.keep_departed(&tally)?;
         let is_stale = |blob: &BlobId| !tally.wants(*blob) && !keeps.wants(*blob);
@@ -186,7 +187,7 @@ impl Node {
         let before = places.len();
         places.extend(targets.iter().map(place_of));
         let room = self.room()?;
-        let mut manner = Manner { pins: false, jobs_max: 0, room, each: &mut |_, _, _| Ok(()) };
+        let mut manner = Manner { pins: false, all_reachable: true, jobs_max: 0, room, each: &mut |_, _, _| Ok(()) };
         let tally = self.measure(&places, &mut manner)?;
         if let Some(at) = tally.places[before..].iter().position(|tally| tally.missing.contains_key(&Why::NoRoom)) {
             let needed = bytesize::ByteSize(tally.cost).display().iec();
