@@ -256,6 +256,10 @@ impl Node {
         if namespace::is_staging_name(file_name(path)) || is_leaving || arena.is_own(path) {
             return Ok(Found::Done(own_place(path)));
         }
+        if namespace::is_deleted_name(file_name(path)) {
+            let reason = format!("{path} is a name for files that were deleted and are still open, and is not indexed");
+            return Ok(Found::Done(Done::failed(Why::Refused, &reason)));
+        }
         if let Some(other) = arena.exact.first_other_name(&arena.dir, path)? {
             let reason = format!("the file system takes {other} for another name that is there already");
             return Ok(Found::Done(Done::failed(Why::InTheWay, &reason)));
