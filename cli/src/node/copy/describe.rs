@@ -2,14 +2,14 @@
 //! file, and what cannot be copied.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     hash::Hash,
     os::fd::OwnedFd,
     path::Path,
     sync::{Arc, Mutex, PoisonError},
 };
 
-use namespace::{ArenaName, PeerId, RelPath};
+use namespace::{ArenaName, Content, PeerId, RelPath};
 use peers::{Attributes, Describe, Details, FileId, Lost};
 use rustix::{
     fs::{CWD, FileType, Mode, OFlags, ResolveFlags},
@@ -19,6 +19,7 @@ use rustix::{
 use super::{
     super::{Inner, Node, blocking},
     attributes::KeepAttributes,
+    get::{Getting, Job},
 };
 
 impl Describe for Inner {
@@ -71,6 +72,30 @@ impl Node {
         match machine {
             Some(peer) => self.inner.peers.special(peer, arena, within).await.unwrap_or(0),
             None => self.inner.special(arena, within),
+        }
+    }
+}
+
+impl Getting {
+    /// Asks machines that have entries, and are connected, what there is to know of them beside their content. What nobody
+    /// says stays unknown: nothing is removed anywhere.
+    pub(super) async fn describe(&self, jobs: &mut [Job]) {
+        let mut by_holders: BTreeMap<Vec<Option<PeerId>>, Vec<usize>> = BTreeMap::new();
+        for (at, job) in jobs.iter().enumerate().filter(|(_, job)| matches!(job.content, Content::File { .. })) {
+            by_holders.entry(job.holders.clone()).or_default().push(at);
+        }
+        for (holders, at) in by_holders {
+            let arena = &jobs[at[0]].source.arena;
+            let paths: Vec<_> = at.iter().filter_map(|&at| jobs[at].source.path.clone()).collect();
+            for &holder in &holders {
+                let Ok(described) = self.node.details_now(holder, arena, paths.clone()).await else { continue };
+                for (&at, described) in at.iter().zip(described) {
+                    jobs[at].described = Ok(described);
+                    // Numbers of files mean something at this machine.
+                    jobs[at].holders = vec![holder];
+                }
+                break;
+            }
         }
     }
 }

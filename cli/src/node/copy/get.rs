@@ -1,5 +1,5 @@
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     ffi::OsStr,
     ops::ControlFlow,
     os::unix::ffi::OsStrExt,
@@ -80,9 +80,9 @@ pub(super) struct Job {
     pub(super) content: Content,
     pub(super) mtime: UnixTime,
     /// The machines that have it so; `None` is this one.
-    holders: Vec<Option<PeerId>>,
+    pub(super) holders: Vec<Option<PeerId>>,
     /// What one of them says of it.
-    described: Described,
+    pub(super) described: Described,
 }
 
 /// How a file came to where it is.
@@ -407,28 +407,6 @@ impl Getting {
         self.reporter.send(event).await?;
         self.progress();
         Ok(())
-    }
-
-    /// Asks machines that have entries, and are connected, what there is to know of them beside their content. What nobody
-    /// says stays unknown: nothing is removed anywhere.
-    async fn describe(&self, jobs: &mut [Job]) {
-        let mut by_holders: BTreeMap<Vec<Option<PeerId>>, Vec<usize>> = BTreeMap::new();
-        for (at, job) in jobs.iter().enumerate().filter(|(_, job)| matches!(job.content, Content::File { .. })) {
-            by_holders.entry(job.holders.clone()).or_default().push(at);
-        }
-        for (holders, at) in by_holders {
-            let arena = &jobs[at[0]].source.arena;
-            let paths: Vec<_> = at.iter().filter_map(|&at| jobs[at].source.path.clone()).collect();
-            for &holder in &holders {
-                let Ok(described) = self.node.details_now(holder, arena, paths.clone()).await else { continue };
-                for (&at, described) in at.iter().zip(described) {
-                    jobs[at].described = Ok(described);
-                    // Numbers of files mean something at this machine.
-                    jobs[at].holders = vec![holder];
-                }
-                break;
-            }
-        }
     }
 
     /// Places a file that has several names at its source; the second one, and those behind it, as names of what the first
