@@ -30,17 +30,12 @@ impl Machine {
         Self::start_in(new_home(work, config)?, arena, LISTEN)
     }
 
-    /// The same in another network.
-    pub(crate) fn start_within(network: &Network, work: &Path, arena: &Path, config: &str) -> io::Result<Self> {
-        Self::start_by(network.command(program("blob")), new_home(work, config)?, Some(arena), LISTEN)
-    }
-
     /// The same without an arena; and nobody can dial it.
     pub(crate) fn start_deaf(work: &Path, config: &str) -> io::Result<Self> {
         Self::start_in(new_home(work, config)?, None, "none")
     }
 
-    /// Starts the daemon of a new or stopped home in another network, where it listens on `listen`.
+    /// Starts the daemon of a new or a used home in another network, where it listens on `listen`.
     pub(crate) fn start_in_network(
         network: &Network,
         home: tempfile::TempDir,
@@ -245,7 +240,7 @@ fn peak_bytes(process: u32) -> u64 {
 pub(crate) fn succeed(command: &mut Command) -> io::Result<String> {
     let output = command.output()?;
     if !output.status.success() {
-        let [errors, lines] = [&output.stderr, &output.stdout].map(|said| String::from_utf8_lossy(said));
+        let [errors, lines] = [&output.stderr, &output.stdout].map(|text| String::from_utf8_lossy(text));
         return Err(io::Error::other(format!("{command:?}: {}: {}\n{lines}", output.status, errors.trim())));
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
@@ -256,6 +251,6 @@ fn program(name: &str) -> PathBuf {
     std::env::current_exe().map(|exe| exe.with_file_name(name)).unwrap_or_else(|_| name.into())
 }
 
-const LISTEN: &str = "127.0.0.1:0";
+pub(crate) const LISTEN: &str = "127.0.0.1:0";
 /// What Linux counts processor time in for programs, on every architecture that matters here.
 const TICKS_PER_S: u64 = 100;

@@ -16,7 +16,7 @@ use super::{
     mirror,
     raw::{self, Calls, What},
 };
-use crate::machine::{Machine, cpu_of, succeed};
+use crate::machine::{LISTEN, Machine, cpu_of, new_home, succeed};
 
 /// A server that runs.
 pub(crate) struct Server {
@@ -69,7 +69,7 @@ impl Server {
 
     fn blobd(network: &Network, work: &Path, tree: &Path) -> io::Result<Self> {
         let config = format!("[nfs]\nlisten = \"{SERVER}:2052\"\nallow = [\"0.0.0.0/0\"]\n");
-        let process = Process::Ours(Machine::start_within(network, work, tree, &config)?);
+        let process = Process::Ours(Machine::start_in_network(network, new_home(work, &config)?, Some(tree), LISTEN)?);
         Self { name: "blobd", process, port: 2052, mount_port: 2052, export: "/tree".to_owned() }.wait(network)
     }
 
