@@ -4,7 +4,6 @@ use std::{
     fs,
     io::{BufRead, BufReader},
     process::Stdio,
-    thread,
     time::{Duration, Instant},
 };
 
@@ -17,8 +16,6 @@ const LIMIT: Duration = Duration::from_secs(60);
 const LINE: Quality =
     Quality { delay: Duration::from_millis(20), bytes_per_s: Some(6_250_000), loss: 0.0, late: (0.0, Duration::ZERO) };
 const GONE: Quality = Quality { loss: 1.0, ..LINE };
-/// Longer than it takes both sides to notice.
-const OUTAGE: Duration = Duration::from_secs(22);
 
 /// A machine with an arena `docs` of such files, one that may read them and has an arena `inbox`, and what is between them.
 struct Two {
@@ -48,6 +45,16 @@ impl Two {
         Some(Self { a, b, link, scratch })
     }
 
+    /// Waits until both machines have found each other gone, and dialled each other in vain.
+    fn both_have_noticed(&self) {
+        for (machine, other) in [(&self.a, "b"), (&self.b, "a")] {
+            wait_for("it has noticed", LIMIT, || {
+                let peer = machine.peer(other).unwrap();
+                (peer["connected"].is_null() && peer["last_error"].is_string()).then_some(())
+            });
+        }
+    }
+
     /// Has the link gone for a while once the command has begun to receive. It says that it waits, and ends well soon after the
     /// outage; what it has fetched twice fits into a window.
     fn outage_during(&self, machine: &Machine, args: &[&str], arrived: &str) {
@@ -57,7 +64,7 @@ impl Two {
         let mut child = command.env_remove("BLOBD_RETRY").stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         wait_for("three quarters of it have come", LIMIT, || (carried() > before + (12 << 20)).then_some(()));
         self.link.set(GONE);
-        thread::sleep(OUTAGE);
+        self.both_have_noticed();
         assert_eq!(child.try_wait().unwrap(), None, "it did not wait");
         self.link.set(LINE);
         let ended = Instant::now();
@@ -114,13 +121,7 @@ fn an_outage_while_a_tree_is_copied() {
 fn peers_with_nothing_to_say_are_back_within_seconds() {
     let Some(two) = Two::new(LINE, 1, 10) else { return };
     two.link.set(GONE);
-    for (machine, other) in [(&two.a, "b"), (&two.b, "a")] {
-        wait_for("both have noticed", LIMIT, || {
-            let peer = machine.peer(other).unwrap();
-            // By then it has been dialled once, in vain.
-            (peer["connected"].is_null() && peer["last_error"].is_string()).then_some(())
-        });
-    }
+    two.both_have_noticed();
     two.link.set(LINE);
     let start = Instant::now();
     wait_for("a connection", LIMIT, || two.a.peer("b").unwrap()["connected"].is_string().then_some(()));
