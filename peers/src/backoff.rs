@@ -5,7 +5,7 @@ use crate::race::FlawKind;
 /// When to dial a peer again. Knows no clock. Which wait when: spec/wire.md, "When".
 #[derive(Debug, Default)]
 pub(crate) struct Redial {
-    /// Since when dials have failed that there was reason to think would work.
+    /// Time of the first failed dial since the peer was connected, or since [`urge`](Self::urge).
     failing_since: Option<Instant>,
     /// Connections in a row that did not last.
     short_lived: usize,
@@ -99,9 +99,9 @@ fn less(wait: Duration, random: f64) -> Duration {
     wait.mul_f64(1.0 - random.clamp(0.0, 1.0) / 4.0)
 }
 
-/// Wait after a failed dial while the peer may come back at any moment.
+/// Wait after a failed dial during the first [`OUTAGE_MAX`].
 const OUTAGE_WAIT: Duration = Duration::from_secs(3);
-/// For so long after the first failure it may.
+/// Time since the first failed dial, after which [`AWAY_WAIT`] applies.
 const OUTAGE_MAX: Duration = Duration::from_secs(600);
 /// Wait after a failed dial of a peer that has been away for longer.
 const AWAY_WAIT: Duration = Duration::from_secs(30);

@@ -48,8 +48,8 @@ impl ControllerFactory for TolerantConfig {
     }
 }
 
-/// CUBIC that does not take every loss for congestion: its window is at least what the path delivers in its shortest round trip,
-/// and a little more.
+/// CUBIC with a minimum window that does not depend on losses: the bytes that the path delivers in its shortest round trip, times a
+/// gain.
 #[derive(Clone)]
 struct Tolerant {
     cubic: Cubic,
@@ -102,36 +102,38 @@ impl Controller for Tolerant {
     }
 }
 
-/// What a path has been seen to carry, as BBR measures it (draft-ietf-ccwg-bbr, "Delivery Rate Samples").
+/// The rate and the round trip of a path, measured as BBR does (draft-ietf-ccwg-bbr, "Delivery Rate Samples").
 #[derive(Debug, Clone)]
 struct Path {
     /// Bytes acknowledged so far, when that last changed, and when the newest packet of those was sent.
     delivered: u64,
     delivered_at: Instant,
     newest_sent_at: Instant,
-    /// The moments at which packets were sent that may still be acknowledged, oldest first.
+    /// The times at which recent packets were sent, oldest first.
     moments: VecDeque<Moment>,
-    /// The newest of them that this batch of acknowledgements is for.
+    /// The newest of them in the current batch of acknowledgements.
     acknowledged: Option<Moment>,
+    /// Whether nothing was in flight after the last acknowledgement.
     is_idle: bool,
     shortest_round_trip: Duration,
     /// The highest rate of each of the last rounds, in bytes per second; that of the current one first.
     rates: VecDeque<f64>,
     /// The highest rate of the current round.
     round_rate: f64,
-    /// The round ends with the acknowledgement of a packet that was sent when so much was delivered.
+    /// The round ends with the acknowledgement of a packet that was sent when at least these bytes were delivered.
     round_ends_at: u64,
     delivered_before_round: u64,
     lost_in_round: u64,
+    /// Whether a router marked packets in the current round.
     was_marked: bool,
-    /// The rate from which growth is judged, and for how many rounds there was none.
+    /// The rate that the next rounds are compared with, and the number of rounds that did not exceed it by [`GROWTH`].
     plateau: f64,
     flat_rounds: u32,
-    /// Whether the last round lost so much that the path must be full.
+    /// Whether the last round lost more than [`HEAVY_LOSS`], or had marked packets.
     is_overfull: bool,
 }
 
-/// A moment at which packets were sent, and what was known then.
+/// A time at which packets were sent, and the state of the path at that time.
 #[derive(Debug, Clone, Copy)]
 struct Moment {
     sent_at: Instant,
@@ -163,7 +165,7 @@ impl Path {
     }
 
     fn sent(&mut self, now: Instant) {
-        // What else is sent while nothing is in flight, are acknowledgements, of which nothing is heard.
+        // Acknowledgements are sent while nothing is in flight, and are not acknowledged: they do not end an idle time.
         let is_old = |moment: &Moment| self.is_old(now - moment.sent_at);
         if self.is_idle && self.moments.back().is_none_or(is_old) {
             (self.delivered_at, self.newest_sent_at) = (now, now);
@@ -199,13 +201,13 @@ impl Path {
         if moment.delivered >= self.round_ends_at {
             self.end_round(app_limited);
         }
-        // Neither a burst of acknowledgements nor one of packets is taken for the path's rate.
+        // The longer of both, so that bursts of acknowledgements or of packets do not raise the rate.
         let interval = (now - moment.delivered_at).max(moment.sent_at - moment.newest_sent_at);
         if interval >= self.shortest_round_trip && !interval.is_zero() {
             let rate = (self.delivered - moment.delivered) as f64 / interval.as_secs_f64();
+            self.round_rate = self.round_rate.max(rate);
             if !app_limited || rate > self.rate() {
                 self.rates[0] = self.rates[0].max(rate);
-                self.round_rate = self.round_rate.max(rate);
             }
         }
     }
@@ -234,7 +236,7 @@ impl Path {
         age > self.shortest_round_trip.saturating_mul(4)
     }
 
-    /// Packets were lost; or, if they have no bytes, marked by a router.
+    /// Notes lost packets, or, with 0 bytes, that a router marked packets.
     fn lost(&mut self, bytes: u64) {
         self.lost_in_round += bytes;
         self.was_marked |= bytes == 0;
@@ -245,7 +247,7 @@ impl Path {
         self.rates.iter().copied().fold(0.0, f64::max)
     }
 
-    /// The bytes in flight that keep the path full.
+    /// The minimum window, in bytes; 0 before the first acknowledgement.
     fn window(&self) -> u64 {
         if self.shortest_round_trip == Duration::MAX {
             return 0;
@@ -261,19 +263,20 @@ impl Path {
 
 /// The window of a new connection. RFC 9002 recommends ten datagrams; these are paced over the first round trip.
 const INITIAL_WINDOW_BYTES: u64 = 64 * 1200;
-/// For so many rounds a rate is taken for what the path can carry.
+/// Number of rounds whose highest rate counts.
 const ROUNDS: usize = 10;
-/// A path whose rate has not grown by this for so many rounds is full.
+/// A rate that grows by this factor shows that the path is not full.
 const GROWTH: f64 = 1.25;
+/// Number of rounds without growth after which a path counts as full.
 const FLAT_ROUNDS: u32 = 3;
 /// The window, in products of rate and shortest round trip.
 const GAIN_GROWING: f64 = 2.0;
 const GAIN_STEADY: f64 = 1.25;
 const GAIN_OVERFULL: f64 = 0.85;
-/// A round that loses more than this share, and so much, has overfilled the path.
+/// A round that loses more than this share of its bytes, and at least these bytes, has overfilled the path.
 const HEAVY_LOSS: f64 = 0.15;
 const HEAVY_LOSS_BYTES: u64 = 10 * 1200;
-/// Bounds the memory for a connection: 4,096 moments are 4 s of packets each on its own at 1 ms.
+/// Bounds the memory of a connection to half a MiB.
 const MOMENTS_MAX: usize = 4096;
 
 #[cfg(test)]

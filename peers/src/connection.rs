@@ -261,6 +261,7 @@ fn replace(inner: &Inner, new: Live, peer: PeerId, dead: Option<usize>) -> Optio
         old.connection.close(Close::Duplicate.code(), b"there is a newer connection");
     }
     contact.dialler.last_error = None;
+    contact.fell_silent = false;
     contact.changes += 1;
     None
 }
