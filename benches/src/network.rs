@@ -36,13 +36,13 @@ pub(crate) struct Args {
     /// `matrix`: the rates in Mbit/s; 0 is no limit.
     #[arg(long, value_delimiter = ',', default_values_t = [20, 100, 0])]
     mbit: Vec<u64>,
-    /// `matrix`: the files are so large that a full line takes so many seconds.
+    /// `matrix`: the size of the file, as the seconds that it takes at the full rate.
     #[arg(long, default_value_t = 4)]
     seconds: u64,
     /// `outages`: how long they are, in seconds.
     #[arg(long, value_delimiter = ',', default_values_t = [1, 5, 20, 60, 90])]
     outages: Vec<u64>,
-    /// Ends a run of rsync after so many seconds.
+    /// Time limit for one run of rsync, in seconds.
     #[arg(long, default_value_t = 30)]
     limit: u64,
     /// The congestion controller of our machines.
@@ -293,12 +293,12 @@ impl<'a> Site<'a> {
         Ok(())
     }
 
-    /// Gets something of the tree over a link of that quality, with a connection that is new. `meanwhile` runs beside it.
+    /// Gets a file or directory of the tree over a link of that quality and a new connection. `meanwhile` runs in parallel.
     fn get(&self, what: &str, quality: Quality, meanwhile: impl FnOnce(&IpLink) + Send) -> io::Result<Got> {
         self.get_after(0, what, quality, meanwhile)
     }
 
-    /// The same after it was got so many times over the connection.
+    /// The same, after `before` other transfers of it over the connection.
     fn get_after(
         &self,
         before: usize,

@@ -154,7 +154,7 @@ pub fn is_leaving_name(name: &[u8]) -> bool {
 }
 
 /// Whether a file of this name is one that was deleted while a program had it open: libfuse calls it `.fuse_hidden` and 16
-/// hex digits, Linux's NFS client `.nfs` and 24. It goes when the program closes it, and nobody is told.
+/// hex digits, Linux's NFS client `.nfs` and 24. It is removed when the program closes it, without an event for watchers.
 pub fn is_deleted_name(name: &[u8]) -> bool {
     let is_hex = |digits: &[u8], count| digits.len() == count && digits.iter().all(u8::is_ascii_hexdigit);
     name.strip_prefix(b".fuse_hidden").is_some_and(|digits| is_hex(digits, 16))

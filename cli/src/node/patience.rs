@@ -17,30 +17,30 @@ use crate::{
     failure::{Code, Failure},
 };
 
-/// How long a command waits, and for whom.
+/// The machines that a command waits for, and how long.
 pub(super) struct Patience {
     node: Node,
     reporter: Reporter,
-    /// Since when nothing has come to anything, at most.
+    /// The longest time without progress.
     limit: Duration,
     /// The machines that were seen connected since the command began. Nobody waits for others.
     expected: Mutex<BTreeSet<PeerId>>,
-    /// Who is waited for only [`SILENT_LIMIT`] if it falls silent.
+    /// A machine for which the limit is [`SILENT_LIMIT`] if it stopped answering.
     less_for: Option<PeerId>,
-    /// Since when it waits.
+    /// When the first failure without progress since was.
     waiting: Mutex<Option<Instant>>,
     /// When the user was last notified.
     notified: Mutex<Option<Instant>>,
 }
 
-/// When something was begun, and who was there then.
+/// The start of an attempt, and the state of all connections at that time.
 pub(super) struct Attempt {
     began: Instant,
     presences: BTreeMap<PeerId, Presence>,
 }
 
 impl Patience {
-    /// That of a command that begins now.
+    /// Creates the one of a command that begins now.
     pub(super) fn new(node: &Node, reporter: &Reporter, limit: Duration) -> Self {
         let patience = Self {
             node: node.clone(),
@@ -55,17 +55,17 @@ impl Patience {
         patience
     }
 
-    /// Waits less for this machine if it falls silent: it may be frozen, or off.
+    /// Sets the machine for which the limit is [`SILENT_LIMIT`] if it stopped answering: it may be frozen, or off.
     pub(super) fn less_for(self, peer: Option<PeerId>) -> Self {
         Self { less_for: peer, ..self }
     }
 
-    /// To be called before something is done that machines may fail in.
+    /// Begins an attempt that fails if a machine disconnects.
     pub(super) fn begin(&self) -> Attempt {
         Attempt { began: Instant::now(), presences: self.look() }
     }
 
-    /// Notes who is connected.
+    /// Returns the state of all connections, and adds the connected machines to the expected ones.
     fn look(&self) -> BTreeMap<PeerId, Presence> {
         let presences = self.node.peers().presences();
         let connected = presences.iter().filter(|(_, presence)| presence.is_connected);
@@ -73,12 +73,12 @@ impl Patience {
         presences
     }
 
-    /// Whether a machine came or went since then.
+    /// Whether a machine has connected or disconnected since the attempt began.
     pub(super) fn has_changed(&self, attempt: &Attempt) -> bool {
         self.look() != attempt.presences
     }
 
-    /// Something came of an attempt.
+    /// Notes that an attempt succeeded.
     pub(super) fn came(&self) {
         *lock(&self.waiting) = None;
     }
