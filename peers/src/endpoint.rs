@@ -23,6 +23,7 @@ use tree::BlobId;
 use crate::{
     Identity, Roster,
     chunks::Listing,
+    coalescing::CoalescingSocket,
     congestion::Congestion,
     connection::{self, Live, PeerStatus, Presence, plain},
     details::Describing,
@@ -537,7 +538,8 @@ fn endpoint(socket: UdpSocket, identity: &Identity, server: Option<ServerConfig>
     let mut config = EndpointConfig::new(Arc::new(hmac::Key::new(hmac::HMAC_SHA256, &identity.reset_key())));
     config.cid_generator(|| Box::new(RandomIds));
     config.max_udp_payload_size(UDP_PAYLOAD_BYTES_MAX).map_err(io::Error::other)?;
-    quinn::Endpoint::new(config, server, socket, Arc::new(TokioRuntime))
+    let socket = Arc::new(CoalescingSocket::new(socket)?);
+    quinn::Endpoint::new_with_abstract_socket(config, server, socket, Arc::new(TokioRuntime))
 }
 
 /// The settings of every connection between peers.

@@ -17,6 +17,7 @@ mod batch;
 mod bring;
 mod catalog;
 mod chunks;
+mod coalescing;
 mod congestion;
 mod connection;
 mod details;
