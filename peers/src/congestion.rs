@@ -49,7 +49,7 @@ impl ControllerFactory for TolerantConfig {
 }
 
 /// CUBIC with a minimum window that does not depend on losses: the bytes that the path delivers in its shortest round trip, times a
-/// gain.
+/// gain, and those that acknowledgements in bursts take longer for.
 #[derive(Clone)]
 struct Tolerant {
     cubic: Cubic,
@@ -120,6 +120,13 @@ struct Path {
     rates: VecDeque<f64>,
     /// The highest rate of the current round.
     round_rate: f64,
+    /// Bytes acknowledged by the current batch of acknowledgements.
+    batch_bytes: u64,
+    /// The start of a burst of acknowledgements that came faster than the rate, and its bytes.
+    burst_since: Instant,
+    burst_bytes: f64,
+    /// The most bytes by which bursts were ahead of the rate in each of the last rounds; that of the current one first.
+    bursts: VecDeque<f64>,
     /// The round ends with the acknowledgement of a packet that was sent when at least these bytes were delivered.
     round_ends_at: u64,
     delivered_before_round: u64,
@@ -154,6 +161,10 @@ impl Path {
             shortest_round_trip: Duration::MAX,
             rates: VecDeque::from([0.0]),
             round_rate: 0.0,
+            batch_bytes: 0,
+            burst_since: now,
+            burst_bytes: 0.0,
+            bursts: VecDeque::from([0.0]),
             round_ends_at: 0,
             delivered_before_round: 0,
             lost_in_round: 0,
@@ -181,6 +192,7 @@ impl Path {
 
     fn acknowledged(&mut self, sent_at: Instant, bytes: u64, shortest_round_trip: Duration) {
         self.delivered += bytes;
+        self.batch_bytes += bytes;
         self.shortest_round_trip = shortest_round_trip;
         if let Ok(at) = self.moments.binary_search_by_key(&sent_at, |moment| moment.sent_at)
             && self.acknowledged.is_none_or(|newest| newest.sent_at < sent_at)
@@ -193,6 +205,7 @@ impl Path {
     fn end_acknowledged(&mut self, now: Instant, in_flight: u64, app_limited: bool) {
         self.is_idle = in_flight == 0;
         self.delivered_at = now;
+        self.note_burst(now);
         let Some(moment) = self.acknowledged.take() else { return };
         self.newest_sent_at = self.newest_sent_at.max(moment.sent_at);
         while self.moments.front().is_some_and(|first| self.is_old(moment.sent_at - first.sent_at)) {
@@ -212,12 +225,25 @@ impl Path {
         }
     }
 
+    /// Notes by how much the bytes acknowledged since the start of a burst exceed what the rate explains ("extra acked").
+    fn note_burst(&mut self, now: Instant) {
+        let bytes = std::mem::take(&mut self.batch_bytes) as f64;
+        let mut expected = self.rate() * (now - self.burst_since).as_secs_f64();
+        if self.burst_bytes <= expected {
+            (self.burst_since, self.burst_bytes, expected) = (now, 0.0, 0.0);
+        }
+        self.burst_bytes += bytes;
+        let ahead = (self.burst_bytes - expected).min(self.rate() * BURST_MAX.as_secs_f64());
+        self.bursts[0] = self.bursts[0].max(ahead);
+    }
+
     fn end_round(&mut self, app_limited: bool) {
         let delivered = self.delivered - self.delivered_before_round;
         let is_much = self.lost_in_round as f64 > HEAVY_LOSS * (self.lost_in_round + delivered) as f64;
         self.is_overfull = self.was_marked || is_much && self.lost_in_round >= HEAVY_LOSS_BYTES;
         if self.is_overfull {
             self.rates = VecDeque::from([0.0, self.round_rate]);
+            self.bursts = VecDeque::from([0.0]);
             (self.plateau, self.flat_rounds) = (self.round_rate, FLAT_ROUNDS);
         } else if !app_limited {
             if self.rate() >= self.plateau * GROWTH {
@@ -225,8 +251,10 @@ impl Path {
             } else {
                 self.flat_rounds = self.flat_rounds.saturating_add(1);
             }
-            self.rates.push_front(0.0);
-            self.rates.truncate(ROUNDS);
+            for values in [&mut self.rates, &mut self.bursts] {
+                values.push_front(0.0);
+                values.truncate(ROUNDS);
+            }
         }
         (self.round_ends_at, self.delivered_before_round) = (self.delivered, self.delivered);
         (self.lost_in_round, self.was_marked, self.round_rate) = (0, false, 0.0);
@@ -244,7 +272,7 @@ impl Path {
 
     /// The highest rate of the last rounds.
     fn rate(&self) -> f64 {
-        self.rates.iter().copied().fold(0.0, f64::max)
+        highest(&self.rates)
     }
 
     /// The minimum window, in bytes; 0 before the first acknowledgement.
@@ -257,8 +285,12 @@ impl Path {
             0..FLAT_ROUNDS => GAIN_GROWING,
             _ => GAIN_STEADY,
         };
-        (gain * self.rate() * self.shortest_round_trip.as_secs_f64()) as u64
+        (gain * self.rate() * self.shortest_round_trip.as_secs_f64() + highest(&self.bursts)) as u64
     }
+}
+
+fn highest(values: &VecDeque<f64>) -> f64 {
+    values.iter().copied().fold(0.0, f64::max)
 }
 
 /// The window of a new connection. RFC 9002 recommends ten datagrams; these are paced over the first round trip.
@@ -276,6 +308,8 @@ const GAIN_OVERFULL: f64 = 0.85;
 /// A round that loses more than this share of its bytes, and at least these bytes, has overfilled the path.
 const HEAVY_LOSS: f64 = 0.15;
 const HEAVY_LOSS_BYTES: u64 = 10 * 1200;
+/// The longest pause between bursts of acknowledgements that the window allows for.
+const BURST_MAX: Duration = Duration::from_millis(10);
 /// Bounds the memory of a connection to half a MiB.
 const MOMENTS_MAX: usize = 4096;
 

@@ -11,6 +11,8 @@ struct Line {
     round_trip: Duration,
     queue: f64,
     loss: f64,
+    /// The receiver acknowledges at multiples of this time only, unless it is zero.
+    coalesced: Duration,
 }
 
 /// What came of a simulation: the bytes that were delivered, those that were sent, and the longest wait in the queue.
@@ -42,21 +44,33 @@ fn simulate(mut path: Path, start: Instant, line: &Line, seed: u64, lasting: Dur
                 line_free = line_free.max(next) + Duration::from_secs_f64(PACKET as f64 / line.bytes_per_s);
             }
             let arrives = !is_dropped && random.f64() >= line.loss;
-            let heard = if arrives { line_free + line.round_trip } else { next + waits + line.round_trip.mul_f64(1.5) };
+            let mut heard =
+                if arrives { line_free + line.round_trip } else { next + waits + line.round_trip.mul_f64(1.5) };
+            if !line.coalesced.is_zero() {
+                let periods = (heard - start).as_nanos().div_ceil(line.coalesced.as_nanos()) as u32;
+                heard = start + line.coalesced * periods;
+            }
             events.insert((heard, number), (next, arrives));
             next += Duration::from_secs_f64(PACKET as f64 / (1.25 * window as f64) * line.round_trip.as_secs_f64());
         }
         now = events.first_key_value().map_or(next, |((at, _), _)| (*at).min(next.max(now + Duration::from_micros(1))));
+        let mut is_acknowledged = false;
         while let Some(event) = events.first_entry().filter(|event| event.key().0 <= now) {
             let (sent_at, arrives) = event.remove();
             in_flight -= PACKET;
             if arrives {
                 outcome.delivered += PACKET;
                 path.acknowledged(sent_at, PACKET, line.round_trip);
-                path.end_acknowledged(now, in_flight, false);
+                is_acknowledged = true;
+                if line.coalesced.is_zero() {
+                    path.end_acknowledged(now, in_flight, false);
+                }
             } else {
                 path.lost(PACKET);
             }
+        }
+        if is_acknowledged && !line.coalesced.is_zero() {
+            path.end_acknowledged(now, in_flight, false);
         }
     }
     (path, outcome)
@@ -73,6 +87,7 @@ fn a_path_that_loses_at_random_is_filled_and_not_overfilled() {
             round_trip: Duration::from_millis(random.u64(10..300)),
             queue: f64::INFINITY,
             loss: random.f64() * 0.1,
+            coalesced: Duration::ZERO,
         };
         let start = Instant::now();
         let (path, _) = simulate(Path::new(start), start, &line, seed, line.round_trip * 40);
@@ -87,7 +102,13 @@ fn a_path_that_loses_at_random_is_filled_and_not_overfilled() {
 #[test]
 fn a_line_that_becomes_slower_is_not_flooded() {
     for seed in 0..8 {
-        let mut line = Line { bytes_per_s: 5e6, round_trip: Duration::from_millis(50), queue: 50e3, loss: 0.01 };
+        let mut line = Line {
+            bytes_per_s: 5e6,
+            round_trip: Duration::from_millis(50),
+            queue: 50e3,
+            loss: 0.01,
+            coalesced: Duration::ZERO,
+        };
         let start = Instant::now();
         let (path, _) = simulate(Path::new(start), start, &line, seed, Duration::from_secs(3));
         line.bytes_per_s /= 8.0;
@@ -99,5 +120,24 @@ fn a_line_that_becomes_slower_is_not_flooded() {
         assert!(lost < 0.1, "seed {seed}: {lost}");
         let share = outcome.delivered as f64 / (line.bytes_per_s * 5.0);
         assert!(share > 0.8, "seed {seed}: {share}");
+    }
+}
+
+#[test]
+fn acknowledgements_in_bursts_do_not_leave_a_short_path_empty() {
+    for seed in 0..8 {
+        let line = Line {
+            bytes_per_s: 12.5e6,
+            round_trip: Duration::from_micros(300),
+            queue: f64::INFINITY,
+            loss: 0.05,
+            coalesced: Duration::from_millis(4),
+        };
+        let (start, second) = (Instant::now(), Duration::from_secs(1));
+        let (path, _) = simulate(Path::new(start), start, &line, seed, second);
+        let (_, outcome) = simulate(path, start + second, &line, seed, second);
+        let share = outcome.delivered as f64 / (line.bytes_per_s * (1.0 - line.loss));
+        assert!(share > 0.85, "seed {seed}: {share}");
+        assert!(outcome.wait < Duration::from_millis(8), "seed {seed}: {:?}", outcome.wait);
     }
 }
