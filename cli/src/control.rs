@@ -223,6 +223,7 @@ async fn status(State(node): State<Node>) -> Answer {
             "free": cache.free,
             "keep_free": cache.keep_free,
         },
+        "answers": { "received_bytes": node.peers().counts().received(), "wasted_bytes": node.peers().counts().wasted() },
         "pins": node.pins_in_short(),
         "under_way": node.under_way().status(),
         "scrub": node.scrub_status(),

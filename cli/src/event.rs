@@ -8,6 +8,7 @@ use std::{
     time::Instant,
 };
 
+use peers::Counts;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use tokio::sync::mpsc;
@@ -395,6 +396,8 @@ pub struct Reporter {
     since: Instant,
     /// When progress was last reported: milliseconds since `since`, and one more.
     progressed: Arc<AtomicU64>,
+    /// What is received for the work that reports.
+    counts: Arc<Counts>,
 }
 
 /// The reader of a report is gone: whoever asked for the work has been interrupted.
@@ -405,7 +408,7 @@ impl Reporter {
     /// A reporter, and what reads from it.
     pub fn new() -> (Self, mpsc::Receiver<Event>) {
         let (events, receiver) = mpsc::channel(EVENTS_AHEAD);
-        (Self { events, since: Instant::now(), progressed: Arc::default() }, receiver)
+        (Self { events, since: Instant::now(), progressed: Arc::default(), counts: Arc::default() }, receiver)
     }
 
     /// Reports from async code.
@@ -428,6 +431,16 @@ impl Reporter {
         if self.events.capacity() > EVENTS_AHEAD / 2 {
             let _ = self.events.try_send(Event::Progress { action: action.to_owned(), done, total, files });
         }
+    }
+
+    /// Does the work that reports here, and counts what is received for it.
+    pub async fn counted<W: Future>(&self, work: W) -> W::Output {
+        peers::counted(self.counts.clone(), work).await
+    }
+
+    /// The counts of what has been received for the work.
+    pub fn counts(&self) -> &Counts {
+        &self.counts
     }
 
     /// Waits until nobody reads any more.

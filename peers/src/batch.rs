@@ -182,10 +182,17 @@ async fn exchange(
     asked: Vec<(BlobId, u64)>,
 ) -> (Vec<Answer>, Result<(), String>) {
     let mut came = Vec::new();
-    let outcome = receive(connection, terms, &asked, &mut came).await;
+    let outcome = receive(connection, terms.clone(), &asked, &mut came).await;
     let proving = spawn_blocking(move || {
-        let answers = came.into_iter().zip(&asked);
-        answers.map(|(came, &(blob, size))| came.map_or(Ok(None), |encoded| prove(blob, size, &encoded))).collect()
+        let prove = |(came, &(blob, size)): (Option<Vec<u8>>, _)| {
+            let Some(encoded) = came else { return Ok(None) };
+            let proven = prove(blob, size, &encoded);
+            if !matches!(proven, Ok(Some(_))) {
+                terms.waste(encoded.len() as u64);
+            }
+            proven
+        };
+        came.into_iter().zip(&asked).map(prove).collect()
     });
     match proving.await {
         Ok(answers) => (answers, outcome),
@@ -211,6 +218,7 @@ async fn receive(
         if let Some(encoded) = &mut encoded {
             incoming.read_exact(encoded).await?;
         }
+        incoming.used();
         came.push(encoded);
     }
     Ok(())

@@ -87,7 +87,8 @@ pub(crate) async fn ask(
         let came = postcard::serialize_with_flavor(&part, Size::default()).map_or(0, |bytes| bytes + 4);
         *bytes += came as u64;
         let waits = Instant::now();
-        terms.take(came).await;
+        terms.count(came);
+        terms.pace(came).await;
         spent += waits.elapsed();
         if began.elapsed().saturating_sub(spent) > limit {
             return Err(FrameError::Stalled(limit).into());

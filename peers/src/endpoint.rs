@@ -2,7 +2,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     io,
     net::{Ipv6Addr, SocketAddr, UdpSocket},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, atomic::AtomicU64},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -26,6 +26,7 @@ use crate::{
     coalescing::CoalescingSocket,
     congestion::Congestion,
     connection::{self, Live, PeerStatus, Presence, plain},
+    counting::Counts,
     details::Describing,
     dial::{self, Dialler},
     hello::{Hello, is_address, is_listen_address, is_name},
@@ -114,8 +115,8 @@ pub(crate) struct Inner {
     /// Limits on what is sent, and on what is received.
     pub(crate) up: Limits,
     pub(crate) down: Limits,
-    /// Bytes of answers received, proven or not.
-    pub(crate) received: Arc<AtomicU64>,
+    /// Of all answers.
+    pub(crate) counts: Arc<Counts>,
     advertise: Vec<String>,
     /// What tells this run of the program from others.
     run: u64,
@@ -249,7 +250,7 @@ impl Peers {
             compress: options.compress,
             up: Limits::none(),
             down: Limits::none(),
-            received: Arc::default(),
+            counts: Arc::default(),
             advertise: options.advertise,
             run: fastrand::u64(..),
             twin_told: Mutex::default(),

@@ -1,4 +1,4 @@
-use std::{collections::BTreeSet, pin::Pin, sync::atomic::Ordering, time::Duration};
+use std::{collections::BTreeSet, pin::Pin, sync::Arc, time::Duration};
 
 use blobstore::{Fetch, FetchError, Fetched, SharedSink, Want};
 use namespace::PeerId;
@@ -8,6 +8,7 @@ use tree::BlobId;
 use crate::{
     Peers,
     connection::live,
+    counting::Counts,
     pace::Class,
     sharing::{Asked, Sharing},
     through::HOPS_MAX,
@@ -42,11 +43,16 @@ impl Fetch for Peers {
     }
 
     fn received_bytes(&self) -> u64 {
-        self.inner.received.load(Ordering::Relaxed)
+        self.inner.counts.received()
     }
 }
 
 impl Peers {
+    /// Returns the counts of all answers since the start.
+    pub fn counts(&self) -> Arc<Counts> {
+        self.inner.counts.clone()
+    }
+
     /// The same as [`Fetch::fetch`], which is of the class of copies, for something else.
     pub async fn fetch_as(&self, class: Class, want: Want, sink: SharedSink) -> Result<Fetched, FetchError> {
         self.fetch_for(Behalf::own(class), want, sink).await

@@ -1,10 +1,4 @@
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use namespace::PeerId;
@@ -13,6 +7,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::{
     connection::packs,
+    counting::{self, Counts},
     endpoint::Inner,
     frame::FrameError,
     outgoing::{BITE_BYTES, Manner},
@@ -27,8 +22,8 @@ pub(crate) struct Terms {
     pub(crate) manner: Manner,
     peer: PeerId,
     limits: Limits,
-    /// Counts the bytes read of all answers.
-    received: Arc<AtomicU64>,
+    /// Those of this machine, and of the command for which it is asked.
+    counts: [Option<Arc<Counts>>; 2],
 }
 
 /// An answer, taken apart as it comes, by its lengths.
@@ -38,6 +33,9 @@ pub(crate) struct Incoming {
     unpacker: Option<Unpacker>,
     /// Came, and not taken yet.
     plain: Bytes,
+    /// What has been read, and how much of that up to the last use.
+    read_bytes: u64,
+    used_bytes: u64,
     /// What came since when, so far as it was waited for.
     came: usize,
     since: Instant,
@@ -54,13 +52,22 @@ impl Terms {
 
     /// Not packed.
     pub(crate) fn plain(inner: &Inner, peer: PeerId, class: Class) -> Self {
-        let (limits, received) = (inner.down.clone(), inner.received.clone());
-        Self { manner: Manner::plain(class), peer, limits, received }
+        let counts = [Some(inner.counts.clone()), counting::of_the_command()];
+        Self { manner: Manner::plain(class), peer, limits: inner.down.clone(), counts }
     }
 
-    /// Counts bytes that were read, and waits until the limits allow to read more.
-    pub(crate) async fn take(&self, bytes: usize) {
-        self.received.fetch_add(bytes as u64, Ordering::Relaxed);
+    /// Counts bytes that were read.
+    pub(crate) fn count(&self, bytes: usize) {
+        self.counts.iter().flatten().for_each(|counts| counts.receive(bytes as u64));
+    }
+
+    /// Counts bytes that were read and brought nothing.
+    pub(crate) fn waste(&self, bytes: u64) {
+        self.counts.iter().flatten().for_each(|counts| counts.waste(bytes));
+    }
+
+    /// Waits until the limits allow to read more than these bytes.
+    pub(crate) async fn pace(&self, bytes: usize) {
         if self.limits.is_limited() {
             for start in (0..bytes).step_by(BITE_BYTES) {
                 let bite = BITE_BYTES.min(bytes - start) as u64;
@@ -78,7 +85,13 @@ impl Terms {
 impl Incoming {
     /// One that is given up when nothing comes for so long.
     pub(crate) fn new(terms: Terms, recv: quinn::RecvStream, silence: Duration) -> Self {
-        Self { unpacker: terms.unpacker(), terms, recv, plain: Bytes::new(), came: 0, since: Instant::now(), silence }
+        let (unpacker, plain, since) = (terms.unpacker(), Bytes::new(), Instant::now());
+        Self { unpacker, terms, recv, plain, read_bytes: 0, used_bytes: 0, came: 0, since, silence }
+    }
+
+    /// Notes that what was read is of use. What is read behind the last use was wasted.
+    pub(crate) fn used(&mut self) {
+        self.used_bytes = self.read_bytes;
     }
 
     /// Reads a frame of at most `max` bytes, for which it takes the room at once. Fails as [`read_exact`](Self::read_exact) does.
@@ -91,6 +104,7 @@ impl Incoming {
         }
         let mut frame = vec![0; bytes];
         self.read_exact(&mut frame).await?;
+        self.used();
         postcard::from_bytes(&frame).map_err(|error| tree::reason(&FrameError::Invalid(error)))
     }
 
@@ -128,13 +142,21 @@ impl Incoming {
                 (self.came, self.since) = (0, Instant::now());
             }
             let began = Instant::now();
-            self.terms.take(bytes.len()).await;
+            self.terms.count(bytes.len());
+            self.read_bytes += bytes.len() as u64;
+            self.terms.pace(bytes.len()).await;
             self.since += began.elapsed();
             match &mut self.unpacker {
                 Some(unpacker) => unpacker.push(bytes),
                 None => return Ok(bytes),
             }
         }
+    }
+}
+
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        self.terms.waste(self.read_bytes - self.used_bytes);
     }
 }
 

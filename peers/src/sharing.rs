@@ -187,8 +187,8 @@ impl<'a> Sharing<'a> {
                     let request = Request { connection, terms, way, blob: self.blob, size: self.size, query };
                     let needless = table.until(|plan| plan.left().is_empty() || plan.is_needless(at));
                     // Safe to break off: what has come by then is proven and kept first.
-                    let heard = table.clone();
-                    let came = move |ranges: &RangeSet| heard.handle_pieces(at, ranges);
+                    let (heard, counting) = (table.clone(), request.terms.clone());
+                    let came = move |ranges: &RangeSet| counting.waste(heard.handle_pieces(at, ranges));
                     let (received, outcome) = request.run(&self.sink, came, needless).await;
                     came_nothing = received.ranges.is_empty();
                     *bytes += received.bytes;
@@ -235,12 +235,16 @@ impl Table {
         self.began.elapsed()
     }
 
-    fn handle_pieces(&self, source: usize, ranges: &RangeSet) {
+    /// Returns how many bytes of it had come before.
+    fn handle_pieces(&self, source: usize, ranges: &RangeSet) -> u64 {
         let now = self.now();
         let mut plan = self.plan();
+        let before = plan.left().total_bytes();
         ranges.iter().for_each(|range| plan.handle_piece(source, range, now));
+        let new = before - plan.left().total_bytes();
         drop(plan);
         self.changed.notify_waiters();
+        ranges.total_bytes().saturating_sub(new)
     }
 
     /// Waits until the plan is so.

@@ -85,6 +85,7 @@ impl TransferError {
 #[derive(Default)]
 pub(crate) struct Received {
     pub(crate) ranges: RangeSet,
+    /// All that was read.
     pub(crate) bytes: u64,
 }
 
@@ -134,7 +135,7 @@ impl Request<'_> {
         let much = query.resolve_bytes(size).total_bytes() >= MUCH_BYTES;
         let (arrived, arriving) = mpsc::channel(BATCHES_AHEAD);
         let (decoder, sink, unpacker) = (Decoder::new(blob, query).expecting(size), sink.clone(), terms.unpacker());
-        let pieces = Pieces { arriving, unpacker, decoder, bytes: 0 };
+        let pieces = Pieces { arriving, unpacker, decoder, bytes: 0, used_bytes: 0 };
         let keeping = spawn_blocking(move || keep(pieces, much, &sink, &came));
         let read_bytes = AtomicU64::new(0);
         let received = tokio::select! {
@@ -153,7 +154,8 @@ impl Request<'_> {
             other => TransferError::Connection(other.to_string()),
         }));
         // What came and was not proven counts, too.
-        kept.bytes = kept.bytes.max(read_bytes.into_inner());
+        let used_bytes = std::mem::replace(&mut kept.bytes, read_bytes.into_inner());
+        terms.waste(kept.bytes.saturating_sub(used_bytes));
         (kept, outcome)
     }
 }
@@ -198,6 +200,7 @@ async fn receive(
                 batch.truncate(count);
                 let len = batch.iter().map(Bytes::len).sum::<usize>();
                 read_bytes.fetch_add(len as u64, Ordering::Relaxed);
+                terms.count(len);
                 bytes += len;
                 arriving.append(&mut batch);
             }
@@ -205,7 +208,7 @@ async fn receive(
         };
         let ended = timeout(limit, gather).await.map_err(|_| FrameError::Stalled(limit))??;
         let bytes = arriving.iter().map(Bytes::len).sum();
-        terms.take(bytes).await;
+        terms.pace(bytes).await;
         if arrived.send(arriving).await.is_err() || ended {
             return Ok(());
         }
@@ -217,8 +220,9 @@ struct Pieces {
     arriving: mpsc::Receiver<Vec<Bytes>>,
     unpacker: Option<Unpacker>,
     decoder: Decoder,
-    /// How many bytes were taken from what arrives.
+    /// How many bytes were taken from what arrives; and by the time the last piece was proven.
     bytes: u64,
+    used_bytes: u64,
 }
 
 impl Pieces {
@@ -227,6 +231,7 @@ impl Pieces {
     fn next(&mut self, waits: bool) -> Result<Option<Verified>, TransferError> {
         loop {
             if let Some(piece) = self.decoder.next().map_err(TransferError::PeerSentWrongBytes)? {
+                self.used_bytes = self.bytes;
                 return Ok(Some(piece));
             }
             if let Some(plain) = self.unpacker.as_mut().map_or(Ok(None), Unpacker::next)? {
@@ -299,7 +304,8 @@ fn keep(
     } else {
         put(|| pieces.some(), sink, came)
     };
-    (Received { ranges, bytes: pieces.bytes }, outcome)
+    let used_bytes = if pieces.decoder.is_finished() { pieces.bytes } else { pieces.used_bytes };
+    (Received { ranges, bytes: used_bytes }, outcome)
 }
 
 /// Puts what is proven into the sink, some by some until it ends; commits now and then, and at the

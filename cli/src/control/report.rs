@@ -52,7 +52,7 @@ where
     let (reporter, mut events) = Reporter::new();
     let work = work(reporter.clone());
     tokio::spawn(async move {
-        let code = match work.await {
+        let code = match reporter.counted(work).await {
             Ok(code) => code,
             Err(failure) => {
                 let code = failure.code;

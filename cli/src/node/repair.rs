@@ -57,8 +57,7 @@ impl Node {
             Ok((all, totals.unreadable_files))
         });
         let (damaged, unreadable_files) = damaged.await.while_doing(what)?;
-        let (mut repaired_files, mut unrepaired_files, mut suspect_files, mut bytes_received) =
-            (0u64, 0u64, 0u64, 0u64);
+        let (mut repaired_files, mut unrepaired_files, mut suspect_files) = (0u64, 0u64, 0u64);
         for damaged in damaged {
             if matches!(damaged.verdict, Verdict::Suspect { .. }) && consent == Consent::Damage {
                 reporter.send(self.suspect_event(&damaged, suspect_files < EXPLAINED_MAX).await?).await?;
@@ -66,9 +65,8 @@ impl Node {
                 continue;
             }
             let mended = self.mend_patiently(consent, &damaged, &patience).await?;
-            let Mended { ranges, fetched: Fetched { bytes_received: received, peers }, left, reason } = mended;
-            bytes_received += received;
-            let (file, blob, bytes_received) = (damaged.name, damaged.blob, received);
+            let Mended { ranges, fetched: Fetched { bytes_received, peers }, left, reason } = mended;
+            let (file, blob) = (damaged.name, damaged.blob);
             let event = match reason {
                 None => {
                     repaired_files += 1;
@@ -88,7 +86,8 @@ impl Node {
                 "unrepaired_files": unrepaired_files,
                 "suspect_files": suspect_files,
                 "unreadable_files": unreadable_files,
-                "bytes_received": bytes_received,
+                "bytes_received": reporter.counts().received(),
+                "bytes_wasted": reporter.counts().wasted(),
                 "seconds": started.elapsed().as_secs_f64(),
             })))
             .await?;

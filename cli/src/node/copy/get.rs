@@ -59,7 +59,6 @@ struct Placed {
 struct Totals {
     files: u64,
     bytes: u64,
-    bytes_received: u64,
     skipped_files: u64,
     failed_files: u64,
     hard_links: u64,
@@ -147,7 +146,8 @@ impl Node {
         let end = summary(json!({
             "files": totals.files,
             "bytes": totals.bytes,
-            "bytes_received": totals.bytes_received,
+            "bytes_received": reporter.counts().received(),
+            "bytes_wasted": reporter.counts().wasted(),
             "skipped_files": totals.skipped_files,
             "failed_files": totals.failed_files,
             "hard_links": totals.hard_links,
@@ -387,7 +387,6 @@ impl Getting {
                 totals.files_without_permissions += u64::from(lost.mode);
                 totals.files += 1;
                 totals.bytes += bytes;
-                totals.bytes_received += fetched.bytes_received;
                 Event::Copied(Copied { not_kept: not_kept(lost), ..line(fetched.bytes_received) })
             }
             Ok(Got::Skipped) => {
