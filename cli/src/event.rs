@@ -141,6 +141,8 @@ pub enum Event {
     },
     /// A machine that is needed went away, and is waited for.
     Waiting {
+        /// The machines that are away.
+        peers: Vec<String>,
         /// What failed.
         reason: String,
         /// For how many seconds it is waited at most.

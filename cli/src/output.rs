@@ -29,7 +29,7 @@ pub(crate) struct Style {
 /// Shows a report to its end: results on standard output, progress and what failed on standard error. Returns the
 /// exit code that the report ends with. On SIGINT it stops reading, which stops the work where that is safe.
 pub(crate) async fn show(mut events: Events, style: Style) -> Result<Code, Failure> {
-    let bar = Bar::new(style.json);
+    let mut bar = Bar::new(style.json);
     let mut out = Output::new(style.live);
     loop {
         let event = tokio::select! {
@@ -54,7 +54,12 @@ pub(crate) async fn show(mut events: Events, style: Style) -> Result<Code, Failu
                 return Err(failure);
             }
             Some(event) if style.json => out.line(&serde_json::to_string(&event)?).while_doing(WRITING)?,
-            Some(event) => bar.suspend(|| human(&mut out, &event, style)).while_doing(WRITING)?,
+            Some(event) => {
+                bar.suspend(|| human(&mut out, &event, style)).while_doing(WRITING)?;
+                if let Event::Waiting { peers, .. } = event {
+                    bar.wait_for(&peers);
+                }
+            }
         }
     }
 }
@@ -91,7 +96,7 @@ fn human(out: &mut Output, event: &Event, style: Style) -> io::Result<()> {
             let here = if bytes_here == size { String::new() } else { format!(", {} here", HumanBytes(*bytes_here)) };
             out.line(&format!("blob:{blob}  {}{here}  until {}  {file}", HumanBytes(*size), day(until)))
         }
-        Event::Waiting { reason, for_s } => {
+        Event::Waiting { reason, for_s, .. } => {
             complain(out, &format!("waiting for up to {for_s} s: {}", printable(reason.as_bytes())))
         }
         Event::Offline { arena, reason } => {
@@ -287,39 +292,55 @@ impl Output {
 }
 
 /// Progress on a terminal.
-struct Bar(ProgressBar);
+struct Bar {
+    bar: ProgressBar,
+    /// For whom it waits, since so many bytes were done.
+    waiting: Option<(String, u64)>,
+}
 
 impl Bar {
     fn new(json: bool) -> Self {
         if json || !io::stderr().is_terminal() {
-            return Self(ProgressBar::hidden());
+            return Self { bar: ProgressBar::hidden(), waiting: None };
         }
         let bar = ProgressBar::new_spinner();
         bar.enable_steady_tick(Duration::from_millis(200));
-        Self(bar)
+        Self { bar, waiting: None }
     }
 
-    fn update(&self, action: &str, done: u64, total: Option<u64>, files: u64) {
+    fn update(&mut self, action: &str, done: u64, total: Option<u64>, files: u64) {
+        self.waiting.take_if(|(_, before)| done > *before);
         let template = match total {
             Some(_) => "{msg} {bytes}/{total_bytes} {wide_bar} {bytes_per_sec} ETA {eta}",
             None => "{spinner} {msg} {bytes} {bytes_per_sec}",
         };
         if let Ok(style) = ProgressStyle::with_template(template) {
-            self.0.set_style(style);
+            self.bar.set_style(style);
         }
         if let Some(total) = total {
-            self.0.set_length(total);
+            self.bar.set_length(total);
         }
-        self.0.set_message(format!("{action}, {files} files,"));
-        self.0.set_position(done);
+        self.bar.set_message(match &self.waiting {
+            Some((peers, _)) => format!("waiting for {peers}, {files} files,"),
+            None => format!("{action}, {files} files,"),
+        });
+        self.bar.set_position(done);
+    }
+
+    /// Shows for whom it waits, until something comes.
+    fn wait_for(&mut self, peers: &[String]) {
+        let names: Vec<_> = peers.iter().map(|peer| printable(peer.as_bytes())).collect();
+        let names = names.join(", ");
+        self.bar.set_message(format!("waiting for {names},"));
+        self.waiting = Some((names, self.bar.position()));
     }
 
     fn suspend<T>(&self, show: impl FnOnce() -> T) -> T {
-        self.0.suspend(show)
+        self.bar.suspend(show)
     }
 
     fn clear(&self) {
-        self.0.finish_and_clear();
+        self.bar.finish_and_clear();
     }
 }
 

@@ -29,6 +29,8 @@ pub(crate) struct WarmArgs {
     /// Only say what would be fetched.
     #[arg(long)]
     pub(crate) dry_run: bool,
+    #[command(flatten)]
+    pub(crate) retry: Retry,
     /// What to fetch.
     #[arg(value_name = "ARENA[/PATH]", required = true)]
     pub(crate) targets: Vec<OsString>,

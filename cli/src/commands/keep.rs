@@ -64,7 +64,8 @@ pub(crate) async fn unpin(home: &Home, common: &Common, targets: &[OsString]) ->
 
 /// `blob warm`
 pub(crate) async fn warm(home: &Home, common: &Common, args: WarmArgs) -> Result<Code, Failure> {
-    let scope = WarmScope { targets: parsed(&args.targets)?, dry_run: args.dry_run };
+    let WarmArgs { dry_run, retry, targets } = args;
+    let scope = WarmScope { targets: parsed(&targets)?, dry_run, retry_s: retry.seconds() };
     with_keeper(home, false, async |client| show(client.events("/v1/warm", &scope).await?, style(common)).await).await
 }
 

@@ -42,7 +42,7 @@ impl Node {
         retry: Duration,
         reporter: &Reporter,
     ) -> Result<Code, Failure> {
-        let patience = Patience::new(self, reporter, retry);
+        let patience = Patience::new(self, reporter, retry, None);
         let _turn = self.turn().await;
         let started = Instant::now();
         let (node, report) = (self.clone(), reporter.clone());

@@ -1,7 +1,7 @@
 //! Fetching ahead: what is missing of some files into the cache, once.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeSet, HashSet},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -20,6 +20,7 @@ use tree::BlobId;
 
 use super::{
     Node, blocking,
+    patience::Patience,
     pins::{Bringing, Job, Manner, Why, cost, place_of},
 };
 use crate::{
@@ -36,12 +37,16 @@ pub(crate) struct WarmScope {
     /// Whether only to say what is missing.
     #[serde(default)]
     pub dry_run: bool,
+    /// How long to wait for machines that disconnect meanwhile.
+    #[serde(default)]
+    pub retry_s: u64,
 }
 
 /// What is being fetched.
 struct Warming {
     reporter: Reporter,
     failed: mpsc::UnboundedSender<Event>,
+    patience: Patience,
     is_over: AtomicBool,
     /// What is missing in all, in bytes.
     total: u64,
@@ -54,12 +59,13 @@ struct Sums {
     bytes: u64,
     /// What came, of files too that are not here yet.
     came: u64,
-    bytes_received: u64,
     failed_files: u64,
     /// Set if something failed for want of a reachable peer.
     is_unreachable: bool,
-    /// What failed is not tried again.
+    /// What is here, or failed: it is not tried again.
     tried: HashSet<BlobId>,
+    /// What failed for want of a reachable peer in this attempt.
+    lost: Vec<(Job, Failure)>,
 }
 
 /// What there is to fetch.
@@ -70,11 +76,26 @@ struct Need {
     /// What it will take on the disk, and what of it is there already takes.
     cost: u64,
     cached: u64,
+    /// What cannot be fetched from anybody now.
+    unreachable: HashSet<BlobId>,
+    unreachable_files: u64,
 }
 
 impl Warming {
     fn sums(&self) -> MutexGuard<'_, Sums> {
         self.sums.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn failed(&self, job: &Job, failure: &Failure) {
+        let mut sums = self.sums();
+        sums.tried.insert(job.blob);
+        sums.failed_files += 1;
+        sums.is_unreachable |= failure.code == Code::Unreachable;
+        // Nothing will fit any more.
+        if failure.code == Code::Limit {
+            self.is_over.store(true, Ordering::Relaxed);
+        }
+        let _ = self.failed.send(Event::Failed { file: name_of(job), reason: failure.reason(), copy: None });
     }
 }
 
@@ -89,27 +110,20 @@ impl Bringing for Warming {
             sums.came += bytes;
             (sums.came, sums.files)
         };
+        self.patience.came();
         self.reporter.progress("warming", came.min(self.total), Some(self.total), files);
     }
 
     fn ended(&self, job: &Job, outcome: Result<Fetched, Failure>) {
-        let mut sums = self.sums();
-        sums.tried.insert(job.blob);
         match outcome {
-            Ok(fetched) => {
+            Ok(_) => {
+                let mut sums = self.sums();
+                sums.tried.insert(job.blob);
                 sums.files += 1;
                 sums.bytes += job.size;
-                sums.bytes_received += fetched.bytes_received;
             }
-            Err(failure) => {
-                sums.failed_files += 1;
-                sums.is_unreachable |= failure.code == Code::Unreachable;
-                // Nothing will fit any more.
-                if failure.code == Code::Limit {
-                    self.is_over.store(true, Ordering::Relaxed);
-                }
-                let _ = self.failed.send(Event::Failed { file: name_of(job), reason: failure.reason(), copy: None });
-            }
+            Err(failure) if failure.code == Code::Unreachable => self.sums().lost.push((job.clone(), failure)),
+            Err(failure) => self.failed(job, &failure),
         }
     }
 }
@@ -118,7 +132,7 @@ impl Node {
     /// Brings what is missing of the files at and below `targets` into the cache, if all of it fits there.
     pub(crate) async fn warm(&self, scope: WarmScope, reporter: &Reporter) -> Result<Code, Failure> {
         let began = Instant::now();
-        let WarmScope { targets, dry_run } = scope;
+        let WarmScope { targets, dry_run, retry_s } = scope;
         self.wait_for_somebody().await;
         let coming = self.inner.peers.wait_for_catalogs(CATALOG_LIMIT).await;
         let places: Vec<Place> = targets.iter().map(place_of).collect();
@@ -128,9 +142,9 @@ impl Node {
             targets.iter().try_for_each(|target| node.expect(target))?;
             node.needed(&near, dry_run, &HashSet::new(), Some(&reporting))
         });
-        let (mut need, unreachable) = looking.await.while_doing(format!("warm {what}"))?;
+        let mut need = looking.await.while_doing(format!("warm {what}"))?;
         self.check_fit(&need).while_doing(format!("warm {what}"))?;
-        let mut failed_files = unreachable;
+        let mut failed_files = need.unreachable_files;
         for peer in coming {
             failed_files += 1;
             let reason = format!("what {peer} has is still coming in, so this may not be all; try again later");
@@ -140,11 +154,22 @@ impl Node {
             }
         }
         let (failed, mut failures) = mpsc::unbounded_channel();
-        let sums = Mutex::new(Sums { failed_files, is_unreachable: unreachable > 0, ..Sums::default() });
-        let total = need.missing_bytes;
-        let warming =
-            Arc::new(Warming { reporter: reporter.clone(), failed, is_over: AtomicBool::new(dry_run), total, sums });
+        let sums = Mutex::new(Sums {
+            failed_files,
+            is_unreachable: need.unreachable_files > 0,
+            tried: std::mem::take(&mut need.unreachable),
+            ..Sums::default()
+        });
+        let warming = Arc::new(Warming {
+            reporter: reporter.clone(),
+            failed,
+            patience: Patience::new(self, reporter, Duration::from_secs(retry_s), None),
+            is_over: AtomicBool::new(dry_run),
+            total: need.missing_bytes,
+            sums,
+        });
         while !warming.is_over() && !need.jobs.is_empty() {
+            let attempt = warming.patience.begin();
             let mut bringing = std::pin::pin!(self.bring_ahead(std::mem::take(&mut need.jobs), warming.clone()));
             loop {
                 tokio::select! {
@@ -152,18 +177,32 @@ impl Node {
                     Some(event) = failures.recv() => reporter.send(event).await?,
                 }
             }
+            let lost = std::mem::take(&mut warming.sums().lost);
+            if let Some((_, failure)) = lost.first() {
+                let (namespace, blobs) = (self.inner.namespace.clone(), lost.iter().map(|(job, _)| job.blob));
+                let blobs: Vec<_> = blobs.collect();
+                let holders = blocking(move || {
+                    let holders = blobs.into_iter().map(|blob| namespace.peers_with(blob));
+                    Ok(holders.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect::<BTreeSet<_>>())
+                });
+                if warming.patience.again(attempt, holders.await?, failure).await {
+                    need.jobs = lost.into_iter().map(|(job, _)| job).collect();
+                    continue;
+                }
+                lost.iter().for_each(|(job, failure)| warming.failed(job, failure));
+            }
             while let Ok(event) = failures.try_recv() {
                 reporter.send(event).await?;
             }
             let (node, near, warming) = (self.clone(), places.clone(), warming.clone());
-            need = blocking(move || Ok(node.needed(&near, false, &warming.sums().tried, None)?.0)).await?;
+            need = blocking(move || node.needed(&near, false, &warming.sums().tried, None)).await?;
         }
         if reporter.is_closed() {
             return Err(Failure::new(Code::Interrupted, "interrupted"));
         }
         let (totals, code) = {
             let sums = warming.sums();
-            let Sums { files, bytes, bytes_received, failed_files, is_unreachable, .. } = *sums;
+            let Sums { files, bytes, failed_files, is_unreachable, .. } = *sums;
             let code = match (failed_files, files) {
                 (0, _) => Code::Ok,
                 (_, 0) if is_unreachable => Code::Unreachable,
@@ -171,11 +210,12 @@ impl Node {
             };
             let seconds = began.elapsed().as_secs_f64();
             let mut totals = json!({
-                "files": files, "bytes": bytes, "bytes_received": bytes_received, "failed_files": failed_files, "seconds": seconds,
+                "files": files, "bytes": bytes, "bytes_received": reporter.counts().received(), "bytes_wasted": reporter.counts().wasted(),
+                "failed_files": failed_files, "seconds": seconds,
             });
             if dry_run {
                 totals["dry_run"] = true.into();
-                totals["missing_bytes"] = total.into();
+                totals["missing_bytes"] = warming.total.into();
             }
             info!(files, bytes, failed = failed_files, duration_ms = began.elapsed().as_millis() as u64, "warmed");
             (totals, code)
@@ -184,16 +224,16 @@ impl Node {
         Ok(code)
     }
 
-    /// What is missing at and below `places`, without what was tried; and how many files cannot be fetched from anybody now,
-    /// which are reported. All that is missing is reported with `tells`.
+    /// What is missing at and below `places`, without what was tried. With a `reporter`, what cannot be fetched from anybody now is
+    /// reported; without one, it is tried like the rest. All that is missing is reported with `tells`.
     fn needed(
         &self,
         places: &[Place],
         tells: bool,
         tried: &HashSet<BlobId>,
         reporter: Option<&Reporter>,
-    ) -> Result<(Need, u64), Failure> {
-        let (mut need, mut unreachable) = (Need::default(), 0);
+    ) -> Result<Need, Failure> {
+        let mut need = Need::default();
         let (store, mut counted, mut queued) = (&self.inner.store, HashSet::new(), HashSet::new());
         let mut each = |job: &Job, cached: u64, missing: Option<(u64, Why)>| {
             if reporter.is_some_and(Reporter::is_closed) {
@@ -204,31 +244,25 @@ impl Node {
             if cached > 0 && !store.is_pinned(job.blob) && counted.insert(job.blob) {
                 need.cached += cost(job.size, cached);
             }
-            let Some((missing, why)) = missing else { return Ok(()) };
-            match (why, reporter) {
-                (Why::Coming | Why::NoRoom | Why::Failed(_), _) if tried.contains(&job.blob) => {}
-                (Why::Coming | Why::NoRoom | Why::Failed(_), _) => {
-                    if queued.insert(job.blob) {
-                        need.missing_bytes += missing;
-                        need.cost += cost(job.size, missing);
-                        if need.jobs.len() < JOBS_MAX {
-                            need.jobs.push(job.clone());
-                        }
-                    }
-                    if tells && let Some(reporter) = reporter {
-                        reporter.send_blocking(Event::Missing {
-                            file: name_of(job),
-                            blob: job.blob,
-                            bytes: missing,
-                        })?;
-                    }
+            let Some((missing, why)) = missing.filter(|_| !tried.contains(&job.blob)) else { return Ok(()) };
+            if let Some(reporter) = reporter
+                && !matches!(why, Why::Coming | Why::NoRoom | Why::Failed(_))
+            {
+                need.unreachable_files += 1;
+                need.unreachable.insert(job.blob);
+                let (file, reason) = (name_of(job), why.to_string());
+                reporter.send_blocking(Event::Failed { file, reason, copy: None })?;
+                return Ok(());
+            }
+            if queued.insert(job.blob) {
+                need.missing_bytes += missing;
+                need.cost += cost(job.size, missing);
+                if need.jobs.len() < JOBS_MAX {
+                    need.jobs.push(job.clone());
                 }
-                (why, Some(reporter)) => {
-                    unreachable += 1;
-                    let (file, reason) = (name_of(job), why.to_string());
-                    reporter.send_blocking(Event::Failed { file, reason, copy: None })?;
-                }
-                _ => {}
+            }
+            if tells && let Some(reporter) = reporter {
+                reporter.send_blocking(Event::Missing { file: name_of(job), blob: job.blob, bytes: missing })?;
             }
             Ok(())
         };
@@ -236,7 +270,7 @@ impl Node {
             places,
             &mut Manner { pins: false, all_reachable: false, jobs_max: 0, room: u64::MAX, each: &mut each },
         )?;
-        Ok((need, unreachable))
+        Ok(need)
     }
 
     /// Fails if the cache cannot have all of it at a time.

@@ -122,7 +122,7 @@ impl Node {
             spared_bytes: AtomicU64::new(0),
             totals: Mutex::default(),
             linked: Linked::default(),
-            patience: Patience::new(self, reporter, retry),
+            patience: Patience::new(self, reporter, retry, None),
         });
         // Half a catalog makes half a tree. A peer that never tells the rest must not keep the others' files from us.
         for peer in self.inner.peers.wait_for_catalogs(CATALOG_LIMIT).await {

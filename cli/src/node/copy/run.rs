@@ -95,11 +95,8 @@ impl Node {
             return Err(Failure::new(Code::Usage, format!("there are several sources, and {} is one name", scope.to))
                 .hint("put a / behind it, to copy into it"));
         }
-        let mut patience = Patience::new(self, reporter, Duration::from_secs(scope.retry_s));
-        if !scope.retry_silent {
-            patience = patience.less_for(to);
-        }
-        let patience = Arc::new(patience);
+        let less_for = to.filter(|_| !scope.retry_silent);
+        let patience = Arc::new(Patience::new(self, reporter, Duration::from_secs(scope.retry_s), less_for));
         let mut sources = Vec::new();
         for place in &scope.sources {
             let (peer, top) = (self.machine(place)?, scope.top(&place.target)?);

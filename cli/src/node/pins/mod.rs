@@ -238,8 +238,9 @@ impl Node {
                 return Ok(());
             } else if let Some(&away) = away.filter(|_| !retry.is_zero() && !is_notified) {
                 is_notified = true;
-                let reason = format!("{} disconnected", self.peer_name(Some(away)));
-                reporter.send(Event::Waiting { reason, for_s: limit.as_secs() }).await?;
+                let peer = self.peer_name(Some(away));
+                let reason = format!("{peer} disconnected");
+                reporter.send(Event::Waiting { peers: vec![peer], reason, for_s: limit.as_secs() }).await?;
             }
             let came = self.inner.keeping.came.load(Ordering::Relaxed).saturating_sub(status.came);
             let done = sum.bytes - sum.missing_bytes.saturating_sub(came);
