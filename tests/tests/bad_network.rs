@@ -118,6 +118,32 @@ fn an_outage_while_a_tree_is_copied() {
 }
 
 #[test]
+fn an_outage_while_files_come_into_the_cache() {
+    let Some(two) = Two::new(LINE, 2, 12 << 20) else { return };
+    let begin = |args: &[&str]| {
+        let mut command = two.b.command(args);
+        command.env_remove("BLOBD_RETRY").stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap()
+    };
+    let commands = [begin(&["pin", "docs/0"]), begin(&["warm", "docs/1"])];
+    wait_for("some of it has come", LIMIT, || {
+        two.b.status()["cache"]["bytes"].as_u64().filter(|bytes| *bytes > 4 << 20)
+    });
+    two.link.set(GONE);
+    two.both_have_noticed();
+    two.link.set(LINE);
+    for mut command in commands {
+        let said: Vec<_> = BufReader::new(command.stderr.take().unwrap()).lines().map_while(Result::ok).collect();
+        assert_eq!(command.wait().unwrap().code(), Some(0), "{said:?}");
+        assert!(said.iter().any(|line| line.starts_with("waiting for up to ")), "{said:?}");
+    }
+    assert_eq!(two.b.ok(["warm", "--dry-run", "docs", "--json"]).summary()["missing_bytes"], 0);
+    let answers = two.b.status()["answers"].clone();
+    let [received, wasted] = ["received_bytes", "wasted_bytes"].map(|name| answers[name].as_u64().unwrap());
+    // What arrived is written or counted as wasted: at most what was on its way when the answers broke off.
+    assert!(received >= 24 << 20 && wasted < 2 << 20, "{answers}");
+}
+
+#[test]
 fn peers_with_nothing_to_say_are_back_within_seconds() {
     let Some(two) = Two::new(LINE, 1, 10) else { return };
     two.link.set(GONE);

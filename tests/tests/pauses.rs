@@ -83,6 +83,16 @@ fn who_gives_restarts_during_a_pin() {
 }
 
 #[test]
+fn who_gives_restarts_during_a_warm() {
+    let scratch = Scratch::new();
+    let (a, b) = pair(&scratch);
+    let child = begin(&b, &["warm", "docs/tree", "--retry", "60s"]);
+    wait_for("something came", LIMIT, || b.status()["cache"]["bytes"].as_u64().filter(|bytes| *bytes > 0));
+    ends_well_although_it_restarts(child, &a);
+    assert_eq!(b.ok(["warm", "--dry-run", "docs/tree", "--json"]).summary()["missing_bytes"], 0);
+}
+
+#[test]
 fn who_gives_restarts_during_a_repair() {
     let Some(scratch) = Scratch::that_rots() else { return };
     let (a, b) = pair(&scratch);

@@ -57,7 +57,8 @@ fn a_tree_is_shared_brought_over_damaged_and_mended() {
     assert_eq!(differences(&without_link_times(original.clone()), &without_link_times(snapshot(&mirror))), [""; 0]);
 
     let again = b.ok(get).summary();
-    assert_eq!((&again["files"], &again["bytes_received"]), (&0.into(), &0.into()), "{again}");
+    // Attributes are asked for anew.
+    assert!(again["files"] == 0 && again["bytes_received"].as_u64() < Some(100_000), "{again}");
     assert_eq!(again["skipped_files"], leaves);
 
     let added = b.ok([Path::new("arena"), "add".as_ref(), "mirror".as_ref(), &mirror, "--json".as_ref()]).summary();
