@@ -143,6 +143,31 @@ fn an_outage_while_files_come_into_the_cache() {
     assert!(received >= 24 << 20 && wasted < 2 << 20, "{answers}");
 }
 
+/// quinn closes a connection over too many gaps in one stream. `GAP_ROUNDS=50` makes more of them.
+#[test]
+fn bursts_of_loss_do_not_end_a_connection() {
+    let rounds = std::env::var("GAP_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(1);
+    let fast = Quality { delay: Duration::from_millis(50), bytes_per_s: Some(25_000_000), ..LINE };
+    let Some(two) = Two::new(fast, 1, 40 << 20) else { return };
+    let to = two.scratch.path("got");
+    for round in 0..rounds {
+        let before = two.link.carried().iter().sum::<u64>();
+        let mut command = two.b.command(["get", "docs/0", to.to_str().unwrap()]);
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        for (bytes, loss) in [(8, 0.3), (16, 0.35), (24, 0.4)] {
+            let came = || (two.link.carried().iter().sum::<u64>() > before + (bytes << 20)).then_some(());
+            wait_for("so much has come", LIMIT, came);
+            two.link.set(Quality { loss, ..fast });
+            std::thread::sleep(Duration::from_millis(400));
+            two.link.set(fast);
+        }
+        assert_eq!(child.wait().unwrap().code(), Some(0), "round {round}");
+        assert!(fs::read(&to).unwrap() == fs::read(two.scratch.path("docs/0")).unwrap(), "round {round}");
+        assert_eq!(two.b.peer("a").unwrap()["last_ended"], serde_json::Value::Null, "round {round}");
+        fs::remove_file(&to).unwrap();
+    }
+}
+
 #[test]
 fn peers_with_nothing_to_say_are_back_within_seconds() {
     let Some(two) = Two::new(LINE, 1, 10) else { return };

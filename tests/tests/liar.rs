@@ -60,6 +60,10 @@ fn wrong_bytes_are_refused_and_their_sender_is_named() {
         assert!(fs::read(scratch.path("docs").join(name)).unwrap() == *data, "{name}");
     }
     assert!(b.log().contains("it sent wrong bytes"), "{}", b.log());
+    // The tails that lies have in common are counted, and no more than came.
+    let answers = b.status()["answers"].clone();
+    let [received, wasted] = ["received_bytes", "wasted_bytes"].map(|name| answers[name].as_u64().unwrap());
+    assert!(0 < wasted && wasted < received, "{answers}");
     assert!(b.is_running());
 }
 
