@@ -141,7 +141,8 @@ pub enum Event {
     },
     /// A machine that is needed went away, and is waited for.
     Waiting {
-        /// The machines that are away.
+        /// The machines that are waited for.
+        #[serde(default)]
         peers: Vec<String>,
         /// What failed.
         reason: String,

@@ -244,6 +244,7 @@ impl Path {
         if self.is_overfull {
             self.rates = VecDeque::from([0.0, self.round_rate]);
             self.bursts = VecDeque::from([0.0]);
+            (self.burst_since, self.burst_bytes) = (self.delivered_at, 0.0);
             (self.plateau, self.flat_rounds) = (self.round_rate, FLAT_ROUNDS);
         } else if !app_limited {
             if self.rate() >= self.plateau * GROWTH {

@@ -18,8 +18,8 @@ impl Counts {
         self.received.load(Ordering::Relaxed)
     }
 
-    /// Those that brought nothing: the ends of answers that broke off, what did not prove, and what another peer had brought by
-    /// then. Up to a chunk group of each answer that broke off is not counted.
+    /// Received bytes that were discarded: the ends of answers that broke off, to about 100 kB of each, what did not prove, and what
+    /// another peer had sent by then. The last two count unpacked.
     pub fn wasted(&self) -> u64 {
         self.wasted.load(Ordering::Relaxed)
     }

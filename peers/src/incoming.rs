@@ -89,7 +89,7 @@ impl Incoming {
         Self { unpacker, terms, recv, plain, read_bytes: 0, used_bytes: 0, came: 0, since, silence }
     }
 
-    /// Notes that what was read is of use. What is read behind the last use was wasted.
+    /// Marks all that was read so far as used. What is read later counts as wasted when this is dropped.
     pub(crate) fn used(&mut self) {
         self.used_bytes = self.read_bytes;
     }

@@ -235,7 +235,7 @@ impl Table {
         self.began.elapsed()
     }
 
-    /// Returns how many bytes of it had come before.
+    /// Returns how many bytes of `ranges` another peer had sent before.
     fn handle_pieces(&self, source: usize, ranges: &RangeSet) -> u64 {
         let now = self.now();
         let mut plan = self.plan();

@@ -151,9 +151,7 @@ pub(crate) async fn status(home: &Home, common: &Common, skipped: bool, check: b
         }
         let answers = |name| HumanBytes(status["answers"][name].as_u64().unwrap_or_default());
         let (received, wasted) = (answers("received_bytes"), answers("wasted_bytes"));
-        lines.push(format!(
-            "received      {received} from other machines since the start, {wasted} of that for nothing"
-        ));
+        lines.push(format!("received      {received} from other machines since the start, {wasted} of it wasted"));
         lines.extend(status["under_way"].as_array().into_iter().flatten().map(command_line));
         lines.push(scrub_line(&status["scrub"]));
         lines.push(match status["nfs"].as_str() {

@@ -58,9 +58,9 @@ impl Patience {
         self.look() != attempt.presences
     }
 
-    /// Notes that an attempt succeeded.
+    /// Notes that bytes came, or that an attempt succeeded.
     pub(super) fn came(&self) {
-        lock(&self.plan).came();
+        lock(&self.plan).came(Instant::now());
     }
 
     /// Whether an attempt that failed because of one of `peers` is to be made again, now: one of them went away since the
@@ -78,8 +78,8 @@ impl Patience {
         let mut presences = self.look();
         let peers = lock(&self.plan).expected(peers);
         // A machine that has been silent for long is about to be disconnected.
-        let after = attempt.began.elapsed();
-        if !peers.is_empty() && after >= STALLED {
+        let silence = lock(&self.plan).silence(attempt.began, Instant::now());
+        if !peers.is_empty() && silence >= STALLED {
             let disconnected = async {
                 while !has_moved(&peers, &attempt.presences, &presences) && changed.changed().await.is_ok() {
                     presences = self.look();
@@ -87,10 +87,10 @@ impl Patience {
             };
             let _ = timeout(DISCONNECT_LIMIT, disconnected).await;
         }
-        let pause = lock(&self.plan).failed(Instant::now(), after, &peers, &attempt.presences, &presences);
+        let pause = lock(&self.plan).failed(Instant::now(), silence, &peers, &attempt.presences, &presences);
         let Some(Pause { for_a_change, notice }) = pause else { return false };
-        if let Some((limit, away)) = notice {
-            let peers = away.into_iter().map(|peer| self.node.peer_name(Some(peer))).collect();
+        if let Some((limit, peers)) = notice {
+            let peers = peers.into_iter().map(|peer| self.node.peer_name(Some(peer))).collect();
             let (reason, for_s) = (failure.reason(), limit.as_secs());
             let _ = self.reporter.send(Event::Waiting { peers, reason, for_s }).await;
         }

@@ -110,6 +110,9 @@ impl Node {
         loop {
             let attempt = patience.begin();
             let Mended { ranges, fetched, left, reason } = self.mend(Class::Copy, consent, damaged).await?;
+            if !ranges.is_empty() {
+                patience.came();
+            }
             all.ranges = all.ranges.union(&ranges);
             all.fetched.bytes_received += fetched.bytes_received;
             all.fetched.peers.extend(fetched.peers);

@@ -133,6 +133,7 @@ impl Node {
     pub(crate) async fn warm(&self, scope: WarmScope, reporter: &Reporter) -> Result<Code, Failure> {
         let began = Instant::now();
         let WarmScope { targets, dry_run, retry_s } = scope;
+        let patience = Patience::new(self, reporter, Duration::from_secs(retry_s), None);
         self.wait_for_somebody().await;
         let coming = self.inner.peers.wait_for_catalogs(CATALOG_LIMIT).await;
         let places: Vec<Place> = targets.iter().map(place_of).collect();
@@ -163,7 +164,7 @@ impl Node {
         let warming = Arc::new(Warming {
             reporter: reporter.clone(),
             failed,
-            patience: Patience::new(self, reporter, Duration::from_secs(retry_s), None),
+            patience,
             is_over: AtomicBool::new(dry_run),
             total: need.missing_bytes,
             sums,
@@ -185,7 +186,7 @@ impl Node {
                     let holders = blobs.into_iter().map(|blob| namespace.peers_with(blob));
                     Ok(holders.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect::<BTreeSet<_>>())
                 });
-                if warming.patience.again(attempt, holders.await?, failure).await {
+                if !warming.is_over() && warming.patience.again(attempt, holders.await?, failure).await {
                     need.jobs = lost.into_iter().map(|(job, _)| job).collect();
                     continue;
                 }

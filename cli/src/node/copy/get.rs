@@ -475,6 +475,7 @@ impl Getting {
                 let getting = self.clone();
                 let on_bytes = move |bytes| {
                     getting.done.fetch_add(bytes, Ordering::Relaxed);
+                    getting.patience.came();
                     getting.progress();
                 };
                 let (getting, to) = (self.clone(), self.absolute(&job.to));

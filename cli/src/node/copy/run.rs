@@ -394,8 +394,11 @@ impl Copying {
             }
             Err(error) => return self.failed(source, &target, None, Some(&known), tree::reason(&error)).await,
         };
-        let counted = AtomicU64::new(0);
+        let (counted, latest) = (AtomicU64::new(0), AtomicU64::new(0));
         let on_bytes = |so_far: u64| {
+            if latest.swap(so_far, Ordering::Relaxed) < so_far {
+                self.patience.came();
+            }
             let more = so_far.saturating_sub(counted.fetch_max(so_far, Ordering::Relaxed));
             self.progress(more);
         };

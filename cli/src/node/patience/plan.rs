@@ -20,8 +20,11 @@ pub(super) struct Plan {
     less_for: Option<PeerId>,
     /// The machines that were seen connected since the command began. Nobody waits for others.
     expected: BTreeSet<PeerId>,
-    /// When the first failure without progress since was.
+    /// When something last came.
+    came_at: Option<Instant>,
+    /// When the first failure since then was, and whether the user was told.
     waiting_since: Option<Instant>,
+    is_notified: bool,
     notified_at: Option<Instant>,
 }
 
@@ -36,7 +39,8 @@ pub(super) struct Pause {
 
 impl Plan {
     pub(super) fn new(limit: Duration, less_for: Option<PeerId>) -> Self {
-        Self { limit, less_for, expected: BTreeSet::new(), waiting_since: None, notified_at: None }
+        let (expected, waiting_since, is_notified) = (BTreeSet::new(), None, false);
+        Self { limit, less_for, expected, came_at: None, waiting_since, is_notified, notified_at: None }
     }
 
     /// Notes who is connected.
@@ -45,9 +49,15 @@ impl Plan {
         self.expected.extend(connected.map(|(peer, _)| *peer));
     }
 
-    /// Notes that an attempt succeeded.
-    pub(super) fn came(&mut self) {
-        self.waiting_since = None;
+    /// Notes that bytes came, or that an attempt succeeded.
+    pub(super) fn came(&mut self, now: Instant) {
+        self.came_at = Some(now);
+        (self.waiting_since, self.is_notified) = (None, false);
+    }
+
+    /// Returns for how long nothing has come during an attempt.
+    pub(super) fn silence(&self, began: Instant, now: Instant) -> Duration {
+        now.saturating_duration_since(self.came_at.map_or(began, |came| came.max(began)))
     }
 
     /// Returns those of `peers` that the command may wait for.
@@ -55,17 +65,17 @@ impl Plan {
         peers.into_iter().filter(|peer| !self.limit.is_zero() && self.expected.contains(peer)).collect()
     }
 
-    /// Decides what follows an attempt that failed because of `peers`, all expected, after some time. `before` are the connections
+    /// Decides what follows an attempt that failed because of `peers`, all expected, after a silence. `before` are the connections
     /// when it began. `None`: nothing.
     pub(super) fn failed(
         &mut self,
         now: Instant,
-        after: Duration,
+        silence: Duration,
         peers: &BTreeSet<PeerId>,
         before: &Presences,
         presences: &Presences,
     ) -> Option<Pause> {
-        let may_have_stalled = after >= STALL_LIMIT && !peers.is_empty();
+        let may_have_stalled = silence >= STALL_LIMIT && !peers.is_empty();
         if !may_have_stalled && !has_moved(peers, before, presences) {
             return None;
         }
@@ -77,12 +87,13 @@ impl Plan {
             return None;
         }
         let away: BTreeSet<_> = peers.iter().copied().filter(|peer| is_away(presences, peer)).collect();
-        let is_time = since == now && self.notified_at.is_none_or(|at| now - at >= NOTIFY_INTERVAL);
-        if is_time {
-            self.notified_at = Some(now);
-        }
         let for_a_change = if away.len() == peers.len() { AWAY_PAUSE } else { Duration::ZERO };
-        Some(Pause { for_a_change, notice: is_time.then_some((limit, away)) })
+        let is_time = !self.is_notified && self.notified_at.is_none_or(|at| now - at >= NOTIFY_INTERVAL);
+        if is_time {
+            (self.is_notified, self.notified_at) = (true, Some(now));
+        }
+        let waited_for = if away.is_empty() { peers.clone() } else { away };
+        Some(Pause { for_a_change, notice: is_time.then_some((limit, waited_for)) })
     }
 }
 
