@@ -48,6 +48,31 @@ fn what_is_not_here_is_fetched_once_and_ahead() {
     assert!(two.came() - before < 20 * 64 * KIB + (4 << 20), "{} bytes came", two.came() - before);
 }
 
+/// A pause of the network that is shorter than the limit of a read costs its reader that time, and no error.
+#[test]
+fn a_reader_outlives_a_pause_of_the_network() {
+    let scratch = Scratch::new();
+    let docs = scratch.dir("docs");
+    let bytes = random_bytes(12 << 20, &mut Rng::with_seed(1));
+    fs::write(docs.join("file"), &bytes).unwrap();
+    let two = Two::start(&scratch, &docs, "");
+    let line = Quality { bytes_per_s: Some(4 << 20), ..Quality::default() };
+    two.link.set(line);
+    let mut nfs = Nfs::connect(&two.near);
+    let file = nfs.find("docs/file").unwrap();
+    let before = two.came();
+    let read = thread::scope(|scope| {
+        let reader = scope.spawn(|| nfs.read_from(&file, 0, 128 << 10));
+        wait_for("some of it", Duration::from_secs(20), || (two.came() > before + (4 << 20)).then_some(()));
+        two.link.set(Quality { loss: 1.0, ..line });
+        thread::sleep(Duration::from_secs(8));
+        assert!(!reader.is_finished());
+        two.link.set(line);
+        reader.join().unwrap()
+    });
+    assert!(read.unwrap() == bytes);
+}
+
 /// Who reads small files of a directory one after the other waits for few of them; who reads one gets that one.
 #[test]
 fn small_files_are_fetched_before_they_are_asked_for() {
