@@ -1,4 +1,5 @@
 use std::{
+    collections::BTreeMap,
     future::pending,
     net::SocketAddr,
     sync::Arc,
@@ -11,8 +12,8 @@ use tokio::{sync::Semaphore, time::sleep};
 use tracing::{Instrument, debug, error, error_span, info, warn};
 
 use crate::{
-    Peer, batch, catalog, chunks, details, dial,
-    endpoint::{Close, GREETING_LIMIT, Inner, unix_now},
+    Peer, Peers, batch, catalog, chunks, details, dial,
+    endpoint::{Close, Contact, GREETING_LIMIT, Inner, unix_now},
     frame::{FrameError, GREETING_BYTES_MAX, StreamKind, read_frame, within, write_frame},
     hello::Hello,
     nodes, obey,
@@ -67,6 +68,20 @@ pub struct Presence {
     pub fell_silent: bool,
     /// How often it has been connected and disconnected since this program started.
     pub changes: u64,
+}
+
+impl Peers {
+    /// Returns for each peer that has been connected since the start whether it is, and how often that has changed.
+    pub fn presences(&self) -> BTreeMap<PeerId, Presence> {
+        let contacts = self.inner.contacts();
+        let presence = |contact: &Contact| Presence {
+            is_connected: contact.live.as_ref().is_some_and(Live::is_open),
+            fell_silent: contact.fell_silent,
+            changes: contact.changes,
+        };
+        let met = contacts.iter().filter(|(_, contact)| contact.changes > 0);
+        met.map(|(peer, contact)| (*peer, presence(contact))).collect()
+    }
 }
 
 /// State of a connection with a peer.

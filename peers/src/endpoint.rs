@@ -25,7 +25,7 @@ use crate::{
     chunks::Listing,
     coalescing::CoalescingSocket,
     congestion::Congestion,
-    connection::{self, Live, PeerStatus, Presence, plain},
+    connection::{self, Live, PeerStatus, plain},
     counting::Counts,
     details::Describing,
     dial::{self, Dialler},
@@ -174,18 +174,6 @@ impl Peers {
     /// Whether a peer is connected now.
     pub fn is_connected(&self, peer: PeerId) -> bool {
         self.inner.contacts().get(&peer).is_some_and(|contact| contact.live.is_some())
-    }
-
-    /// Returns for each peer that has been connected since the start whether it is, and how often that has changed.
-    pub fn presences(&self) -> BTreeMap<PeerId, Presence> {
-        let contacts = self.inner.contacts();
-        let presence = |contact: &Contact| Presence {
-            is_connected: contact.live.as_ref().is_some_and(Live::is_open),
-            fell_silent: contact.fell_silent,
-            changes: contact.changes,
-        };
-        let met = contacts.iter().filter(|(_, contact)| contact.changes > 0);
-        met.map(|(peer, contact)| (*peer, presence(contact))).collect()
     }
 
     /// Whether another machine runs with this one's key, by what a peer has said within the hour.
