@@ -294,7 +294,7 @@ impl Output {
 /// Progress on a terminal.
 struct Bar {
     bar: ProgressBar,
-    /// For whom it waits, since so many bytes were done.
+    /// The machines that the command waits for, and the bytes done when that began.
     waiting: Option<(String, u64)>,
 }
 

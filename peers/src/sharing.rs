@@ -187,8 +187,8 @@ impl<'a> Sharing<'a> {
                     let request = Request { connection, terms, way, blob: self.blob, size: self.size, query };
                     let needless = table.until(|plan| plan.left().is_empty() || plan.is_needless(at));
                     // Safe to break off: what has come by then is proven and kept first.
-                    let (heard, counting) = (table.clone(), request.terms.clone());
-                    let came = move |ranges: &RangeSet| counting.waste(heard.handle_pieces(at, ranges));
+                    let (shared, counting) = (table.clone(), request.terms.clone());
+                    let came = move |ranges: &RangeSet| counting.waste(shared.handle_pieces(at, ranges));
                     let (received, outcome) = request.run(&self.sink, came, needless).await;
                     came_nothing = received.ranges.is_empty();
                     *bytes += received.bytes;

@@ -132,9 +132,9 @@ fn an_outage_while_files_come_into_the_cache() {
     two.both_have_noticed();
     two.link.set(LINE);
     for mut command in commands {
-        let said: Vec<_> = BufReader::new(command.stderr.take().unwrap()).lines().map_while(Result::ok).collect();
-        assert_eq!(command.wait().unwrap().code(), Some(0), "{said:?}");
-        assert!(said.iter().any(|line| line.starts_with("waiting for up to ")), "{said:?}");
+        let lines: Vec<_> = BufReader::new(command.stderr.take().unwrap()).lines().map_while(Result::ok).collect();
+        assert_eq!(command.wait().unwrap().code(), Some(0), "{lines:?}");
+        assert!(lines.iter().any(|line| line.starts_with("waiting for up to ")), "{lines:?}");
     }
     assert_eq!(two.b.ok(["warm", "--dry-run", "docs", "--json"]).summary()["missing_bytes"], 0);
     let answers = two.b.status()["answers"].clone();

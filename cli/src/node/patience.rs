@@ -46,7 +46,7 @@ impl Patience {
         Attempt { began: Instant::now(), presences: self.look() }
     }
 
-    /// Returns the state of all connections, and notes who is connected.
+    /// Returns the state of all connections. Machines that are connected are waited for from now on.
     fn look(&self) -> Presences {
         let presences = self.node.peers().presences();
         lock(&self.plan).look(&presences);

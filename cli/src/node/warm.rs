@@ -62,7 +62,7 @@ struct Sums {
     failed_files: u64,
     /// Set if something failed for want of a reachable peer.
     is_unreachable: bool,
-    /// What is here, or failed: it is not tried again.
+    /// The blobs that have arrived or failed, and are not tried again.
     tried: HashSet<BlobId>,
     /// What failed for want of a reachable peer in this attempt.
     lost: Vec<(Job, Failure)>,

@@ -44,13 +44,13 @@ fn simulate(mut path: Path, start: Instant, line: &Line, seed: u64, lasting: Dur
                 line_free = line_free.max(next) + Duration::from_secs_f64(PACKET as f64 / line.bytes_per_s);
             }
             let arrives = !is_dropped && random.f64() >= line.loss;
-            let mut heard =
+            let mut acknowledged_at =
                 if arrives { line_free + line.round_trip } else { next + waits + line.round_trip.mul_f64(1.5) };
             if !line.coalesced.is_zero() {
-                let periods = (heard - start).as_nanos().div_ceil(line.coalesced.as_nanos()) as u32;
-                heard = start + line.coalesced * periods;
+                let periods = (acknowledged_at - start).as_nanos().div_ceil(line.coalesced.as_nanos()) as u32;
+                acknowledged_at = start + line.coalesced * periods;
             }
-            events.insert((heard, number), (next, arrives));
+            events.insert((acknowledged_at, number), (next, arrives));
             next += Duration::from_secs_f64(PACKET as f64 / (1.25 * window as f64) * line.round_trip.as_secs_f64());
         }
         now = events.first_key_value().map_or(next, |((at, _), _)| (*at).min(next.max(now + Duration::from_micros(1))));

@@ -22,7 +22,7 @@ pub(super) struct Plan {
     expected: BTreeSet<PeerId>,
     /// When something last came.
     came_at: Option<Instant>,
-    /// When the first failure since then was, and whether the user was told.
+    /// When the first failure since then was, and whether the user has been notified of it.
     waiting_since: Option<Instant>,
     is_notified: bool,
     notified_at: Option<Instant>,
@@ -33,7 +33,7 @@ pub(super) struct Plan {
 pub(super) struct Pause {
     /// The longest wait for a machine to connect or disconnect; then [`PAUSE`] follows.
     pub(super) for_a_change: Duration,
-    /// If the user is to be told that the command waits: for how long, and for whom.
+    /// The limit and the machines to notify the user of, if a notice is due.
     pub(super) notice: Option<(Duration, BTreeSet<PeerId>)>,
 }
 
@@ -43,7 +43,7 @@ impl Plan {
         Self { limit, less_for, expected, came_at: None, waiting_since, is_notified, notified_at: None }
     }
 
-    /// Notes who is connected.
+    /// Adds the machines that are connected to the expected ones.
     pub(super) fn look(&mut self, presences: &Presences) {
         let connected = presences.iter().filter(|(_, presence)| presence.is_connected);
         self.expected.extend(connected.map(|(peer, _)| *peer));
@@ -107,7 +107,7 @@ fn is_away(presences: &Presences, peer: &PeerId) -> bool {
     presences.get(peer).is_none_or(|presence| !presence.is_connected)
 }
 
-/// An answer of which nothing comes for so long fails. Its connection may outlive a pause of the network that is hardly longer.
+/// The time without a byte after which an answer fails. Its connection survives a pause of the network that is slightly longer.
 const STALL_LIMIT: Duration = Duration::from_secs(15);
 /// The least time between two notices.
 const NOTIFY_INTERVAL: Duration = Duration::from_secs(10);

@@ -20,7 +20,7 @@ use crate::{failure::Failure, target::Target};
 pub(in crate::node) struct Manner<'a> {
     /// Whether the cache is never to evict what it should have from now on.
     pub(in crate::node) pins: bool,
-    /// Whether what nobody who is connected has is counted like the rest, as if it could be fetched.
+    /// Whether to treat every missing blob as available, even if none of its holders is connected.
     pub(in crate::node) all_reachable: bool,
     /// How many jobs are kept.
     pub(in crate::node) jobs_max: usize,
